@@ -1,0 +1,216 @@
+package api
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/pembadb/pemba/engine"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+)
+
+// permissionService implements pemba.v1.PermissionService.
+type permissionService struct {
+	pembav1.UnimplementedPermissionServiceServer
+	server *Server
+}
+
+func (s *permissionService) Check(ctx context.Context, r *pembav1.CheckRequest) (*pembav1.CheckResponse, error) {
+	q, err := toCheck(r.GetObject(), r.GetPermission(), r.GetSubject())
+	if err != nil {
+		return nil, err
+	}
+	limits := &s.server.limits
+	if q.Context, err = limits.toContext(r.GetContext()); err != nil {
+		return nil, err
+	}
+	q.Budget, q.Trace = limits.budget(), r.GetExplain()
+	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	answer, err := snapshot.Check(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	trace, err := fromTrace(answer.Trace)
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.CheckResponse{
+		Decision: fromDecision(answer.Decision), Missing: answer.Missing,
+		CheckedAt: s.server.zookie(snapshot).proto(), Trace: trace,
+	}, nil
+}
+
+func (s *permissionService) CheckBulk(ctx context.Context, r *pembav1.CheckBulkRequest) (*pembav1.CheckBulkResponse, error) {
+	limits := &s.server.limits
+	items := r.GetItems()
+	if len(items) == 0 {
+		return nil, malformed("items", "there is none; 1 to %d are allowed", limits.Checks)
+	}
+	if len(items) > limits.Checks {
+		return nil, tooMany("items", "TOO_MANY_CHECKS", len(items), limits.Checks)
+	}
+	response := &pembav1.CheckBulkResponse{Results: make([]*pembav1.CheckBulkResult, len(items))}
+	fail := func(i int, err error) {
+		e, fault := toItemError(within(fmt.Sprintf("items[%d]", i), err))
+		if fault {
+			s.server.fault(pembav1.PermissionService_CheckBulk_FullMethodName, err)
+		}
+		response.Results[i] = &pembav1.CheckBulkResult{Error: e}
+	}
+	// A malformed item is its own failure; places says which of the items each
+	// question is.
+	questions := make([]engine.Check, 0, len(items))
+	places := make([]int, 0, len(items))
+	for i, item := range items {
+		q, err := toCheck(item.GetObject(), item.GetPermission(), item.GetSubject())
+		if err == nil {
+			q.Context, err = limits.toContext(item.GetContext())
+		}
+		if err != nil {
+			fail(i, err)
+			continue
+		}
+		q.Budget = limits.budget()
+		questions, places = append(questions, q), append(places, i)
+	}
+	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	answers, err := snapshot.CheckBulk(ctx, questions)
+	if err != nil {
+		return nil, err
+	}
+	for j, a := range answers {
+		if a.Err != nil {
+			fail(places[j], a.Err)
+			continue
+		}
+		response.Results[places[j]] = &pembav1.CheckBulkResult{Decision: fromDecision(a.Decision), Missing: a.Missing}
+	}
+	response.CheckedAt = s.server.zookie(snapshot).proto()
+	return response, nil
+}
+
+func (s *permissionService) Expand(ctx context.Context, r *pembav1.ExpandRequest) (*pembav1.ExpandResponse, error) {
+	q, err := s.server.limits.toExpand(r)
+	if err != nil {
+		return nil, err
+	}
+	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	found, err := snapshot.Expand(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := fromTree(found)
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.ExpandResponse{Tree: tree, ExpandedAt: s.server.zookie(snapshot).proto()}, nil
+}
+
+func (s *permissionService) LookupResources(r *pembav1.LookupResourcesRequest, stream grpc.ServerStreamingServer[pembav1.LookupResourcesResponse]) error {
+	ctx := stream.Context()
+	q, err := s.server.limits.toLookupResources(r)
+	if err != nil {
+		return err
+	}
+	hasher := hashArguments(lookupResources, canonicalStore(r.GetStore()), q.Type, q.Name, q.Subject.Type, q.Subject.ID, q.Subject.Relation)
+	if err := hasher.addContext(q.Context); err != nil {
+		return err
+	}
+	arguments := hasher.sum()
+	from, after, err := s.resume(r.GetCursor(), lookupResources, arguments)
+	if err != nil {
+		return err
+	}
+	q.After = after
+	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), from)
+	if err != nil {
+		return err
+	}
+	produce := func(ctx context.Context, put func(*pembav1.LookupResourcesResponse) error) error {
+		defer snapshot.Close()
+		at := s.server.zookie(snapshot)
+		lookedUpAt := at.proto()
+		return snapshot.LookupResources(ctx, q, func(found engine.Resource) error {
+			return put(&pembav1.LookupResourcesResponse{
+				Object: ObjectMessage(found.Object), Decision: fromDecision(found.Decision), Missing: found.Missing,
+				LookedUpAt: lookedUpAt, Cursor: positionCursor(at, lookupResources, arguments, found.Position),
+			})
+		})
+	}
+	return feed(ctx, s.server.limits.StreamStall, produce, stream.Send)
+}
+
+func (s *permissionService) LookupSubjects(r *pembav1.LookupSubjectsRequest, stream grpc.ServerStreamingServer[pembav1.LookupSubjectsResponse]) error {
+	ctx := stream.Context()
+	q, err := s.server.limits.toLookupSubjects(r)
+	if err != nil {
+		return err
+	}
+	hasher := hashArguments(lookupSubjects, canonicalStore(r.GetStore()), q.Object.Type, q.Object.ID, q.Name, q.SubjectType, q.SubjectRelation)
+	if err := hasher.addContext(q.Context); err != nil {
+		return err
+	}
+	arguments := hasher.sum()
+	from, after, err := s.resume(r.GetCursor(), lookupSubjects, arguments)
+	if err != nil {
+		return err
+	}
+	q.After = after
+	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), from)
+	if err != nil {
+		return err
+	}
+	produce := func(ctx context.Context, put func(*pembav1.LookupSubjectsResponse) error) error {
+		defer snapshot.Close()
+		at := s.server.zookie(snapshot)
+		lookedUpAt := at.proto()
+		return snapshot.LookupSubjects(ctx, q, func(found engine.FoundSubject) error {
+			return put(&pembav1.LookupSubjectsResponse{
+				Subject: SubjectMessage(found.Subject), Decision: fromDecision(found.Decision), Missing: found.Missing,
+				Excluded: fromExcluded(found.Excluded), LookedUpAt: lookedUpAt,
+				Cursor: positionCursor(at, lookupSubjects, arguments, found.Position),
+			})
+		})
+	}
+	return feed(ctx, s.server.limits.StreamStall, produce, stream.Send)
+}
+
+// resume reads the cursor of a lookup, if there is one.
+func (s *permissionService) resume(token string, kind questionKind, arguments argumentHash) (*cursor, engine.Position, error) {
+	if token == "" {
+		return nil, 0, nil
+	}
+	c, err := parseCursor(token, s.server.clusterID, kind, arguments)
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(c.position) != 8 {
+		return nil, 0, &requestError{
+			code: codes.InvalidArgument, reason: engine.CursorInvalid.String(), field: "cursor",
+			message: "its position is not one of a lookup; send the cursor of an earlier answer unchanged",
+		}
+	}
+	return c, engine.Position(binary.BigEndian.Uint64(c.position)), nil
+}
+
+// positionCursor returns the token that continues behind one result of a lookup.
+func positionCursor(at zookie, kind questionKind, arguments argumentHash, p engine.Position) string {
+	c := cursor{zookie: at, kind: kind, arguments: arguments, position: binary.BigEndian.AppendUint64(nil, uint64(p))}
+	return c.token()
+}

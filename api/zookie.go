@@ -1,0 +1,237 @@
+package api
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"hash"
+	"hash/crc32"
+
+	"google.golang.org/grpc/codes"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
+)
+
+// A zookie is a revision and an instant of one cluster. Its token is the
+// unpadded base64url form of
+//
+//	version 1 (1 byte) | cluster (16) | revision (8) | instant (8) | checksum (4)
+//
+// with integers in big-endian order and the checksum (CRC-32C) over all before
+// it. It guards against accidents, not against forgery: a zookie grants nothing.
+type zookie struct {
+	cluster  [16]byte
+	revision graph.Revision
+	instant  graph.Instant
+}
+
+// A cursor continues the answer to a question behind a place in its results. Its
+// token has the form of a zookie's with version 2 and, before the checksum,
+//
+//	kind of question (1 byte) | hash of the arguments (16) | position (rest)
+type cursor struct {
+	zookie
+	kind      questionKind
+	arguments argumentHash
+	// position is the question's own: see tuplePosition and engine.Position.
+	position []byte
+}
+
+// A questionKind says which call a cursor belongs to.
+type questionKind byte
+
+const (
+	readTuples questionKind = iota + 1
+	lookupResources
+	lookupSubjects
+)
+
+const (
+	zookieVersion  = 1
+	cursorVersion  = 2
+	stateBytes     = 1 + 16 + 8 + 8
+	checksumBytes  = 4
+	argumentsBytes = 16
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// strictBase64 refuses tokens with stray bits in the last character, so that no
+// two tokens mean the same.
+var strictBase64 = base64.RawURLEncoding.Strict()
+
+func (z zookie) appendState(b []byte, version byte) []byte {
+	b = append(b, version)
+	b = append(b, z.cluster[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(z.revision))
+	return binary.BigEndian.AppendUint64(b, uint64(z.instant))
+}
+
+func seal(b []byte) string {
+	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return strictBase64.EncodeToString(b)
+}
+
+// open undoes seal; it returns nil when the token is not one of version's.
+func open(token string, version byte) []byte {
+	b, err := strictBase64.DecodeString(token)
+	if err != nil || len(b) < stateBytes+checksumBytes || b[0] != version {
+		return nil
+	}
+	body, sum := b[:len(b)-checksumBytes], b[len(b)-checksumBytes:]
+	if crc32.Checksum(body, castagnoli) != binary.BigEndian.Uint32(sum) {
+		return nil
+	}
+	return body
+}
+
+// state reads what appendState wrote; body is long enough.
+func state(body []byte) zookie {
+	var z zookie
+	copy(z.cluster[:], body[1:])
+	z.revision = graph.Revision(binary.BigEndian.Uint64(body[17:]))
+	z.instant = graph.Instant(binary.BigEndian.Uint64(body[25:]))
+	return z
+}
+
+// valid reports whether a node could have made z.
+func (z zookie) valid() bool { return z.instant >= 0 }
+
+func (z zookie) token() string {
+	return seal(z.appendState(make([]byte, 0, stateBytes+checksumBytes), zookieVersion))
+}
+
+func (z zookie) proto() *pembav1.Zookie { return &pembav1.Zookie{Token: z.token()} }
+
+// parseZookie reads a token of the given cluster.
+func parseZookie(p *pembav1.Zookie, cluster [16]byte) (zookie, error) {
+	invalid := &requestError{
+		code: codes.InvalidArgument, reason: "ZOOKIE_INVALID", field: "token",
+		message: "this is not a zookie; send the token of an earlier answer unchanged",
+	}
+	if len(p.GetToken()) > cursorBytesMax {
+		return zookie{}, invalid
+	}
+	body := open(p.GetToken(), zookieVersion)
+	if len(body) != stateBytes {
+		return zookie{}, invalid
+	}
+	z := state(body)
+	if !z.valid() {
+		return zookie{}, invalid
+	}
+	if z.cluster != cluster {
+		return zookie{}, &requestError{
+			code: codes.FailedPrecondition, reason: "ZOOKIE_FOREIGN", field: "token",
+			message: "this zookie was made by another cluster; revisions of two clusters cannot be compared",
+		}
+	}
+	return z, nil
+}
+
+func (c *cursor) token() string {
+	b := c.appendState(make([]byte, 0, stateBytes+1+argumentsBytes+len(c.position)+checksumBytes), cursorVersion)
+	b = append(b, byte(c.kind))
+	b = append(b, c.arguments[:]...)
+	return seal(append(b, c.position...))
+}
+
+// parseCursor reads a token that must belong to the given cluster and question.
+func parseCursor(token string, cluster [16]byte, kind questionKind, arguments argumentHash) (*cursor, error) {
+	invalid := func(message string) error {
+		return &requestError{code: codes.InvalidArgument, reason: "CURSOR_INVALID", field: "cursor", message: message}
+	}
+	if len(token) > cursorBytesMax {
+		return nil, invalid("this is not a cursor; send the cursor of an earlier answer unchanged")
+	}
+	body := open(token, cursorVersion)
+	if len(body) < stateBytes+1+argumentsBytes {
+		return nil, invalid("this is not a cursor; send the cursor of an earlier answer unchanged")
+	}
+	c := &cursor{zookie: state(body), kind: questionKind(body[stateBytes])}
+	copy(c.arguments[:], body[stateBytes+1:])
+	c.position = body[stateBytes+1+argumentsBytes:]
+	switch {
+	case !c.valid() || c.revision == 0 || c.instant == 0:
+		return nil, invalid("this is not a cursor; send the cursor of an earlier answer unchanged")
+	case c.cluster != cluster:
+		return nil, &requestError{
+			code: codes.FailedPrecondition, reason: "ZOOKIE_FOREIGN", field: "cursor",
+			message: "this cursor was made by another cluster; ask again without it",
+		}
+	case c.kind != kind:
+		return nil, invalid("this cursor belongs to another kind of question")
+	case c.arguments != arguments:
+		return nil, invalid("this cursor belongs to other arguments; only the limit may change between pages")
+	}
+	return c, nil
+}
+
+// A tuplePosition is the position of readTuples: how many tuples to skip behind
+// a position of the graph's own. It lets every tuple of a page have a cursor
+// although the graph gives out positions between pages only.
+type tuplePosition struct {
+	after []byte // nil at the beginning
+	skip  int    // 0 <= skip <= pageTuples
+}
+
+func (p tuplePosition) append() []byte {
+	b := binary.AppendUvarint(make([]byte, 0, binary.MaxVarintLen16+len(p.after)), uint64(p.skip))
+	return append(b, p.after...)
+}
+
+func parseTuplePosition(b []byte) (tuplePosition, bool) {
+	skip, n := binary.Uvarint(b)
+	if n <= 0 || skip > pageTuples {
+		return tuplePosition{}, false
+	}
+	p := tuplePosition{skip: int(skip)}
+	if len(b) > n {
+		p.after = b[n:]
+	}
+	return p, true
+}
+
+// An argumentHash stands for the arguments of a question that decide its
+// results. It is the same on every node and in every version of the program.
+type argumentHash [argumentsBytes]byte
+
+// An argumentHasher collects arguments: each is preceded by its length, so that
+// no two lists of arguments run together.
+type argumentHasher struct{ h hash.Hash }
+
+func hashArguments(kind questionKind, arguments ...string) argumentHasher {
+	a := argumentHasher{sha256.New()}
+	a.add(string([]byte{byte(kind)}))
+	for _, s := range arguments {
+		a.add(s)
+	}
+	return a
+}
+
+func (a argumentHasher) add(s string) {
+	var n [8]byte
+	binary.BigEndian.PutUint64(n[:], uint64(len(s)))
+	// A hash never returns an error.
+	_, _ = a.h.Write(n[:])
+	_, _ = a.h.Write([]byte(s))
+}
+
+// addContext adds a context; it has come from JSON values and so goes back.
+func (a argumentHasher) addContext(c schema.Context) error {
+	if len(c) == 0 {
+		a.add("")
+		return nil
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return malformed("context", "it cannot be written as JSON: %v", err)
+	}
+	a.add(string(b))
+	return nil
+}
+
+func (a argumentHasher) sum() argumentHash { return argumentHash(a.h.Sum(nil)[:argumentsBytes]) }

@@ -1,0 +1,197 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/pembadb/pemba/cluster/badgerlog"
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
+)
+
+// A Config says how a Node runs. The zero value of each field but DataDir is a
+// good default.
+type Config struct {
+	// DataDir is the directory of everything the node keeps. It is made with
+	// mode 0700 when it is missing, and belongs to one process at a time.
+	DataDir string
+
+	// NodeID names the node within its cluster: 1 to 64 letters, digits, '-',
+	// '_' and '.'. It is decided when the data directory is made and kept
+	// there; empty means the kept one, or one that is made up. Another id than
+	// the kept one is refused.
+	NodeID string
+
+	// RaftAddr is the host and port under which the other nodes of a cluster
+	// reach this one. It is recorded in the log when a cluster is made. A node
+	// that is alone opens no port. Empty means 127.0.0.1:7000.
+	RaftAddr string
+
+	// ElectionTimeout is how long a node waits for a leader before it offers
+	// itself, at random up to twice as long. Zero means 50 ms, which suits a
+	// node that is alone: it has no one to wait for, and starts that much
+	// faster. The least allowed is 10 ms.
+	ElectionTimeout time.Duration
+
+	// MaxAppendEntries bounds how many entries share one sync of the log: 1 to
+	// 1024, zero for 512.
+	MaxAppendEntries int
+
+	// SnapshotThreshold and SnapshotBytes say after how many entries and bytes
+	// of entries, whichever is first, the state is flushed and the log cut.
+	// They bound the log's size, and how much is replayed after a crash. Zero
+	// means 16,384 entries and 32 MiB.
+	SnapshotThreshold uint64
+	SnapshotBytes     int64
+
+	// SnapshotInterval is the least time between two such cuts. Zero means 1 s.
+	SnapshotInterval time.Duration
+
+	// TrailingLogs is how many entries a cut leaves in the log for nodes that
+	// lag behind; fewer when they hold more than SnapshotBytes, and at least
+	// one. Zero means 10,240.
+	TrailingLogs uint64
+
+	// EntryBytesMax bounds a mutation as it stands in the log. Zero means what
+	// the log can take, some 900 KiB with its default settings; more than
+	// that is refused by Open.
+	EntryBytesMax int
+
+	// ProposalsMax and ProposalBytesMax bound the writes that are under way at
+	// once, by number and by bytes of their entries; what is beyond fails with
+	// ErrTooBusy. Zero means 8,192 and 64 MiB.
+	ProposalsMax     int
+	ProposalBytesMax int64
+
+	// WaitMax bounds how long a read waits for its revision, beside the
+	// caller's own deadline. Zero means 5 s.
+	WaitMax time.Duration
+
+	// CollectPause is the least time between two rounds in which the leader
+	// ends tuples whose lifetime is over, and CollectLimit how many one entry
+	// ends. A round comes when the next lifetime ends, and at least every
+	// hundred pauses, in case the clock was set. Zero means 100 ms and 1,000.
+	CollectPause time.Duration
+	CollectLimit int
+
+	// Graph, Engine and Log configure the parts. Dir, Logger, OnFatal, FS and
+	// CommitIndex in them are set by Open and must be empty.
+	Graph  graph.Config
+	Engine engine.Config
+	Log    badgerlog.Config
+
+	// Logger receives a line for each change of state. Nil means slog.Default.
+	Logger *slog.Logger
+
+	// OnFatal is called once, on a goroutine of its own, with the fault after
+	// which the node answers nothing more. The process should end then, with a
+	// failure. Nil means that the node only logs the fault and stops.
+	OnFatal func(error)
+
+	// Now is the node's clock. Nil means time.Now.
+	Now func() time.Time
+}
+
+const defaultRaftAddr = "127.0.0.1:7000"
+
+// withDefaults returns c with each zero value replaced by its default.
+func (c Config) withDefaults() Config {
+	if c.RaftAddr == "" {
+		c.RaftAddr = defaultRaftAddr
+	}
+	if c.ElectionTimeout == 0 {
+		c.ElectionTimeout = 50 * time.Millisecond
+	}
+	if c.MaxAppendEntries == 0 {
+		c.MaxAppendEntries = 512
+	}
+	if c.SnapshotThreshold == 0 {
+		c.SnapshotThreshold = 16 << 10
+	}
+	if c.SnapshotBytes == 0 {
+		c.SnapshotBytes = 32 << 20
+	}
+	if c.SnapshotInterval == 0 {
+		c.SnapshotInterval = time.Second
+	}
+	if c.TrailingLogs == 0 {
+		c.TrailingLogs = 10 << 10
+	}
+	if c.ProposalsMax == 0 {
+		c.ProposalsMax = 8 << 10
+	}
+	if c.ProposalBytesMax == 0 {
+		c.ProposalBytesMax = 64 << 20
+	}
+	if c.WaitMax == 0 {
+		c.WaitMax = 5 * time.Second
+	}
+	if c.CollectPause == 0 {
+		c.CollectPause = 100 * time.Millisecond
+	}
+	if c.CollectLimit == 0 {
+		c.CollectLimit = 1000
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+// Validate says which field, if any, holds a value that is not allowed. Open
+// calls it.
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	if c.DataDir == "" {
+		return errors.New("Config.DataDir is empty: name the directory for the node's data")
+	}
+	if c.NodeID != "" {
+		if err := validateNodeID(c.NodeID); err != nil {
+			return fmt.Errorf("Config.NodeID: %w", err)
+		}
+	}
+	if host, port, err := net.SplitHostPort(c.RaftAddr); err != nil || host == "" || port == "" {
+		return fmt.Errorf("Config.RaftAddr is %q: a host and a port, such as %q, are allowed", c.RaftAddr, defaultRaftAddr)
+	}
+	for _, field := range [...]struct {
+		name            string
+		value, from, to int64
+	}{
+		{"MaxAppendEntries", int64(c.MaxAppendEntries), 1, 1024},
+		{"SnapshotBytes", c.SnapshotBytes, 1, 1 << 40},
+		{"EntryBytesMax", int64(c.EntryBytesMax), 0, 1 << 30},
+		{"ProposalsMax", int64(c.ProposalsMax), 1, 1 << 20},
+		{"ProposalBytesMax", c.ProposalBytesMax, max(1, int64(c.EntryBytesMax)), 1 << 40},
+		{"CollectLimit", int64(c.CollectLimit), 1, 1 << 20},
+	} {
+		if field.value < field.from || field.value > field.to {
+			return fmt.Errorf("Config.%s is %d: %d to %d are allowed", field.name, field.value, field.from, field.to)
+		}
+	}
+	for _, field := range [...]struct {
+		name        string
+		value, from time.Duration
+	}{
+		{"ElectionTimeout", c.ElectionTimeout, 10 * time.Millisecond},
+		{"SnapshotInterval", c.SnapshotInterval, time.Millisecond},
+		{"WaitMax", c.WaitMax, time.Millisecond},
+		{"CollectPause", c.CollectPause, time.Millisecond},
+	} {
+		if field.value < field.from {
+			return fmt.Errorf("Config.%s is %v: at least %v is allowed", field.name, field.value, field.from)
+		}
+	}
+	switch {
+	case c.Graph.Dir != "" || c.Graph.FS != nil || c.Graph.Logger != nil || c.Graph.OnFatal != nil:
+		return errors.New("Config.Graph sets Dir, FS, Logger or OnFatal: these follow from the node's own fields")
+	case c.Log.Dir != "" || c.Log.Logger != nil || c.Log.OnFatal != nil || c.Log.CommitIndex != nil:
+		return errors.New("Config.Log sets Dir, Logger, OnFatal or CommitIndex: these follow from the node's own fields")
+	}
+	return nil
+}

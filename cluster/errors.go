@@ -1,0 +1,37 @@
+package cluster
+
+import (
+	"errors"
+
+	"github.com/pembadb/pemba/cluster/badgerlog"
+	"github.com/pembadb/pemba/graph"
+)
+
+// The errors that callers tell apart with errors.Is. All but ErrOutcomeUnknown
+// mean that a write was not and will not be made.
+var (
+	// ErrNotLeader means that this node does not lead, or leads and does not
+	// yet know all that its predecessors acknowledged. Trying again soon helps.
+	ErrNotLeader = errors.New("this node does not lead the cluster")
+	// ErrShuttingDown means that Close was called.
+	ErrShuttingDown = errors.New("the node is shutting down")
+	// ErrFailed means that the node stopped after a fault, which the error
+	// names: a damaged disk, an entry that cannot be applied. It answers
+	// nothing more; the process should end.
+	ErrFailed = errors.New("the node has stopped after a fault")
+	// ErrOutcomeUnknown means that a write was proposed and that nobody here
+	// knows whether it was or will be made: the caller's context ended, the
+	// leadership was lost, or the node failed in between.
+	ErrOutcomeUnknown = errors.New("the outcome of the write is unknown")
+	// ErrTooBusy means that as many writes are under way as the node admits.
+	ErrTooBusy = errors.New("the node is too busy")
+	// ErrEntryTooLarge means that a mutation needs a larger log entry than one
+	// may be.
+	ErrEntryTooLarge = errors.New("the mutation is too large for one log entry")
+	// ErrDiskFull means that the disk has too little space left for a safe
+	// write. Reads go on, and writes do when there is space again.
+	ErrDiskFull = badgerlog.ErrDiskFull
+	// ErrRevisionAhead means that a read asked for a revision that this node
+	// has not applied, and did not come to apply while the read waited.
+	ErrRevisionAhead = graph.ErrRevisionAhead
+)

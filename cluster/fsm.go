@@ -1,0 +1,123 @@
+package cluster
+
+import (
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
+)
+
+// fsm hands the entries that Raft commits to the engine, in order. It is a
+// raft.BatchingFSM, because only that one receives the entries that change the
+// configuration too: these must reach Pebble with the applied revision.
+type fsm struct {
+	db     *graph.DB
+	engine *engine.Engine
+
+	// fail stops the node. An entry that cannot be decoded or applied must
+	// never be skipped, or this node would silently differ from the others.
+	fail func(error)
+	// lifetime is told the earliest end of a lifetime in each mutation.
+	lifetime func(graph.Instant)
+	// advanced is called behind each batch.
+	advanced func()
+
+	// fault is what stopped the FSM; it belongs to the goroutine that applies.
+	fault error
+	// entries and bytes count what was applied since they were last reset.
+	entries atomic.Uint64
+	bytes   atomic.Int64
+}
+
+var _ raft.BatchingFSM = (*fsm)(nil)
+
+// answer is the answer to one entry, as it comes back from Raft.
+type answer struct {
+	result engine.Result
+	err    error
+}
+
+// ApplyBatch implements raft.BatchingFSM.
+func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	answers := make([]any, len(logs))
+	for i, entry := range logs {
+		answers[i] = f.Apply(entry)
+	}
+	f.advanced()
+	return answers
+}
+
+// Apply implements raft.FSM. It applies one entry; after a fault it applies
+// none.
+func (f *fsm) Apply(entry *raft.Log) any {
+	if f.fault != nil {
+		return answer{err: f.fault}
+	}
+	result, err := f.apply(entry)
+	if err != nil {
+		f.fault = fmt.Errorf("log entry %d of term %d: %w", entry.Index, entry.Term, err)
+		f.fail(f.fault)
+		return answer{err: f.fault}
+	}
+	return answer{result: result}
+}
+
+func (f *fsm) apply(entry *raft.Log) (engine.Result, error) {
+	revision := graph.Revision(entry.Index)
+	if at := f.db.Applied().Revision; revision <= at {
+		return engine.Result{Revision: revision}, nil // Raft starts from what was durable.
+	}
+	f.entries.Add(1)
+	f.bytes.Add(int64(len(entry.Data)))
+	switch entry.Type {
+	case raft.LogCommand:
+		c, err := decodeCommand(entry.Data)
+		if err != nil {
+			return engine.Result{}, err
+		}
+		result, err := f.engine.Apply(revision, entry.Term, c.Stamp, c.Mutation)
+		if err != nil {
+			return engine.Result{}, fmt.Errorf("apply: %w", err)
+		}
+		if result.Refusal == nil {
+			f.noteLifetimes(c.Mutation.Updates)
+		}
+		return result, nil
+	case raft.LogConfiguration:
+		if err := f.db.CommitConfiguration(revision, entry.Term, entry.Data); err != nil {
+			return engine.Result{}, fmt.Errorf("store the configuration: %w", err)
+		}
+		return engine.Result{Revision: revision}, nil
+	}
+	return engine.Result{Revision: revision}, nil // Raft's own: no-ops and barriers.
+}
+
+func (f *fsm) noteLifetimes(updates []graph.Update) {
+	var earliest graph.Instant
+	for i := range updates {
+		until := updates[i].Tuple.ValidUntil
+		if until != 0 && updates[i].Operation != graph.Delete && (earliest == 0 || until < earliest) {
+			earliest = until
+		}
+	}
+	if earliest != 0 {
+		f.lifetime(earliest)
+	}
+}
+
+// Snapshot implements raft.FSM. It returns at once: applying goes on while the
+// graph is flushed.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	if f.fault != nil {
+		return nil, f.fault
+	}
+	return flushed{f.db}, nil
+}
+
+// Restore implements raft.FSM. The node starts from Pebble, never from a
+// snapshot of Raft's.
+func (f *fsm) Restore(io.ReadCloser) error { return errNoStateTransfer }

@@ -1,0 +1,292 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
+)
+
+// A Node is one member of a cluster: a graph, the engine over it, and the log
+// that brings all members to the same revision. Its methods may be called by
+// any number of goroutines.
+type Node struct {
+	config Config
+	dir    *dataDir
+	db     *graph.DB
+	engine *engine.Engine
+	log    *logStore
+	fsm    *fsm
+	raft   *raft.Raft
+
+	entryBytesMax int
+	admission     *admission
+	room          room
+	progress      progress
+	collector     collector
+	cutter        cutter
+
+	// leading is the term in which this node leads and has applied an entry of
+	// that very term, so that it knows all that its predecessors acknowledged;
+	// zero when there is none. Invariant: leading <= raft's current term.
+	leading atomic.Uint64
+
+	failed  chan struct{} // Closed at the first fault.
+	failure error         // Why; set before failed is closed.
+
+	stop  chan struct{} // Closed when the loops are to end.
+	loops sync.WaitGroup
+
+	mu       sync.Mutex
+	opening  bool          // Open has not returned; it does the cleaning up.
+	closing  chan struct{} // Closed when Close was called, or a fault closes the node.
+	closed   chan struct{} // Closed when everything is given back.
+	closeErr error         // Set before closed is closed.
+}
+
+// errStopped is what progress.wait returns when the node failed or closes.
+var errStopped = errors.New("the node stopped")
+
+// fail stops the node: nothing is answered from now on. Only the first fault
+// counts. It returns at once and may be called from anywhere.
+func (n *Node) fail(err error) {
+	n.mu.Lock()
+	if n.failure != nil {
+		n.mu.Unlock()
+		return
+	}
+	n.failure = err
+	close(n.failed)
+	opening := n.opening
+	n.mu.Unlock()
+
+	n.progress.broadcast()
+	n.config.Logger.Error("the node stops after a fault", "node", n.dir.nodeID, "error", err)
+	if opening {
+		return // Open returns the fault and gives back what it opened.
+	}
+	if n.config.OnFatal != nil {
+		go n.config.OnFatal(err)
+	}
+	// Raft must not go on with a log that failed, nor Pebble with a disk.
+	n.beginClose()
+}
+
+// usable returns why the node answers nothing, if so.
+func (n *Node) usable() error {
+	select {
+	case <-n.failed:
+		return fmt.Errorf("%w: %w", ErrFailed, n.failure)
+	default:
+	}
+	select {
+	case <-n.closing:
+		return ErrShuttingDown
+	default:
+		return nil
+	}
+}
+
+// leads reports whether this node leads and knows all that was acknowledged.
+func (n *Node) leads() bool {
+	term := n.leading.Load()
+	return term != 0 && n.raft.State() == raft.Leader && n.raft.CurrentTerm() == term
+}
+
+// Ready returns nil when the node may answer linearizable reads and take
+// writes, else why not: an ErrNotLeader, ErrFailed or ErrShuttingDown.
+func (n *Node) Ready() error {
+	if err := n.usable(); err != nil {
+		return err
+	}
+	if !n.leads() {
+		return ErrNotLeader
+	}
+	return nil
+}
+
+// Engine returns the engine, for what needs no consistency. Questions go to
+// Snapshot, changes to Write.
+func (n *Node) Engine() *engine.Engine { return n.engine }
+
+// ClusterID returns the id of the cluster; it never changes.
+func (n *Node) ClusterID() [16]byte { return n.db.ClusterID() }
+
+// ID returns the node's id, as kept in its data directory.
+func (n *Node) ID() string { return n.dir.nodeID }
+
+// A Status says how a node is.
+//
+// Invariants: Durable <= Applied <= LastIndex; FirstIndex <= Durable + 1.
+type Status struct {
+	NodeID    string
+	ClusterID [16]byte
+	// Role is "leader", "candidate", "follower" or "shutdown".
+	Role string
+	Term uint64
+	// Voters counts the nodes whose votes make a majority.
+	Voters int
+	// Applied is the revision that reads see, Durable the one that survives a
+	// crash without the log.
+	Applied graph.Revision
+	Durable graph.Revision
+	// Stamp is the highest stamp applied.
+	Stamp graph.Instant
+	// FirstIndex and LastIndex are the ends of the log.
+	FirstIndex, LastIndex uint64
+	// StateBytes and LogBytes are what the graph and the log take on the disk,
+	// LogBytes without the ballast file.
+	StateBytes, LogBytes int64
+	// FreeBytes is what is free beside the log, and FreeBytesMin what must be
+	// for writes to be admitted.
+	FreeBytes, FreeBytesMin int64
+}
+
+// Status gathers the figures. It costs some system calls for each file of the
+// data directory.
+func (n *Node) Status() (Status, error) {
+	if err := n.usable(); err != nil {
+		return Status{}, err
+	}
+	state, err := occupiedBytes(n.dir.state())
+	if err != nil {
+		return Status{}, fmt.Errorf("measure the state: %w", err)
+	}
+	stats, err := n.log.Stats()
+	if err != nil {
+		return Status{}, err
+	}
+	// In this order, so that the invariants hold whatever happens meanwhile.
+	durable, applied := n.db.Durable(), n.db.Applied()
+	s := Status{
+		NodeID: n.dir.nodeID, ClusterID: n.db.ClusterID(),
+		Term: n.raft.CurrentTerm(), Voters: n.voters(),
+		Applied: applied.Revision, Durable: durable.Revision, Stamp: applied.Stamp,
+		FirstIndex: stats.First, LastIndex: n.raft.LastIndex(),
+		StateBytes: state, LogBytes: stats.DiskBytes,
+		FreeBytes: stats.FreeBytes, FreeBytesMin: n.room.bytesMin(stats),
+	}
+	switch n.raft.State() {
+	case raft.Leader:
+		s.Role = "leader"
+	case raft.Candidate:
+		s.Role = "candidate"
+	case raft.Follower:
+		s.Role = "follower"
+	case raft.Shutdown:
+		s.Role = "shutdown"
+	}
+	return s, nil
+}
+
+// voters counts the voters of the newest configuration.
+func (n *Node) voters() int {
+	future := n.raft.GetConfiguration()
+	if future.Error() != nil {
+		return 0
+	}
+	return countVoters(future.Configuration())
+}
+
+func countVoters(c raft.Configuration) int {
+	count := 0
+	for _, server := range c.Servers {
+		if server.Suffrage == raft.Voter {
+			count++
+		}
+	}
+	return count
+}
+
+// Close stops the node: it takes no more writes, waits for those under way,
+// leaves Raft, flushes the graph, so that the next start is quick, and gives
+// the directory back. No acknowledged write is lost, however it ends.
+//
+// It waits for snapshots that are still open. When ctx ends it returns an error
+// and closing goes on by itself. It may be called again, and by several.
+func (n *Node) Close(ctx context.Context) error {
+	n.beginClose()
+	select {
+	case <-n.closed:
+		return n.closeErr
+	case <-ctx.Done():
+		select {
+		case <-n.closed:
+			return n.closeErr
+		default:
+		}
+		return fmt.Errorf("close the node in %s: not done yet: %w", n.dir.path, context.Cause(ctx))
+	}
+}
+
+// beginClose closes the node in the background, once.
+func (n *Node) beginClose() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.closing:
+		return
+	default:
+	}
+	close(n.closing)
+	go func() {
+		n.closeErr = n.close()
+		close(n.closed)
+	}()
+}
+
+// close gives everything back, in the reverse order of Open, as far as Open
+// came.
+func (n *Node) close() error {
+	if n.admission != nil {
+		select {
+		case <-n.admission.close():
+		case <-n.failed: // Raft may never answer what is under way.
+		}
+	}
+	close(n.stop)
+	var errs []error
+	if n.raft != nil {
+		// Waits for Raft's goroutines: after this nothing applies or stores.
+		if err := n.raft.Shutdown().Error(); err != nil {
+			errs = append(errs, fmt.Errorf("shut Raft down: %w", err))
+		}
+	}
+	n.loops.Wait()
+	if n.db != nil {
+		if err := n.closeGraph(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if n.log != nil {
+		if err := n.log.Close(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := n.dir.close(); err != nil {
+		errs = append(errs, err)
+	}
+	err := errors.Join(errs...)
+	n.config.Logger.Info("closed the node", "node", n.dir.nodeID, "error", err)
+	return err
+}
+
+// closeGraph closes the graph once the last snapshot is given back. Snapshots
+// are counted by the graph and live as long as a question, so looking now and
+// then will do.
+func (n *Node) closeGraph() error {
+	for {
+		metrics, err := n.db.Metrics()
+		if err != nil || metrics.Snapshots == 0 {
+			return n.db.Close()
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}

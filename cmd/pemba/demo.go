@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/api/client"
+	"github.com/pembadb/pemba/cluster"
+	"github.com/pembadb/pemba/examples"
+	"github.com/pembadb/pemba/graph"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+)
+
+func newDemo() *cobra.Command {
+	var name string
+	var log logFlags
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Start a server with an example in it, and ask its questions",
+		Long: `Demo starts a server on a temporary directory, writes an example into it, asks the
+example's questions over gRPC and prints the answers. The server stays up, so
+that you can ask more from a second shell, until it is interrupted; the directory
+is then removed. Where the usual ports are taken it uses free ones.
+
+There are these examples: ` + strings.Join(examples.Names(), ", ") + `.`,
+		Example: "  pemba demo",
+		Args:    noArguments,
+	}
+	cmd.Flags().StringVar(&name, "example", "securus", "the `name` of the example")
+	log.addFlags(cmd.Flags())
+	// The demo is there to be read; what a server logs would stand in between.
+	cmd.Flags().Lookup("log-level").DefValue, log.level = "warn", "warn"
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		example, err := examples.Get(name)
+		if err != nil {
+			return err
+		}
+		logger, err := log.logger(cmd)
+		if err != nil {
+			return err
+		}
+		return demo(cmd, example, logger)
+	}
+	return cmd
+}
+
+func demo(cmd *cobra.Command, example *examples.Example, logger *slog.Logger) (err error) {
+	started := time.Now()
+	dir, err := os.MkdirTemp("", "pemba-demo-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if removeErr := os.RemoveAll(dir); err == nil {
+			err = removeErr
+		}
+	}()
+	r, err := start(cmd.Context(), startConfig{
+		cluster: cluster.Config{DataDir: dir, Logger: logger},
+		api:     api.Config{GRPCAddr: freeAddr(grpcPort), HTTPAddr: freeAddr(httpPort), Logger: logger},
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.ask(cmd, example, started); err != nil {
+		return errors.Join(err, r.close())
+	}
+	return r.wait(cmd.Context(), logger)
+}
+
+// freeAddr returns the usual address when nobody has it, else one whose port the
+// system chooses.
+func freeAddr(port string) string {
+	addr := "127.0.0.1:" + port
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return "127.0.0.1:0"
+	}
+	if err := l.Close(); err != nil {
+		return "127.0.0.1:0"
+	}
+	return addr
+}
+
+// ask writes the example and puts its questions, by the same commands that a
+// user types.
+func (r *running) ask(cmd *cobra.Command, example *examples.Example, started time.Time) error {
+	addr := r.server.GRPCAddr().String()
+	definitions, tuples, err := fill(cmd.Context(), addr, example)
+	if err != nil {
+		return fmt.Errorf("example %s: %w", example.Name, err)
+	}
+	if err := printf(cmd, "%s\n%s\n\nA schema of %d definitions and %d tuples are written. Questions:\n",
+		example.Title, r.where(), definitions, tuples); err != nil {
+		return err
+	}
+	var first time.Duration
+	var suggestion string
+	for _, q := range example.Questions {
+		if err := printf(cmd, "\n%s\n  $ pemba %s\n", q.Sentence, quoteCommand(q.Command)); err != nil {
+			return err
+		}
+		var out, errs strings.Builder
+		args := append(strings.Fields(q.Command), "--addr", addr, "--key", "", "--store", "")
+		if execute(cmd.Context(), args, strings.NewReader(""), &out, &errs) != 0 {
+			return fmt.Errorf("example %s: %s", example.Name, strings.TrimSpace(errs.String()))
+		}
+		if first == 0 {
+			first = time.Since(started)
+		}
+		for line := range strings.Lines(out.String() + errs.String()) {
+			if err := printf(cmd, "  %s", line); err != nil {
+				return err
+			}
+		}
+		if suggestion == "" && strings.HasPrefix(q.Command, "check ") {
+			suggestion = q.Command
+		}
+	}
+	return printf(cmd, `
+The first answer came %d ms after the start. Ask more from a second shell:
+
+  pemba %s --addr %s
+  pemba tuple read --addr %s
+
+The server stays up until you press Ctrl-C.
+`, first.Milliseconds(), quoteCommand(suggestion), addr, addr)
+}
+
+// quoteCommand puts the arguments of a command into quotes that a shell needs.
+func quoteCommand(command string) string {
+	args := strings.Fields(command)
+	for i, a := range args {
+		if strings.ContainsAny(a, "\"{}*$&|;()<>") {
+			args[i] = "'" + a + "'"
+		}
+	}
+	return strings.Join(args, " ")
+}
+
+// fill writes the schema and the tuples of an example.
+func fill(ctx context.Context, addr string, example *examples.Example) (definitions, tuples int, err error) {
+	c, err := client.Dial(ctx, client.Config{Addr: addr})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	if _, err := c.Schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: example.Schema, RecordedActor: "pemba demo"}); err != nil {
+		return 0, 0, err
+	}
+	var all []graph.Tuple
+	for t, err := range readTupleLines(strings.NewReader(example.Tuples), "text") {
+		if err != nil {
+			return 0, 0, fmt.Errorf("%s:%w", examples.TuplesFile, err)
+		}
+		all = append(all, t.Tuple)
+	}
+	if _, err := c.WriteTuples(ctx, graph.Touch, all...); err != nil {
+		return 0, 0, err
+	}
+	written, err := storedSchema(ctx, c, "")
+	if err != nil {
+		return 0, 0, err
+	}
+	return len(written.Definitions), len(all), nil
+}

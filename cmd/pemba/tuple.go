@@ -1,0 +1,535 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/status"
+
+	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/api/client"
+	"github.com/pembadb/pemba/graph"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+)
+
+func newTuple() *cobra.Command {
+	return newGroup("tuple", "Write, delete, read, import and export tuples",
+		newTupleWrite(), newTupleDelete(), newTupleRead(), newTupleImport(), newTupleExport())
+}
+
+const tupleForm = `The text of a tuple is
+  object:id#relation@subject:id[#relation][caveat:{json}][expiration:RFC3339]
+with ids that hold one of # @ : [ ] or a blank in double quotes.`
+
+// printChanged reports a change.
+func printChanged(cmd *cobra.Command, conn *connection, changed uint32, partial bool, z *pembav1.Zookie) error {
+	if conn.json() {
+		return printJSON(cmd, struct {
+			Changed uint32 `json:"changed"`
+			Partial bool   `json:"partial,omitempty"`
+			Zookie  string `json:"zookie"`
+		}{changed, partial, z.GetToken()})
+	}
+	more := ""
+	if partial {
+		more = ", more are left"
+	}
+	return printf(cmd, "changed %d%s, zookie %s\n", changed, more, z.GetToken())
+}
+
+// parseTuples reads tuples from the command line, or one a line from the
+// standard input for "-" alone.
+func parseTuples(cmd *cobra.Command, args []string) ([]graph.Tuple, error) {
+	var tuples []graph.Tuple
+	if len(args) == 1 && args[0] == "-" {
+		for t, err := range readTupleLines(cmd.InOrStdin(), "text") {
+			if err != nil {
+				return nil, fmt.Errorf("standard input: %w", err)
+			}
+			tuples = append(tuples, t.Tuple)
+		}
+		return tuples, nil
+	}
+	for _, arg := range args {
+		t, err := graph.ParseTuple(arg)
+		if err != nil {
+			return nil, err
+		}
+		tuples = append(tuples, t)
+	}
+	return tuples, nil
+}
+
+func newTupleWrite() *cobra.Command {
+	var conn connection
+	var by change
+	var create bool
+	cmd := &cobra.Command{
+		Use:   "write TUPLE...",
+		Short: "Write tuples, all at one revision or none",
+		Long: `Write writes tuples, all at one revision or none. What is there already is kept,
+and gets the caveat and expiration that are given now; with --create it is an
+error. "-" alone reads tuples from the standard input, one a line.
+
+` + tupleForm,
+		Example: `  pemba tuple write document:readme#viewer@user:anne
+  pemba tuple write document:readme#viewer@group:eng#member 'document:readme#viewer@user:bob[weekday:{"day":"monday"}]'`,
+		Args: arguments(1, -1, "TUPLE..."),
+	}
+	conn.addFlags(cmd)
+	by.addFlags(cmd)
+	cmd.Flags().BoolVar(&create, "create", false, "fail if one of the tuples is there already")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		operation := graph.Touch
+		if create {
+			operation = graph.Create
+		}
+		return writeTuples(cmd, &conn, by, operation, args)
+	}
+	return cmd
+}
+
+func writeTuples(cmd *cobra.Command, conn *connection, by change, operation graph.Operation, args []string) error {
+	tuples, err := parseTuples(cmd, args)
+	if err != nil {
+		return err
+	}
+	r, err := writeRequest(conn, by, operation, tuples)
+	if err != nil {
+		return err
+	}
+	return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+		answer, err := c.Tuples.WriteTuples(ctx, r)
+		if err != nil {
+			return err
+		}
+		return printChanged(cmd, conn, answer.GetChanged(), false, answer.GetWrittenAt())
+	})
+}
+
+func writeRequest(conn *connection, by change, operation graph.Operation, tuples []graph.Tuple) (*pembav1.WriteTuplesRequest, error) {
+	updates, err := client.Updates(operation, tuples...)
+	if err != nil {
+		return nil, err
+	}
+	metadata, err := parseJSONObject("metadata", by.metadata)
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.WriteTuplesRequest{Store: conn.store, Updates: updates, RecordedActor: by.actor, Metadata: metadata}, nil
+}
+
+func newTupleDelete() *cobra.Command {
+	var conn connection
+	var by change
+	var filter string
+	var limit uint32
+	var partial bool
+	cmd := &cobra.Command{
+		Use:   "delete TUPLE...",
+		Short: "Delete tuples, all at one revision or none",
+		Long: `Delete removes tuples, whatever caveat and expiration they carry; one that is not
+there is no error. "-" alone reads tuples from the standard input, one a line.
+With --filter it removes what matches, in the form that "pemba tuple read" has.`,
+		Example: `  pemba tuple delete document:readme#viewer@user:anne
+  pemba tuple delete --filter document:readme`,
+	}
+	conn.addFlags(cmd)
+	by.addFlags(cmd)
+	cmd.Flags().StringVar(&filter, "filter", "", "delete what matches this `filter`")
+	cmd.Flags().Uint32Var(&limit, "limit", 0, "with --filter, delete at most this `number`; 0 for the server's limit")
+	cmd.Flags().BoolVar(&partial, "allow-partial", false, "with --filter, delete the first matches when there are more than the limit")
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if filter != "" {
+			if len(args) > 0 {
+				return fmt.Errorf("--filter and tuples exclude each other, and %q was given", args[0])
+			}
+			return nil
+		}
+		if limit != 0 || partial {
+			return errors.New("--limit and --allow-partial go with --filter")
+		}
+		return arguments(1, -1, "TUPLE...")(cmd, args)
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if filter == "" {
+			return writeTuples(cmd, &conn, by, graph.Delete, args)
+		}
+		f, err := parseFilter(filter)
+		if err != nil {
+			return err
+		}
+		metadata, err := parseJSONObject("metadata", by.metadata)
+		if err != nil {
+			return err
+		}
+		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+			answer, err := c.Tuples.DeleteTuples(ctx, &pembav1.DeleteTuplesRequest{
+				Store: conn.store, Filter: f, Limit: limit, AllowPartial: partial, RecordedActor: by.actor, Metadata: metadata,
+			})
+			if err != nil {
+				return err
+			}
+			return printChanged(cmd, &conn, answer.GetDeleted(), answer.GetPartial(), answer.GetDeletedAt())
+		})
+	}
+	return cmd
+}
+
+const filterForm = `A filter is TYPE[:ID][#RELATION][@TYPE[:ID][#RELATION]], and each of its two sides
+may be missing. An id that ends in % is a prefix, on the left side only; a # with
+nothing behind it, at the end, matches subjects without a relation.`
+
+// parseFilter reads a filter; an empty one matches everything.
+func parseFilter(text string) (*pembav1.TupleFilter, error) {
+	f := &pembav1.TupleFilter{}
+	bad := func(why string) (*pembav1.TupleFilter, error) {
+		return nil, fmt.Errorf("the filter %q: %s; its form is TYPE[:ID][#RELATION][@TYPE[:ID][#RELATION]]", text, why)
+	}
+	left, right, hasRight := cutOutsideQuotes(text, '@')
+	typ, id, relation, _, err := parseFilterSide(left)
+	if err != nil {
+		return bad(err.Error())
+	}
+	f.ObjectType, f.Relation = typ, relation
+	if prefix, ok := strings.CutSuffix(id, "%"); ok && !strings.HasSuffix(left, `"`) {
+		f.ObjectIdPrefix = prefix
+	} else {
+		f.ObjectId = id
+	}
+	if !hasRight {
+		return f, nil
+	}
+	typ, id, relation, hasRelation, err := parseFilterSide(right)
+	if err != nil {
+		return bad(err.Error())
+	}
+	f.SubjectType, f.SubjectId = typ, id
+	if hasRelation {
+		f.SubjectRelation = &relation
+	}
+	return f, nil
+}
+
+// parseFilterSide reads TYPE[:ID][#RELATION].
+func parseFilterSide(text string) (typ, id, relation string, hasRelation bool, err error) {
+	text, relation, hasRelation = cutOutsideQuotes(text, '#')
+	typ, id, hasID := cutOutsideQuotes(text, ':')
+	if hasID && strings.HasPrefix(id, `"`) {
+		if id, err = strconv.Unquote(id); err != nil {
+			return "", "", "", false, errors.New("the quotes around an id are not closed, or hold an unknown escape")
+		}
+	}
+	if hasID && id == "" {
+		return "", "", "", false, errors.New("the id behind a colon is empty")
+	}
+	return typ, id, relation, hasRelation, nil
+}
+
+// cutOutsideQuotes splits at the first sep that is not in double quotes.
+func cutOutsideQuotes(s string, sep byte) (before, after string, found bool) {
+	quoted := false
+	for i := 0; i < len(s); i++ {
+		switch {
+		case quoted && s[i] == '\\':
+			i++
+		case s[i] == '"':
+			quoted = !quoted
+		case !quoted && s[i] == sep:
+			return s[:i], s[i+1:], true
+		}
+	}
+	return s, "", false
+}
+
+func newTupleRead() *cobra.Command {
+	var conn connection
+	var state consistency
+	var limit uint32
+	cmd := &cobra.Command{
+		Use:   "read [FILTER]",
+		Short: "List the tuples that match a filter",
+		Long:  "Read lists the tuples that match a filter, one a line; without one, all.\n\n" + filterForm,
+		Example: `  pemba tuple read document:readme
+  pemba tuple read document#viewer
+  pemba tuple read @user:anne
+  pemba tuple read 'document:a%#viewer@group'`,
+		Args: arguments(0, 1, "[FILTER]"),
+	}
+	conn.addFlags(cmd)
+	state.addFlags(cmd)
+	addLimit(cmd, &limit)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		f, err := parseFilter(strings.Join(args, ""))
+		if err != nil {
+			return err
+		}
+		format := "text"
+		if conn.json() {
+			format = "jsonl"
+		}
+		r := &pembav1.ReadTuplesRequest{Consistency: state.message(), Filter: f, Limit: limit}
+		return copyTuples(cmd, &conn, r, cmd.OutOrStdout(), format)
+	}
+	return cmd
+}
+
+// copyTuples writes what r asks for to w.
+func copyTuples(cmd *cobra.Command, conn *connection, r *pembav1.ReadTuplesRequest, w io.Writer, format string) error {
+	return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+		out, err := newTupleWriter(w, format)
+		if err != nil {
+			return err
+		}
+		for found, err := range c.ReadTuples(ctx, r) {
+			if err != nil {
+				return errors.Join(err, out.flush())
+			}
+			t, err := api.ParseTupleMessage(found.GetTuple())
+			if err != nil {
+				return err
+			}
+			if err := out.write(t); err != nil {
+				return err
+			}
+		}
+		return out.flush()
+	})
+}
+
+// The size of an import's batches. The server limits the number of updates, and
+// the log the size of an entry.
+const (
+	importTuples = 1000
+	importBytes  = 256 << 10
+)
+
+func newTupleImport() *cobra.Command {
+	var conn connection
+	var by change
+	var create bool
+	var format string
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Write the tuples of a file",
+		Long: `Import writes the tuples in FILE ("-" for the standard input), in batches, each at
+a revision of its own. What is there already is kept, and gets the caveat and
+expiration of the file; importing a file twice changes nothing the second time.
+
+The form follows from the name, or from --format:
+  .csv    a heading with the columns ` + strings.Join(tupleColumns, ", ") + `,
+          of which caveat, context and expires_at may be missing
+  .jsonl  one JSON object a line, with the same names
+  else    one tuple a line as text; blank lines and lines that begin with # or //
+          are skipped
+
+` + tupleForm,
+		Example: "  pemba tuple import tuples.txt\n  pemba tuple export --format csv | pemba tuple import --format csv --store other -",
+		Args:    arguments(1, 1, "FILE"),
+	}
+	conn.addFlags(cmd)
+	by.addFlags(cmd)
+	cmd.Flags().BoolVar(&create, "create", false, "fail if one of the tuples is there already")
+	cmd.Flags().StringVar(&format, "format", "", "the `form` of the file: text, csv or jsonl")
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		name := args[0]
+		form, err := tupleFormat(format, name)
+		if err != nil {
+			return err
+		}
+		in := cmd.InOrStdin()
+		if name == "-" {
+			name = "standard input"
+		} else {
+			f, err := os.Open(name)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = f.Close() }() // It was only read.
+			in = f
+		}
+		operation := graph.Touch
+		if create {
+			operation = graph.Create
+		}
+		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+			i := &importer{conn: &conn, by: by, client: c, operation: operation, name: name}
+			if err := i.run(ctx, in, form); err != nil {
+				return err
+			}
+			if conn.json() {
+				return printJSON(cmd, struct {
+					Imported int    `json:"imported"`
+					Changed  int    `json:"changed"`
+					Zookie   string `json:"zookie,omitempty"`
+				}{i.imported, i.changed, i.zookie.GetToken()})
+			}
+			if i.zookie == nil {
+				return printf(cmd, "imported 0, there are no tuples in %s\n", name)
+			}
+			return printf(cmd, "imported %d, changed %d, zookie %s\n", i.imported, i.changed, i.zookie.GetToken())
+		})
+	}
+	return cmd
+}
+
+// An importer writes tuples in batches.
+type importer struct {
+	conn      *connection
+	by        change
+	client    *client.Client
+	operation graph.Operation
+	name      string
+
+	batch []tupleLine
+	bytes int
+	// edges holds the edges of the batch: one request may name each once.
+	edges map[comparableEdge]bool
+
+	imported, changed int
+	zookie            *pembav1.Zookie
+}
+
+func (i *importer) run(ctx ctx, in io.Reader, format string) error {
+	i.edges = make(map[comparableEdge]bool)
+	for t, err := range readTupleLines(in, format) {
+		if err != nil {
+			// What stands before the mistake is not written either: a batch is
+			// all or nothing.
+			return fmt.Errorf("%s:%w%s", i.name, err, i.progress())
+		}
+		if err := i.add(ctx, t); err != nil {
+			return err
+		}
+	}
+	return i.flush(ctx)
+}
+
+func (i *importer) add(ctx ctx, t tupleLine) error {
+	size := len(t.String()) + 64
+	edge := edgeOf(t.Tuple)
+	if len(i.batch) == importTuples || i.bytes+size > importBytes || i.edges[edge] {
+		if err := i.flush(ctx); err != nil {
+			return err
+		}
+	}
+	i.batch = append(i.batch, t)
+	i.bytes += size
+	i.edges[edge] = true
+	return nil
+}
+
+// comparableEdge makes tuples of the same edge equal; a Tuple itself holds
+// slices and is no key.
+type comparableEdge struct {
+	object   graph.Object
+	relation string
+	subject  graph.Subject
+}
+
+func edgeOf(t graph.Tuple) comparableEdge { return comparableEdge{t.Object, t.Relation, t.Subject} }
+
+func (i *importer) flush(ctx ctx) error {
+	if len(i.batch) == 0 {
+		return nil
+	}
+	tuples := make([]graph.Tuple, len(i.batch))
+	for n, t := range i.batch {
+		tuples[n] = t.Tuple
+	}
+	r, err := writeRequest(i.conn, i.by, i.operation, tuples)
+	if err != nil {
+		return err
+	}
+	answer, err := i.client.Tuples.WriteTuples(ctx, r)
+	if err != nil {
+		return fmt.Errorf("%s:%s%s", i.name, i.blame(err), i.progress())
+	}
+	i.imported += len(i.batch)
+	i.changed += int(answer.GetChanged())
+	i.zookie = answer.GetWrittenAt()
+	i.batch, i.bytes = i.batch[:0], 0
+	clear(i.edges)
+	return nil
+}
+
+// blame says which line of the batch an error of the server is about.
+func (i *importer) blame(err error) string {
+	for _, d := range status.Convert(err).Details() {
+		bad, ok := d.(*errdetails.BadRequest)
+		if !ok {
+			continue
+		}
+		for _, v := range bad.GetFieldViolations() {
+			var n int
+			if _, scanErr := fmt.Sscanf(v.GetField(), "updates[%d]", &n); scanErr == nil && 0 <= n && n < len(i.batch) {
+				return fmt.Sprintf("%d: %s: %s", i.batch[n].line, i.batch[n], v.GetDescription())
+			}
+		}
+	}
+	return fmt.Sprintf("%d: in the batch from here to line %d: %s", i.batch[0].line, i.batch[len(i.batch)-1].line, explainError(err))
+}
+
+// progress says what a failed import leaves behind.
+func (i *importer) progress() string {
+	if i.imported == 0 {
+		return "; nothing was imported"
+	}
+	return fmt.Sprintf("; the first %d tuples are imported", i.imported)
+}
+
+func newTupleExport() *cobra.Command {
+	var conn connection
+	var state consistency
+	var format string
+	cmd := &cobra.Command{
+		Use:   "export [FILE]",
+		Short: "Write all tuples, at one revision, to a file or the standard output",
+		Long: `Export writes all tuples as they are at one revision to FILE, which must not exist,
+or to the standard output. The form follows from the name (.csv, .jsonl, else
+text) or from --format; "pemba tuple import" reads all three.`,
+		Example: "  pemba tuple export > tuples.txt\n  pemba tuple export tuples.csv",
+		Args:    arguments(0, 1, "[FILE]"),
+	}
+	conn.addFlags(cmd)
+	state.addFlags(cmd)
+	cmd.Flags().StringVar(&format, "format", "", "the `form` of the file: text, csv or jsonl")
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		name := "-"
+		if len(args) == 1 {
+			name = args[0]
+		}
+		if format == "" && name == "-" && conn.json() {
+			format = "jsonl"
+		}
+		form, err := tupleFormat(format, name)
+		if err != nil {
+			return err
+		}
+		r := &pembav1.ReadTuplesRequest{Consistency: state.message()}
+		if name == "-" {
+			return copyTuples(cmd, &conn, r, cmd.OutOrStdout(), form)
+		}
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if closeErr := f.Close(); err == nil {
+				err = closeErr
+			}
+			if err != nil {
+				_ = os.Remove(name) // Half an export is none; the first error is the one to tell.
+			}
+		}()
+		return copyTuples(cmd, &conn, r, f, form)
+	}
+	return cmd
+}

@@ -1,0 +1,226 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/pembadb/pemba/graph"
+)
+
+// Check answers one question at the snapshot's revision and instant. It returns
+// a *Refusal when the question cannot be answered as asked, and ctx's error
+// when the caller's time is up.
+func (s *Snapshot) Check(ctx context.Context, q Check) (Answer, error) {
+	n, err := s.name("permission", q.Object.Type, q.Name)
+	if err != nil {
+		return Answer{}, err
+	}
+	subject, err := s.subject("subject", q.Subject)
+	if err != nil {
+		return Answer{}, err
+	}
+	object, err := s.graph.Number(q.Object.Type, q.Object.ID)
+	if err != nil {
+		return Answer{}, err
+	}
+	if object == graph.WildcardNumber {
+		return Answer{}, refuse(WildcardSubject, "object.id", "a wildcard is no object to ask about; name one")
+	}
+	w := checkWalks.Get().(*checkWalk)
+	defer w.release()
+	w.begin(s.question(ctx, q.Budget), checkAlgebra{})
+	w.question.context = q.Context
+	w.algebra = checkAlgebra{w: w, subject: subject}
+	var root *Trace
+	if q.Trace {
+		root = &Trace{}
+		w.trace = root
+	}
+	v, err := w.evaluate(n, object)
+	if err != nil {
+		return Answer{}, err
+	}
+	if w.fault != nil && v.low.truth != v.high.truth {
+		return Answer{}, w.fault
+	}
+	answer := Answer{Verdict: v.verdict(), Steps: w.steps, Cycles: w.cycles}
+	if root != nil {
+		answer.Trace = root.Children[0]
+	}
+	return answer, nil
+}
+
+// A BulkAnswer is the answer to one check of many: an Answer or why there is
+// none.
+type BulkAnswer struct {
+	Answer
+	Err error
+}
+
+// CheckBulk answers the checks in order, all at the snapshot's revision and
+// instant. A check that is refused does not stop the others; a fault or the
+// end of ctx does, and is the error.
+func (s *Snapshot) CheckBulk(ctx context.Context, questions []Check) ([]BulkAnswer, error) {
+	answers := make([]BulkAnswer, len(questions))
+	for i, q := range questions {
+		answer, err := s.Check(ctx, q)
+		var refusal *Refusal
+		if err != nil && !errors.As(err, &refusal) {
+			return nil, err
+		}
+		answers[i] = BulkAnswer{Answer: answer, Err: err}
+	}
+	return answers, nil
+}
+
+// A subjectNumbers is a concrete subject in the numbers of a snapshot: a plain
+// object of a type, or the userset that shape and number name.
+type subjectNumbers struct {
+	shape  graph.Shape
+	number graph.Number
+	// plain says that the subject has no relation; only then do wildcards
+	// cover it.
+	plain bool
+}
+
+// subject finds the numbers of a subject that a question names.
+func (s *Snapshot) subject(field string, subject graph.Subject) (subjectNumbers, error) {
+	none := subjectNumbers{}
+	p, err := s.program()
+	if err != nil {
+		return none, err
+	}
+	t := p.types[subject.Type]
+	if t == nil {
+		return none, p.unknownType(field+".object.type", subject.Type)
+	}
+	if subject.ID == graph.Wildcard {
+		return none, refuse(WildcardSubject, field+".object.id", "a wildcard is no subject to ask about; name a %s", subject.Type)
+	}
+	number, err := s.graph.Number(subject.Type, subject.ID)
+	if err != nil {
+		return none, err
+	}
+	if subject.Relation == "" {
+		return subjectNumbers{shape: t.shape, number: number, plain: true}, nil
+	}
+	n, err := p.lookup(field+".relation", subject.Type, subject.Relation)
+	if err != nil {
+		return none, err
+	}
+	return subjectNumbers{shape: n.shape, number: number}, nil
+}
+
+// A checkWalk is the walk of a check and of LookupResources.
+type checkWalk struct{ walk[value, checkAlgebra] }
+
+// checkWalks keeps the memory of walks between questions, so that a check in a
+// steady state allocates nothing.
+var checkWalks = sync.Pool{New: func() any { return new(checkWalk) }}
+
+// walkCellsMax is how much a walk may keep between questions; what grew larger
+// is given back.
+const walkCellsMax = 1 << 14
+
+func (w *walk[V, A]) begin(q question, algebra A) {
+	if w.question == nil {
+		w.question = new(question)
+	}
+	q.edges = w.edges[:0]
+	*w.question = q
+	w.algebra = algebra
+	w.cells, w.stack = w.cells[:0], w.stack[:0]
+	w.table.reset()
+	w.low, w.solving = 0, false
+}
+
+// release drops what the question held. A sync.Pool may then keep the walk.
+func (w *checkWalk) release() {
+	edges := w.edges
+	*w.question = question{}
+	w.algebra = checkAlgebra{}
+	if cap(w.cells) > walkCellsMax || cap(edges) > walkCellsMax {
+		return
+	}
+	clear(w.cells)
+	clear(edges[:cap(edges)])
+	w.edges = edges[:0]
+	checkWalks.Put(w)
+}
+
+// A checkAlgebra collects one value for one subject.
+type checkAlgebra struct {
+	w       *checkWalk
+	subject subjectNumbers
+}
+
+func (checkAlgebra) denied() value                { return denied }
+func (checkAlgebra) undefined() value             { return undefined }
+func (checkAlgebra) or(a, b value) value          { return a.or(b) }
+func (checkAlgebra) and(a, b value) value         { return a.and(b) }
+func (checkAlgebra) except(a, b value) value      { return a.except(b) }
+func (checkAlgebra) guard(c, v value) value       { return c.and(v) }
+func (checkAlgebra) isAllowed(v value) bool       { return v.isAllowed() }
+func (checkAlgebra) isDenied(v value) bool        { return v.isDenied() }
+func (checkAlgebra) isSettled(v value) bool      { return v.isSettled() }
+func (checkAlgebra) equal(a, b value) bool        { return a.equal(b) }
+func (checkAlgebra) splice(low, high value) value { return value{low.low, high.high} }
+func (checkAlgebra) bare(v value) value           { return v.bare() }
+
+func (c checkAlgebra) reflexive(n *name, object graph.Number) value {
+	if !c.subject.plain && n.shape == c.subject.shape && object == c.subject.number {
+		return allowed
+	}
+	return denied
+}
+
+func (c checkAlgebra) self(typ *objectType, object graph.Number) value {
+	if c.subject.plain && typ.shape == c.subject.shape && object == c.subject.number {
+		return allowed
+	}
+	return denied
+}
+
+func (c checkAlgebra) direct(n *name, object graph.Number) (value, error) {
+	v := denied
+	for i := range n.stored {
+		s := &n.stored[i]
+		if s.shape != c.subject.shape {
+			continue
+		}
+		if s.concrete {
+			x, err := c.tuple(n, object, s.shape, c.subject.number)
+			if err != nil {
+				return v, err
+			}
+			v = v.or(x)
+		}
+		if s.wildcard && c.subject.plain && !v.isAllowed() {
+			x, err := c.tuple(n, object, s.shape, graph.WildcardNumber)
+			if err != nil {
+				return v, err
+			}
+			v = v.or(x)
+		}
+	}
+	return v, nil
+}
+
+// tuple gives the value of one stored tuple.
+func (c checkAlgebra) tuple(n *name, object graph.Number, shape graph.Shape, number graph.Number) (value, error) {
+	if err := c.w.step(); err != nil {
+		return denied, err
+	}
+	e, found, err := c.w.graph.Find(n.shape, object, shape, number)
+	if err != nil || !found {
+		return denied, err
+	}
+	parent := c.w.traceTuple(n, object, e)
+	v, err := c.w.condition(e)
+	if err != nil {
+		return denied, err
+	}
+	c.w.traceClose(parent, v)
+	return v, nil
+}

@@ -1,0 +1,249 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/pembadb/pemba/graph"
+)
+
+// Expand returns the tree of subjects behind a name of an object: the rewrite
+// with the tuples it stands on. It decides nothing, so it is not a walk: every
+// branch is shown, the subtracted one too. A name that stands above itself is
+// shown once and noted as a cycle. The budget bounds the tree.
+func (s *Snapshot) Expand(ctx context.Context, q Expand) (*Tree, error) {
+	n, err := s.name("permission", q.Object.Type, q.Name)
+	if err != nil {
+		return nil, err
+	}
+	object, err := s.graph.Number(q.Object.Type, q.Object.ID)
+	if err != nil {
+		return nil, err
+	}
+	if object == graph.WildcardNumber {
+		return nil, refuse(WildcardSubject, "object.id", "a wildcard is no object to ask about; name one")
+	}
+	question := s.question(ctx, q.Budget)
+	x := &expansion{question: &question, open: make(map[place]bool)}
+	return x.nameOf(n, object)
+}
+
+type place struct {
+	name   *name
+	object graph.Number
+}
+
+type expansion struct {
+	*question
+	// open holds the names above the one being expanded.
+	open map[place]bool
+}
+
+// treeBytes is the estimate of what a node of a tree and a leaf's tuple take.
+const treeBytes = 256
+
+func (x *expansion) tree(n *name, object graph.Number, operation TreeOperation) (*Tree, error) {
+	if err := x.step(); err != nil {
+		return nil, err
+	}
+	if err := x.hold(treeBytes); err != nil {
+		return nil, err
+	}
+	id, err := x.graph.ID(n.typ.name, object)
+	if err != nil {
+		return nil, err
+	}
+	return &Tree{Object: graph.Object{Type: n.typ.name, ID: id}, Name: n.name, Operation: operation}, nil
+}
+
+func (x *expansion) nameOf(n *name, object graph.Number) (*Tree, error) {
+	at := place{n, object}
+	if x.open[at] {
+		t, err := x.tree(n, object, TreeLeaf)
+		if err == nil {
+			t.Note = "cycle"
+		}
+		return t, err
+	}
+	if err := x.hold(frameBytes); err != nil {
+		return nil, err
+	}
+	x.open[at] = true
+	defer func() {
+		delete(x.open, at)
+		x.memory -= frameBytes
+	}()
+	t, err := x.operate(n, n.rewrite, object)
+	if err != nil || n.relation || n.rewrite.isSet() {
+		return t, err
+	}
+	// A permission's root is always a set operation, also with one child.
+	root, err := x.tree(n, object, TreeUnion)
+	if err == nil {
+		root.Children = []*Tree{t}
+	}
+	return root, err
+}
+
+// isSet says that the operation makes a set operation of its own in a tree.
+func (o *operation) isSet() bool {
+	switch o.kind {
+	case TraceUnion, TraceIntersection, TraceExclusion:
+		return true
+	}
+	return false
+}
+
+func (x *expansion) operate(n *name, op *operation, object graph.Number) (*Tree, error) {
+	switch op.kind {
+	case TraceTuple:
+		return x.leaf(op.name, object)
+	case TraceName:
+		return x.nameOf(op.name, object)
+	case TraceNil:
+		return x.tree(n, object, TreeLeaf)
+	case TraceSelf:
+		t, err := x.tree(n, object, TreeLeaf)
+		if err == nil {
+			t.Leaves = []graph.Tuple{{Object: t.Object, Relation: n.name, Subject: graph.Subject{Object: t.Object}}}
+		}
+		return t, err
+	case TraceArrow:
+		return x.arrow(n, op, object)
+	}
+	operation := map[TraceKind]TreeOperation{
+		TraceUnion: TreeUnion, TraceIntersection: TreeIntersection, TraceExclusion: TreeExclusion,
+	}[op.kind]
+	t, err := x.tree(n, object, operation)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range op.children {
+		child, err := x.operate(n, c, object)
+		if err != nil {
+			return nil, err
+		}
+		t.Children = append(t.Children, child)
+	}
+	return t, nil
+}
+
+// arrow gives one child for each object that the relation leads to and that has
+// the name asked for.
+func (x *expansion) arrow(n *name, op *operation, object graph.Number) (*Tree, error) {
+	operation := TreeUnion
+	if op.all {
+		operation = TreeIntersection
+	}
+	t, err := x.tree(n, object, operation)
+	if err != nil {
+		return nil, err
+	}
+	for _, target := range op.targets {
+		err := x.each(op.name, object, target.shape, func(e graph.Edge) (bool, error) {
+			if target.name == nil {
+				if !op.all {
+					return true, nil
+				}
+				// An object without the name empties the intersection.
+				child, err := x.tree(&name{typ: target.typ, name: op.text}, e.Number, TreeLeaf)
+				t.Children = append(t.Children, child)
+				return true, err
+			}
+			child, err := x.nameOf(target.name, e.Number)
+			t.Children = append(t.Children, child)
+			return true, err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// leaf gives the tuples stored on a relation.
+func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
+	t, err := x.tree(n, object, TreeLeaf)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range n.stored {
+		_, relation := x.graph.ShapeName(s.shape)
+		add := func(e graph.Edge) (bool, error) {
+			id := graph.Wildcard
+			if e.Number != graph.WildcardNumber {
+				var err error
+				if id, err = x.graph.ID(s.typ.name, e.Number); err != nil {
+					return false, err
+				}
+			}
+			tuple := graph.Tuple{
+				Object: t.Object, Relation: n.name,
+				Subject: graph.Subject{Object: graph.Object{Type: s.typ.name, ID: id}, Relation: relation},
+				Context: e.Context,
+			}
+			if e.Caveat != 0 {
+				tuple.Caveat = x.graph.CaveatName(e.Caveat)
+			}
+			t.Leaves = append(t.Leaves, tuple)
+			return true, x.hold(treeBytes)
+		}
+		if s.wildcard {
+			e, found, err := x.graph.Find(n.shape, object, s.shape, graph.WildcardNumber)
+			if err != nil {
+				return nil, err
+			}
+			if found {
+				if _, err := add(e); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if err := x.each(n, object, s.shape, add); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(t.Leaves, func(a, b graph.Tuple) int {
+		return cmp.Or(
+			cmp.Compare(a.Subject.Type, b.Subject.Type),
+			cmp.Compare(a.Subject.ID, b.Subject.ID),
+			cmp.Compare(a.Subject.Relation, b.Subject.Relation))
+	})
+	return t, nil
+}
+
+// String renders the tree, one node or tuple a line, for people and for tests.
+func (t *Tree) String() string {
+	var b strings.Builder
+	t.render(&b, "")
+	return b.String()
+}
+
+func (t *Tree) render(b *strings.Builder, indent string) {
+	fmt.Fprintf(b, "%s%s:%s#%s %s", indent, t.Object.Type, t.Object.ID, t.Name, t.Operation)
+	if t.Note != "" {
+		fmt.Fprintf(b, " (%s)", t.Note)
+	}
+	b.WriteByte('\n')
+	for i := range t.Leaves {
+		fmt.Fprintf(b, "%s  %s\n", indent, &t.Leaves[i])
+	}
+	for _, c := range t.Children {
+		c.render(b, indent+"  ")
+	}
+}
+
+var treeOperationNames = [...]string{
+	TreeLeaf: "leaf", TreeUnion: "union", TreeIntersection: "intersection", TreeExclusion: "exclusion",
+}
+
+// String returns the operation in lower case.
+func (o TreeOperation) String() string {
+	if int(o) < len(treeOperationNames) && treeOperationNames[o] != "" {
+		return treeOperationNames[o]
+	}
+	return "none"
+}

@@ -1,0 +1,367 @@
+package engine
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
+)
+
+// A program is a schema bound to the numbers of a store: every name of the
+// schema is a pointer, every relation knows the shapes it stores. It is made
+// once for each version of a schema and then only read.
+type program struct {
+	schema  *schema.Schema
+	version graph.SchemaVersion
+	types   map[string]*objectType
+	// names holds every relation and permission; names[i].index == i.
+	names []*name
+	// caveats is the schema's caveats by the number tuples carry.
+	caveats map[graph.CaveatNumber]*schema.Caveat
+	// direct lists, for the shape of a plain subject, the relations that store
+	// it; selves the names of its type whose rewrite holds the object itself.
+	// They are where LookupResources starts.
+	direct map[graph.Shape][]*name
+	selves map[graph.Shape][]*name
+}
+
+// An objectType is a definition of the schema.
+type objectType struct {
+	name  string
+	shape graph.Shape // of its plain subjects
+	names map[string]*name
+}
+
+// A name is a relation or permission of a type: with an object it is what the
+// evaluator evaluates.
+type name struct {
+	index   uint32
+	typ     *objectType
+	name    string
+	shape   graph.Shape // of its usersets; zero for hidden names
+	rewrite *operation
+	// stored lists what tuples of a relation hold; nil for a permission.
+	stored []storedShape
+	// relation says that the schema declares a relation, which tuples store.
+	relation bool
+	// feeds lists where a subject of this name becomes a subject of another:
+	// the edges that LookupResources walks.
+	feeds []feed
+}
+
+// A storedShape is one shape of subject that a relation stores.
+type storedShape struct {
+	typ   *objectType
+	shape graph.Shape
+	// userset is the name whose subjects the tuple includes; nil for a plain
+	// subject.
+	userset *name
+	// concrete and wildcard say which of id and "*" the schema allows; both
+	// only for plain subjects.
+	concrete, wildcard bool
+}
+
+// An operation is a node of a compiled rewrite.
+type operation struct {
+	kind     TraceKind
+	children []*operation
+	// name is the relation itself of a tuple operation (This), the target of a
+	// name operation (Computed), and the walked relation of an arrow.
+	name *name
+	// typ is the type whose rewrite this is, for the leaf self.
+	typ *objectType
+	// all marks an intersection arrow.
+	all bool
+	// targets holds, for an arrow, what is asked of the objects reached: one
+	// entry for each shape the relation stores. Its name is nil where the type
+	// has none.
+	targets []arrowTarget
+	text    string
+}
+
+type arrowTarget struct {
+	shape graph.Shape
+	typ   *objectType
+	name  *name
+}
+
+// A feed says how holders of one name come to hold another.
+type feed struct {
+	to *name
+	// via is the relation whose tuples lead from the object of the first name,
+	// in the subject shape `shape`, to the object of the second; nil when both
+	// are names of the same object.
+	via   *name
+	shape graph.Shape
+}
+
+func compileProgram(s *schema.Schema, version graph.SchemaVersion, snapshot *graph.Snapshot) (*program, error) {
+	p := &program{
+		schema: s, version: version,
+		types:   make(map[string]*objectType, len(s.Definitions)),
+		caveats: make(map[graph.CaveatNumber]*schema.Caveat, len(s.Caveats)),
+		direct:  make(map[graph.Shape][]*name),
+		selves:  make(map[graph.Shape][]*name),
+	}
+	for _, c := range s.Caveats {
+		number := snapshot.Caveat(c.Name)
+		if number == 0 {
+			return nil, fmt.Errorf("engine: caveat %q of schema version %d has no number", c.Name, version.Revision)
+		}
+		p.caveats[number] = c
+	}
+	for _, d := range s.Definitions {
+		t := &objectType{name: d.Name, shape: snapshot.Shape(d.Name, ""), names: map[string]*name{}}
+		if t.shape == 0 {
+			return nil, fmt.Errorf("engine: type %q of schema version %d has no number", d.Name, version.Revision)
+		}
+		p.types[d.Name] = t
+		add := func(n string, relation bool) {
+			x := &name{
+				index: uint32(len(p.names)), typ: t, name: n, relation: relation,
+				shape: snapshot.Shape(d.Name, n),
+			}
+			p.names = append(p.names, x)
+			t.names[n] = x
+		}
+		for _, r := range d.Relations {
+			add(r.Name, true)
+		}
+		for _, m := range d.Permissions {
+			add(m.Name, false)
+		}
+		for _, m := range d.Hidden {
+			add(m.Name, false)
+		}
+	}
+	for _, d := range s.Definitions {
+		t := p.types[d.Name]
+		for _, r := range d.Relations {
+			if err := p.store(t.names[r.Name], r.Allowed); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, n := range p.names {
+		rewrite := s.Definition(n.typ.name).Rewrite(n.name)
+		op, err := p.operation(n, rewrite)
+		if err != nil {
+			return nil, err
+		}
+		n.rewrite = op
+	}
+	for _, n := range p.names {
+		p.feed(n, n.rewrite)
+	}
+	return p, nil
+}
+
+// store fills in what a relation stores, one entry for each shape, plain shapes
+// first: those are answered by one look.
+func (p *program) store(n *name, allowed []schema.SubjectType) error {
+	for _, a := range allowed {
+		t := p.types[a.Type]
+		if t == nil {
+			return fmt.Errorf("engine: relation %s#%s allows unknown type %q", n.typ.name, n.name, a.Type)
+		}
+		shape, userset := t.shape, (*name)(nil)
+		if a.Relation != "" {
+			if userset = t.names[a.Relation]; userset == nil {
+				return fmt.Errorf("engine: relation %s#%s allows unknown userset %s#%s", n.typ.name, n.name, a.Type, a.Relation)
+			}
+			shape = userset.shape
+		}
+		i := slices.IndexFunc(n.stored, func(s storedShape) bool { return s.shape == shape })
+		if i < 0 {
+			i = len(n.stored)
+			n.stored = append(n.stored, storedShape{typ: t, shape: shape, userset: userset})
+		}
+		n.stored[i].wildcard = n.stored[i].wildcard || a.Wildcard
+		n.stored[i].concrete = n.stored[i].concrete || !a.Wildcard
+	}
+	slices.SortStableFunc(n.stored, func(a, b storedShape) int {
+		return cmp.Compare(btoi(a.userset != nil), btoi(b.userset != nil))
+	})
+	return nil
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// operation compiles one node of a rewrite of n. Children are ordered so that
+// what is answered by a look at stored tuples comes before what walks on;
+// reordering changes no answer, since all operands are evaluated or the value
+// is already certain.
+func (p *program) operation(n *name, rewrite schema.Rewrite) (*operation, error) {
+	op := &operation{typ: n.typ, text: schema.RewriteString(rewrite)}
+	var children []schema.Rewrite
+	switch r := rewrite.(type) {
+	case schema.This:
+		op.kind, op.name = TraceTuple, n
+	case schema.Computed:
+		op.kind, op.name = TraceName, n.typ.names[r.Name]
+		if op.name == nil {
+			return nil, fmt.Errorf("engine: %s#%s refers to unknown name %q", n.typ.name, n.name, r.Name)
+		}
+	case schema.Arrow:
+		op.kind, op.name, op.all = TraceArrow, n.typ.names[r.Relation], r.All
+		if op.name == nil {
+			return nil, fmt.Errorf("engine: %s#%s walks unknown relation %q", n.typ.name, n.name, r.Relation)
+		}
+		for _, s := range op.name.stored {
+			if s.concrete {
+				op.targets = append(op.targets, arrowTarget{s.shape, s.typ, s.typ.names[r.Name]})
+			}
+		}
+	case schema.Union:
+		op.kind, children = TraceUnion, r.Children
+	case schema.Intersection:
+		op.kind, children = TraceIntersection, r.Children
+	case schema.Exclusion:
+		op.kind, children = TraceExclusion, []schema.Rewrite{r.Base, r.Subtracted}
+	case schema.Nil:
+		op.kind = TraceNil
+	case schema.Self:
+		op.kind = TraceSelf
+	default:
+		return nil, fmt.Errorf("engine: %s#%s has an unknown rewrite %T", n.typ.name, n.name, rewrite)
+	}
+	for _, c := range children {
+		child, err := p.operation(n, c)
+		if err != nil {
+			return nil, err
+		}
+		op.children = append(op.children, child)
+	}
+	if op.kind == TraceUnion || op.kind == TraceIntersection {
+		slices.SortStableFunc(op.children, func(a, b *operation) int { return cmp.Compare(a.cost(), b.cost()) })
+	}
+	return op, nil
+}
+
+// cost ranks operations by what they may have to look at.
+func (o *operation) cost() int {
+	switch o.kind {
+	case TraceNil, TraceSelf:
+		return 0
+	case TraceTuple:
+		return o.name.storedCost()
+	case TraceName:
+		if o.name.relation {
+			return o.name.storedCost()
+		}
+		return 3
+	}
+	return 4
+}
+
+func (n *name) storedCost() int {
+	for _, s := range n.stored {
+		if s.userset != nil {
+			return 2
+		}
+	}
+	return 1
+}
+
+// feed enters, at each name that op draws its subjects from, that they come to
+// n. It names at least every way in which a subject can come to hold n; a
+// subject that arrives may still lack it (the other operands of an
+// intersection, what an exclusion takes away), so what LookupResources finds
+// this way is checked.
+func (p *program) feed(n *name, op *operation) {
+	switch op.kind {
+	case TraceTuple:
+		for _, s := range op.name.stored {
+			if s.userset != nil {
+				s.userset.addFeed(feed{to: n, via: op.name, shape: s.shape})
+			} else {
+				p.direct[s.shape] = append(p.direct[s.shape], n)
+			}
+		}
+	case TraceName:
+		op.name.addFeed(feed{to: n})
+	case TraceArrow:
+		for _, t := range op.targets {
+			if t.name != nil {
+				t.name.addFeed(feed{to: n, via: op.name, shape: t.shape})
+			}
+		}
+	case TraceUnion:
+		for _, c := range op.children {
+			p.feed(n, c)
+		}
+	case TraceIntersection:
+		// One operand is enough, since a subject must come through all.
+		p.feed(n, op.children[0])
+	case TraceExclusion:
+		p.feed(n, op.children[0])
+	case TraceSelf:
+		if selves := p.selves[n.typ.shape]; !slices.Contains(selves, n) {
+			p.selves[n.typ.shape] = append(selves, n)
+		}
+	}
+}
+
+func (n *name) addFeed(f feed) {
+	if !slices.Contains(n.feeds, f) {
+		n.feeds = append(n.feeds, f)
+	}
+}
+
+// lookup finds a name or says why there is none.
+func (p *program) lookup(field, typ, n string) (*name, error) {
+	t := p.types[typ]
+	if t == nil {
+		return nil, p.unknownType(field, typ)
+	}
+	if x := t.names[n]; x != nil && x.shape != 0 {
+		return x, nil
+	}
+	return nil, p.unknownName(field, typ, n)
+}
+
+func (p *program) unknownType(field, typ string) *Refusal {
+	r := refuse(UnknownType, field, "the schema has no definition %q", typ).with("type", typ)
+	names := make([]string, 0, len(p.types))
+	for t := range p.types {
+		names = append(names, t)
+	}
+	return r.suggest(typ, names)
+}
+
+func (p *program) unknownName(field, typ, n string) *Refusal {
+	r := refuse(UnknownName, field, "definition %q has no relation or permission %q", typ, n).with("type", typ).with("name", n)
+	d := p.schema.Definition(typ)
+	var names []string
+	for _, x := range d.Relations {
+		names = append(names, x.Name)
+	}
+	for _, x := range d.Permissions {
+		names = append(names, x.Name)
+	}
+	return r.suggest(n, names)
+}
+
+func (p *program) unknownCaveat(field, caveat string) *Refusal {
+	var names []string
+	for _, c := range p.schema.Caveats {
+		names = append(names, c.Name)
+	}
+	return refuse(UnknownCaveat, field, "the schema has no caveat %q", caveat).with("caveat", caveat).suggest(caveat, names)
+}
+
+// suggest adds the name nearest to what was given, if one is near.
+func (r *Refusal) suggest(given string, names []string) *Refusal {
+	if s := schema.Nearest(given, names); s != "" {
+		r.Message += fmt.Sprintf("; did you mean %q?", s)
+		r.with("suggestion", s)
+	}
+	return r
+}

@@ -1,0 +1,115 @@
+package engine
+
+import "fmt"
+
+// A Reason says why the engine refused a question or a mutation. The list is
+// closed: the wire maps every one of them to a code of its own.
+type Reason uint8
+
+// The reasons, in groups: names, tuples, mutations, schemas, questions.
+const (
+	// NoSchema: the store has no schema (at that revision).
+	NoSchema Reason = iota + 1
+	// UnknownType: no definition of that name.
+	UnknownType
+	// UnknownName: the type has no relation or permission of that name.
+	UnknownName
+	// UnknownCaveat: no caveat of that name.
+	UnknownCaveat
+	// NotARelation: a tuple names a permission, which stores nothing.
+	NotARelation
+	// SubjectNotAllowed: the relation does not allow a subject of that shape,
+	// with that caveat, with or without expiration.
+	SubjectNotAllowed
+	// ContextInvalid: a caveat's context names an undeclared parameter or has a
+	// value of the wrong type.
+	ContextInvalid
+	// Malformed: a name, id or other field breaks the rules for its form.
+	Malformed
+	// DuplicateUpdate: one mutation names the same edge twice.
+	DuplicateUpdate
+	// AlreadyExists: Create found the edge.
+	AlreadyExists
+	// PreconditionFailed: a precondition does not hold.
+	PreconditionFailed
+	// TooManyMatches: a delete without AllowPartial matched more than its limit.
+	TooManyMatches
+	// SchemaSyntax: the schema does not parse.
+	SchemaSyntax
+	// SchemaType: the schema parses and does not hold together.
+	SchemaType
+	// SchemaData: stored tuples would not fit the new schema.
+	SchemaData
+	// WildcardSubject: a wildcard where a concrete subject is asked about.
+	WildcardSubject
+	// CaveatFailed: a caveat that decides the answer could not be evaluated.
+	CaveatFailed
+	// BudgetExceeded: the question needs more steps or memory than its budget.
+	BudgetExceeded
+	// CursorInvalid: the cursor is not one of this question's.
+	CursorInvalid
+	// AlreadyInitialized: Init on a cluster that has an identity.
+	AlreadyInitialized
+)
+
+var reasonNames = [...]string{
+	NoSchema: "NO_SCHEMA", UnknownType: "UNKNOWN_TYPE", UnknownName: "UNKNOWN_NAME", UnknownCaveat: "UNKNOWN_CAVEAT",
+	NotARelation: "NOT_A_RELATION", SubjectNotAllowed: "SUBJECT_NOT_ALLOWED", ContextInvalid: "CONTEXT_INVALID",
+	Malformed: "MALFORMED", DuplicateUpdate: "DUPLICATE_UPDATE", AlreadyExists: "ALREADY_EXISTS",
+	PreconditionFailed: "PRECONDITION_FAILED", TooManyMatches: "TOO_MANY_MATCHES", SchemaSyntax: "SCHEMA_SYNTAX",
+	SchemaType: "SCHEMA_TYPE", SchemaData: "SCHEMA_DATA", WildcardSubject: "WILDCARD_SUBJECT",
+	CaveatFailed: "CAVEAT_FAILED", BudgetExceeded: "BUDGET_EXCEEDED", CursorInvalid: "CURSOR_INVALID",
+	AlreadyInitialized: "ALREADY_INITIALIZED",
+}
+
+// String returns the reason as it stands on the wire: UNKNOWN_TYPE.
+func (r Reason) String() string {
+	if int(r) < len(reasonNames) && reasonNames[r] != "" {
+		return reasonNames[r]
+	}
+	return fmt.Sprintf("REASON_%d", uint8(r))
+}
+
+// A Refusal is the engine's no to a question or a mutation that cannot be
+// answered or applied as asked. It is a result, the same on every node, not a
+// fault of the node. Errors of other types that the engine returns are faults
+// (a damaged disk) or the caller's own deadline.
+type Refusal struct {
+	Reason Reason
+	// Field names the part of the request at fault, as "updates[3].tuple";
+	// empty when the request as a whole is.
+	Field string
+	// Message says in a sentence what was given, what was wrong and what is
+	// allowed.
+	Message string
+	// Metadata holds the parts of the message a program may want: "type",
+	// "name", "suggestion", "tuple". It may be nil.
+	Metadata map[string]string
+	// Cause is the error beneath (*schema.ContextError, schema.Errors); nil
+	// when there is none.
+	Cause error
+}
+
+// Error returns the message, with the field before it.
+func (r *Refusal) Error() string {
+	if r.Field != "" {
+		return r.Field + ": " + r.Message
+	}
+	return r.Message
+}
+
+// Unwrap returns the cause.
+func (r *Refusal) Unwrap() error { return r.Cause }
+
+func refuse(reason Reason, field, format string, args ...any) *Refusal {
+	return &Refusal{Reason: reason, Field: field, Message: fmt.Sprintf(format, args...)}
+}
+
+// with adds one pair of metadata.
+func (r *Refusal) with(key, value string) *Refusal {
+	if r.Metadata == nil {
+		r.Metadata = make(map[string]string, 4)
+	}
+	r.Metadata[key] = value
+	return r
+}

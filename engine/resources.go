@@ -1,0 +1,169 @@
+package engine
+
+import (
+	"context"
+	"slices"
+
+	"github.com/pembadb/pemba/graph"
+)
+
+// LookupResources yields the objects of a type on which a subject has a name,
+// in order of their numbers: exactly those that Check allows or makes
+// conditional. The order and the positions are the same on every node. An error
+// of yield ends the lookup and is returned.
+//
+// It walks backwards from the subject along everything that could lead to the
+// name, and checks what it arrives at. The checks share one walk, so that a
+// group or folder on many ways is evaluated once.
+func (s *Snapshot) LookupResources(ctx context.Context, q LookupResources, yield func(Resource) error) error {
+	n, err := s.name("permission", q.Type, q.Name)
+	if err != nil {
+		return err
+	}
+	subject, err := s.subject("subject", q.Subject)
+	if err != nil {
+		return err
+	}
+	w := checkWalks.Get().(*checkWalk)
+	defer w.release()
+	w.begin(s.question(ctx, q.Budget), checkAlgebra{})
+	w.question.context = q.Context
+	w.algebra = checkAlgebra{w: w, subject: subject}
+
+	candidates, err := w.candidates(n)
+	if err != nil {
+		return err
+	}
+	given := 0
+	for _, object := range candidates {
+		position := Position(object) + 1
+		if position <= q.After {
+			continue
+		}
+		v, err := w.evaluate(n, object)
+		if err != nil {
+			return err
+		}
+		if w.fault != nil && v.low.truth != v.high.truth {
+			return w.fault
+		}
+		verdict := v.verdict()
+		if verdict.Decision == Denied {
+			continue
+		}
+		id, err := s.graph.ID(q.Type, object)
+		if err != nil {
+			return err
+		}
+		err = yield(Resource{Object: graph.Object{Type: q.Type, ID: id}, Position: position, Verdict: verdict})
+		if err != nil {
+			return err
+		}
+		if given++; q.Limit > 0 && given >= q.Limit {
+			return nil
+		}
+	}
+	return nil
+}
+
+// candidates finds the objects on which the walk's subject may have n, sorted.
+func (w *checkWalk) candidates(n *name) ([]graph.Number, error) {
+	subject := w.algebra.subject
+	leads := leadingTo(w.program, n)
+	var (
+		seen    index
+		queue   []place
+		results []graph.Number
+	)
+	seen.reset()
+	arrive := func(to *name, object graph.Number) error {
+		if !leads[to.index] {
+			return nil
+		}
+		key := uint64(to.index)<<40 | uint64(object)
+		if _, found := seen.find(key); found {
+			return nil
+		}
+		seen.insert(key, 0)
+		queue = append(queue, place{to, object})
+		if to == n {
+			results = append(results, object)
+		}
+		return w.hold(cellBytes)
+	}
+	follow := func(to, via *name, shape graph.Shape, number graph.Number) error {
+		if !leads[to.index] {
+			return nil
+		}
+		return w.eachEdge(func(dst []graph.Edge, from graph.Number) ([]graph.Edge, error) {
+			return w.graph.Objects(dst, shape, number, via.shape, from, edgesChunk)
+		}, func(e graph.Edge) (bool, error) { return true, arrive(to, e.Number) })
+	}
+
+	if subject.plain {
+		for _, to := range w.program.direct[subject.shape] {
+			if err := follow(to, to, subject.shape, subject.number); err != nil {
+				return nil, err
+			}
+			if err := follow(to, to, subject.shape, graph.WildcardNumber); err != nil {
+				return nil, err
+			}
+		}
+		for _, to := range w.program.selves[subject.shape] {
+			if err := arrive(to, subject.number); err != nil {
+				return nil, err
+			}
+		}
+	} else {
+		for _, to := range w.program.names {
+			if to.shape == subject.shape {
+				if err := arrive(to, subject.number); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	for len(queue) > 0 {
+		at := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		if err := w.step(); err != nil {
+			return nil, err
+		}
+		for _, f := range at.name.feeds {
+			var err error
+			if f.via == nil {
+				err = arrive(f.to, at.object)
+			} else {
+				err = follow(f.to, f.via, f.shape, at.object)
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	slices.Sort(results)
+	return results, nil
+}
+
+// leadingTo marks, by index, the names from which feeds lead to n.
+func leadingTo(p *program, n *name) []bool {
+	sources := make([][]*name, len(p.names))
+	for _, from := range p.names {
+		for _, f := range from.feeds {
+			sources[f.to.index] = append(sources[f.to.index], from)
+		}
+	}
+	leads := make([]bool, len(p.names))
+	leads[n.index] = true
+	for queue := []*name{n}; len(queue) > 0; {
+		to := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		for _, from := range sources[to.index] {
+			if !leads[from.index] {
+				leads[from.index] = true
+				queue = append(queue, from)
+			}
+		}
+	}
+	return leads
+}

@@ -1,0 +1,389 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/pembadb/pemba/graph"
+)
+
+// LookupSubjects yields the subjects of one shape that have a name on an
+// object, in order of their numbers, the wildcard first. What it yields is
+// exactly what Check would say: a subject is allowed (or conditional) if it is
+// yielded so, or if the wildcard is and does not exclude it. The order and the
+// positions are the same on every node. An error of yield ends the lookup and
+// is returned.
+func (s *Snapshot) LookupSubjects(ctx context.Context, q LookupSubjects, yield func(FoundSubject) error) error {
+	p, err := s.program()
+	if err != nil {
+		return err
+	}
+	n, err := p.lookup("permission", q.Object.Type, q.Name)
+	if err != nil {
+		return err
+	}
+	t := p.types[q.SubjectType]
+	if t == nil {
+		return p.unknownType("subject_type", q.SubjectType)
+	}
+	target := subjectShape{shape: t.shape, plain: true}
+	if q.SubjectRelation != "" {
+		userset, err := p.lookup("subject_relation", q.SubjectType, q.SubjectRelation)
+		if err != nil {
+			return err
+		}
+		target = subjectShape{shape: userset.shape}
+	}
+	object, err := s.graph.Number(q.Object.Type, q.Object.ID)
+	if err != nil {
+		return err
+	}
+	if object == graph.WildcardNumber {
+		return refuse(WildcardSubject, "object.id", "a wildcard is no object to ask about; name one")
+	}
+	w := new(subjectsWalk)
+	w.begin(s.question(ctx, q.Budget), subjectsAlgebra{})
+	w.question.context = q.Context
+	w.algebra = subjectsAlgebra{w: w, target: target}
+	set, err := w.evaluate(n, object)
+	if err != nil {
+		return err
+	}
+	return w.yield(q, set, yield)
+}
+
+// A subjectShape is the shape of the subjects that a lookup collects.
+type subjectShape struct {
+	shape graph.Shape
+	plain bool
+}
+
+// A subjectsWalk is the walk of LookupSubjects.
+type subjectsWalk struct{ walk[*subjectSet, subjectsAlgebra] }
+
+// A subjectSet is a value for every subject of one shape: for those in members
+// each its own, for all others what the wildcard gives.
+type subjectSet struct {
+	// rest is the value of every subject that is not in members. Always denied
+	// when usersets are collected, which no wildcard covers.
+	rest    value
+	members map[graph.Number]member
+}
+
+// A member is the value of one subject of a set, exactly what a check for it
+// alone computes. Beside it stands how the subject came to it, because the
+// answer lists who a path of tuples names and shows the wildcard with those it
+// does not cover. In truth, value = named or covered.
+type member struct {
+	value value
+	// named is the value by paths that name the subject itself.
+	named value
+	// covered is the value by the wildcard. It differs from the set's rest only
+	// where an exclusion or the other side of an intersection named the subject.
+	covered value
+	// cut says that an exclusion took something from covered.
+	cut bool
+}
+
+var (
+	emptySet     = &subjectSet{}
+	undefinedSet = &subjectSet{rest: undefined}
+)
+
+func (s *subjectSet) member(number graph.Number) member {
+	if m, ok := s.members[number]; ok {
+		return m
+	}
+	return member{value: s.rest, covered: s.rest}
+}
+
+// A subjectsAlgebra collects a value for every subject of a shape. All
+// operations work subject by subject, so that each of them gets what a check
+// for it alone would compute. Sets are not changed once made.
+type subjectsAlgebra struct {
+	w      *subjectsWalk
+	target subjectShape
+}
+
+// memberBytes is the estimate of what a member of a set takes.
+const memberBytes = 256
+
+func (subjectsAlgebra) denied() *subjectSet    { return emptySet }
+func (subjectsAlgebra) undefined() *subjectSet { return undefinedSet }
+
+// combine makes a set subject by subject.
+func (a subjectsAlgebra) combine(s, t *subjectSet, rest value, f func(m, n member) member) *subjectSet {
+	set := &subjectSet{rest: rest, members: make(map[graph.Number]member, max(len(s.members), len(t.members)))}
+	for number, m := range s.members {
+		set.members[number] = f(m, t.member(number))
+	}
+	for number, n := range t.members {
+		if _, done := s.members[number]; !done {
+			set.members[number] = f(s.member(number), n)
+		}
+	}
+	a.w.grown(len(set.members))
+	return set
+}
+
+// grown accounts for a set made. The walk finds out at its next step whether
+// that was too much.
+func (q *question) grown(members int) {
+	q.steps += members
+	q.memory += int64(members) * memberBytes
+}
+
+func (a subjectsAlgebra) or(s, t *subjectSet) *subjectSet {
+	switch {
+	case t == emptySet:
+		return s
+	case s == emptySet:
+		return t
+	}
+	return a.combine(s, t, s.rest.or(t.rest), func(m, n member) member {
+		return member{
+			value: m.value.or(n.value),
+			named: m.named.or(n.named), covered: m.covered.or(n.covered), cut: m.cut || n.cut,
+		}
+	})
+}
+
+func (a subjectsAlgebra) and(s, t *subjectSet) *subjectSet {
+	if s == emptySet || t == emptySet {
+		return emptySet
+	}
+	return a.combine(s, t, s.rest.and(t.rest), func(m, n member) member {
+		return member{
+			value:   m.value.and(n.value),
+			named:   m.named.and(n.value).or(m.value.and(n.named)),
+			covered: m.covered.and(n.covered),
+			cut:     m.cut || n.cut,
+		}
+	})
+}
+
+func (a subjectsAlgebra) except(s, t *subjectSet) *subjectSet {
+	if s == emptySet || t == emptySet {
+		return s
+	}
+	return a.combine(s, t, s.rest.except(t.rest), func(m, n member) member {
+		gone := n.value
+		x := member{
+			value:   m.value.except(gone),
+			named:   m.named.except(gone),
+			covered: m.covered.except(gone),
+			cut:     m.cut || !gone.isDenied(),
+		}
+		// Where the wildcard itself is taken away, the subjects that were
+		// spared have only their name left to stand in the answer.
+		if spared := x.covered; t.rest.high.truth != no {
+			x.named.low = x.named.low.or(spared.low)
+			if t.rest.low.truth != no {
+				x.named.high = x.named.high.or(spared.high)
+			}
+		}
+		return x
+	})
+}
+
+func (a subjectsAlgebra) guard(c value, s *subjectSet) *subjectSet {
+	if c.isAllowed() {
+		return s
+	}
+	return a.combine(s, emptySet, c.and(s.rest), func(m, _ member) member {
+		return member{value: c.and(m.value), named: c.and(m.named), covered: c.and(m.covered), cut: m.cut}
+	})
+}
+
+// isAllowed is never true: however many subjects a set holds, another branch
+// may name one more.
+func (subjectsAlgebra) isAllowed(*subjectSet) bool { return false }
+
+func (subjectsAlgebra) isDenied(s *subjectSet) bool {
+	return s.all(func(v value) bool { return v.isDenied() })
+}
+
+func (subjectsAlgebra) isSettled(s *subjectSet) bool {
+	return s.all(func(v value) bool { return v.isSettled() })
+}
+
+func (s *subjectSet) all(f func(value) bool) bool {
+	if !f(s.rest) {
+		return false
+	}
+	for _, m := range s.members {
+		if !f(m.value) || !f(m.named) || !f(m.covered) {
+			return false
+		}
+	}
+	return true
+}
+
+func (subjectsAlgebra) equal(s, t *subjectSet) bool {
+	if !s.rest.equal(t.rest) {
+		return false
+	}
+	same := func(m, n member) bool {
+		return m.value.equal(n.value) && m.named.equal(n.named) && m.covered.equal(n.covered) && m.cut == n.cut
+	}
+	for number, m := range s.members {
+		if !same(m, t.member(number)) {
+			return false
+		}
+	}
+	for number, n := range t.members {
+		if !same(s.member(number), n) {
+			return false
+		}
+	}
+	return true
+}
+
+func (a subjectsAlgebra) splice(low, high *subjectSet) *subjectSet {
+	return a.combine(low, high, value{low.rest.low, high.rest.high}, func(m, n member) member {
+		return member{
+			value:   value{m.value.low, n.value.high},
+			named:   value{m.named.low, n.named.high},
+			covered: value{m.covered.low, n.covered.high},
+		}
+	})
+}
+
+func (a subjectsAlgebra) bare(s *subjectSet) *subjectSet {
+	return a.combine(s, emptySet, s.rest.bare(), func(m, _ member) member {
+		return member{value: m.value.bare(), named: m.named.bare(), covered: m.covered.bare()}
+	})
+}
+
+func (a subjectsAlgebra) reflexive(n *name, object graph.Number) *subjectSet {
+	if a.target.plain || n.shape != a.target.shape {
+		return emptySet
+	}
+	return &subjectSet{members: map[graph.Number]member{object: {value: allowed, named: allowed}}}
+}
+
+func (a subjectsAlgebra) self(typ *objectType, object graph.Number) *subjectSet {
+	if !a.target.plain || typ.shape != a.target.shape {
+		return emptySet
+	}
+	return &subjectSet{members: map[graph.Number]member{object: {value: allowed, named: allowed}}}
+}
+
+func (a subjectsAlgebra) direct(n *name, object graph.Number) (*subjectSet, error) {
+	for i := range n.stored {
+		s := &n.stored[i]
+		if s.shape != a.target.shape {
+			continue
+		}
+		set := &subjectSet{members: make(map[graph.Number]member)}
+		if s.wildcard && a.target.plain {
+			e, found, err := a.w.graph.Find(n.shape, object, s.shape, graph.WildcardNumber)
+			if err != nil {
+				return emptySet, err
+			}
+			if found {
+				if set.rest, err = a.w.condition(e); err != nil {
+					return emptySet, err
+				}
+			}
+		}
+		if s.concrete {
+			err := a.w.each(n, object, s.shape, func(e graph.Edge) (bool, error) {
+				v, err := a.w.condition(e)
+				if err == nil && !v.isDenied() {
+					set.members[e.Number] = member{value: v.or(set.rest), named: v, covered: set.rest}
+					err = a.w.hold(memberBytes)
+				}
+				return true, err
+			})
+			if err != nil {
+				return emptySet, err
+			}
+		}
+		return set, nil
+	}
+	return emptySet, nil
+}
+
+// yield gives the results of a finished walk.
+func (w *subjectsWalk) yield(q LookupSubjects, set *subjectSet, yield func(FoundSubject) error) error {
+	hangs := func(v value) error {
+		if w.fault != nil && v.low.truth != v.high.truth {
+			return w.fault
+		}
+		return nil
+	}
+	numbers := make([]graph.Number, 0, len(set.members))
+	for number := range set.members {
+		numbers = append(numbers, number)
+	}
+	slices.Sort(numbers)
+	given := 0
+	give := func(f FoundSubject) error {
+		if f.Position <= q.After || q.Limit > 0 && given >= q.Limit {
+			return nil
+		}
+		given++
+		return yield(f)
+	}
+	subject := func(number graph.Number) (graph.Subject, error) {
+		id, err := w.graph.ID(q.SubjectType, number)
+		return graph.Subject{Object: graph.Object{Type: q.SubjectType, ID: id}, Relation: q.SubjectRelation}, err
+	}
+
+	if err := hangs(set.rest); err != nil {
+		return err
+	}
+	if v := set.rest.verdict(); v.Decision != Denied {
+		found := FoundSubject{
+			Subject:  graph.Subject{Object: graph.Object{Type: q.SubjectType, ID: graph.Wildcard}},
+			Position: Position(graph.WildcardNumber) + 1, Verdict: v,
+		}
+		for _, number := range numbers {
+			out := set.members[number].excluded()
+			if out.Decision == Denied {
+				continue
+			}
+			s, err := subject(number)
+			if err != nil {
+				return err
+			}
+			found.Excluded = append(found.Excluded, ExcludedSubject{Subject: s, Verdict: out})
+		}
+		slices.SortFunc(found.Excluded, func(a, b ExcludedSubject) int { return cmp.Compare(a.Subject.ID, b.Subject.ID) })
+		if err := give(found); err != nil {
+			return err
+		}
+	}
+	for _, number := range numbers {
+		m := set.members[number]
+		if err := hangs(m.value); err != nil {
+			return err
+		}
+		if m.named.verdict().Decision == Denied {
+			continue
+		}
+		s, err := subject(number)
+		if err != nil {
+			return err
+		}
+		if err := give(FoundSubject{Subject: s, Position: Position(number) + 1, Verdict: m.value.verdict()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// excluded says how surely a wildcard in the answer does not hold for the
+// member: not at all where what is left of it is as good as whole.
+func (m member) excluded() Verdict {
+	covered := m.covered.verdict()
+	switch {
+	case !m.cut || covered.Decision == Allowed || m.value.verdict().Decision == Allowed:
+		return Verdict{Decision: Denied}
+	case covered.Decision == Denied:
+		return Verdict{Decision: Allowed}
+	}
+	return Verdict{Decision: Conditional, Missing: covered.Missing}
+}

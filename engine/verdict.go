@@ -1,0 +1,138 @@
+package engine
+
+import (
+	"slices"
+
+	"github.com/pembadb/pemba/schema"
+)
+
+// A truth is a value of the three-valued logic in which caveats are judged:
+// no < maybe < yes. Union is the maximum, intersection the minimum, negation
+// swaps no and yes.
+type truth uint8
+
+const (
+	no truth = iota
+	maybe
+	yes
+)
+
+func (t truth) not() truth { return yes - t }
+
+// missing names the caveat parameters that a maybe waits for, sorted, without
+// repeats. It is shared and never changed once made; nil when there is none.
+type missing []string
+
+func (m missing) union(n missing) missing {
+	if len(n) == 0 {
+		return m
+	}
+	if len(m) == 0 || slices.Equal(m, n) {
+		return n
+	}
+	both := make(missing, 0, len(m)+len(n))
+	both = append(append(both, m...), n...)
+	slices.Sort(both)
+	return slices.Compact(both)
+}
+
+// A bound is a truth with what is missing to say more.
+// Invariant: len(missing) > 0 only if truth == maybe.
+type bound struct {
+	truth   truth
+	missing missing
+}
+
+func (b bound) or(c bound) bound {
+	switch {
+	case b.truth == yes || c.truth == no:
+		return b
+	case c.truth == yes || b.truth == no:
+		return c
+	}
+	return bound{maybe, b.missing.union(c.missing)}
+}
+
+func (b bound) and(c bound) bound {
+	switch {
+	case b.truth == no || c.truth == yes:
+		return b
+	case c.truth == no || b.truth == yes:
+		return c
+	}
+	return bound{maybe, b.missing.union(c.missing)}
+}
+
+func (b bound) not() bound { return bound{b.truth.not(), b.missing} }
+
+func (b bound) equal(c bound) bool {
+	return b.truth == c.truth && slices.Equal(b.missing, c.missing)
+}
+
+// A value is what the evaluator knows of one name of one object for one
+// subject: low is what holds at least, high what holds at most. They differ
+// only where the data has a cycle. While a cycle is open, everything between no
+// and yes is possible; when it is solved, low < high is left exactly where a
+// cycle runs through the subtracted side of an exclusion, which the
+// well-founded model calls undefined. The answer to a question is low: what is
+// undefined is denied.
+//
+// Exclusion takes its low from the high of what it subtracts and the other way
+// round, which is what keeps an undefined name from ever turning into allowed,
+// on either side of any number of exclusions.
+type value struct {
+	low, high bound
+}
+
+var (
+	denied    = value{}
+	allowed   = value{low: bound{truth: yes}, high: bound{truth: yes}}
+	undefined = value{high: bound{truth: yes}}
+)
+
+func conditional(m missing) value {
+	b := bound{maybe, m}
+	return value{b, b}
+}
+
+// isAllowed and isDenied say that nothing can change the value any more.
+func (v value) isAllowed() bool { return v.low.truth == yes && v.high.truth == yes }
+func (v value) isDenied() bool  { return v.low.truth == no && v.high.truth == no }
+
+// isSettled says that the value is no or yes whatever comes of the names that
+// are still open. A maybe is never settled while names are open, even where low
+// and high agree: an open name counts as yes in the high, and so hides what it
+// may turn out to wait for.
+func (v value) isSettled() bool { return v.isAllowed() || v.isDenied() }
+
+func (v value) or(w value) value     { return value{v.low.or(w.low), v.high.or(w.high)} }
+func (v value) and(w value) value    { return value{v.low.and(w.low), v.high.and(w.high)} }
+func (v value) except(w value) value { return value{v.low.and(w.high.not()), v.high.and(w.low.not())} }
+func (v value) equal(w value) bool   { return v.low.equal(w.low) && v.high.equal(w.high) }
+
+// bare drops the missing parameters.
+func (v value) bare() value {
+	return value{bound{truth: v.low.truth}, bound{truth: v.high.truth}}
+}
+
+// verdict gives the answer.
+func (v value) verdict() Verdict {
+	switch v.low.truth {
+	case yes:
+		return Verdict{Decision: Allowed}
+	case maybe:
+		return Verdict{Decision: Conditional, Missing: v.low.missing}
+	}
+	return Verdict{Decision: Denied}
+}
+
+// valueOf converts the result of a caveat.
+func valueOf(r schema.Result) value {
+	switch r.Truth {
+	case schema.True:
+		return allowed
+	case schema.Unknown:
+		return conditional(missing(r.Missing))
+	}
+	return denied
+}

@@ -1,0 +1,585 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
+)
+
+// An algebra is what a walk computes with. The walk knows the shape of rewrites
+// and of the graph; the algebra knows what is collected on the way: for a check
+// one value for one subject, for LookupSubjects a value for every subject.
+//
+// Union and intersection are commutative and associative, and monotone in both
+// bounds of a value; exclusion is monotone in its base and swaps the bounds of
+// what it subtracts.
+type algebra[V any] interface {
+	// denied is the value of a name that nobody has, undefined that of a name
+	// that is being evaluated further up.
+	denied() V
+	undefined() V
+
+	// direct is the value of the tuples stored on n of object for plain
+	// subjects, and for usersets taken as subjects themselves.
+	direct(n *name, object graph.Number) (V, error)
+	// reflexive is the value of n#object for itself as a subject: a userset is
+	// a member of itself.
+	reflexive(n *name, object graph.Number) V
+	// self is the value of the leaf self.
+	self(typ *objectType, object graph.Number) V
+
+	or(a, b V) V
+	and(a, b V) V
+	except(a, b V) V
+	// guard is v where the condition holds.
+	guard(condition value, v V) V
+
+	// isAllowed and isDenied say that v can change no more by union or by
+	// intersection; isSettled says that v is the same whatever comes of the
+	// names that are open.
+	isAllowed(v V) bool
+	isDenied(v V) bool
+	isSettled(v V) bool
+
+	equal(a, b V) bool
+	// splice takes the low of one value and the high of another, bare drops the
+	// missing parameters of both.
+	splice(low, high V) V
+	bare(v V) V
+}
+
+// A walk evaluates names of objects over one snapshot for one question. It is
+// the one evaluator: Check, both lookups and Apply differ only in the algebra
+// they hand it.
+//
+// # Cycles
+//
+// The meaning of a question is the well-founded model of the equations "name of
+// object = its rewrite". Without cycles in the data that is plain recursion.
+// With them it is Tarjan's search for strongly connected components, with one
+// twist that keeps the common case cheap:
+//
+//   - A name that is open further up is taken as undefined: low no, high yes.
+//     Whatever is settled in spite of that is what it is in the well-founded
+//     model (undefined is the least knowledge, and all operations
+//     are monotone in knowledge), and is final at once, also for everyone else.
+//   - A name that is not settled and has reached a name further up
+//     is provisional: it stays on the stack, and its value is used only while
+//     the names it depends on are open.
+//   - If the uppermost name of such a component is settled, the rest of the
+//     component is forgotten; whoever asks again finds it closed.
+//   - Otherwise the component is solved: its low and high are found by the
+//     alternating fixpoint of Van Gelder (the high is the least fixpoint when
+//     exclusions read the low, the low is the least fixpoint when they read the
+//     high, until neither moves).
+//
+// A component of n names is solved in at most O(n) alternations of at most O(n)
+// rounds; nothing is exponential, whatever the shape of the data.
+type walk[V any, A algebra[V]] struct {
+	*question
+	algebra A
+
+	cells []cell[V]
+	// table finds the cell of a name and object; stack holds the cells that are
+	// open or provisional, in the order they were opened.
+	table index
+	stack []int32
+	// low is the lowest position on the stack that the name being evaluated has
+	// reached so far.
+	low   int32
+	depth int64
+	// solving is set while a component is solved: then no name may be opened.
+	solving bool
+}
+
+// A cell is what the walk knows of one name of one object.
+type cell[V any] struct {
+	name   *name
+	object graph.Number
+	value  V
+	// position is the cell's place on the stack and low the lowest place it
+	// depends on. Invariant, while open or provisional: 0 <= low <= position <
+	// len(stack).
+	position int32
+	low      int32
+	state    cellState
+	// reached says that the cell was asked for while it was open or
+	// provisional.
+	reached bool
+}
+
+type cellState uint8
+
+const (
+	forgotten cellState = iota
+	open
+	provisional
+	final
+)
+
+// edgesChunk is how many edges are read at once: enough that reading costs
+// little beside what is done with an edge, few enough that a decision found
+// early has not read a wide set for nothing.
+const edgesChunk = 64
+
+// frameBytes is the estimate of the stack that one level of names takes, and
+// cellBytes that of a cell with its place in the table.
+const (
+	frameBytes = 2048
+	cellBytes  = 192
+)
+
+// A question is what every walk has, whatever its algebra.
+type question struct {
+	ctx      context.Context
+	program  *program
+	graph    *graph.Snapshot
+	context  schema.Context
+	steps    int
+	stepsMax int
+	memory   int64
+	// memoryMax bounds memory. Both maxima are 0 inside Apply, where nothing is
+	// ever cut short.
+	memoryMax int64
+	// cycles counts the components solved.
+	cycles int
+	// fault is the first caveat that could not be evaluated. Its value counts
+	// as undefined, so it is an error only if the answer hangs on it.
+	fault error
+	// trace is the node under which the walk writes; nil when nobody asked.
+	trace *Trace
+	// edges is scratch space; each level of a recursion uses what lies beyond
+	// its caller's.
+	edges []graph.Edge
+}
+
+// step counts one step and looks now and then whether anybody still waits.
+func (q *question) step() error {
+	q.steps++
+	if q.stepsMax > 0 && q.steps > q.stepsMax {
+		return refuse(BudgetExceeded, "", "the question needs more than its budget of %d steps", q.stepsMax).
+			with("budget_steps", fmt.Sprint(q.stepsMax))
+	}
+	if q.steps&255 == 0 {
+		return q.ctx.Err()
+	}
+	return nil
+}
+
+// hold counts memory that the walk takes (or gives back).
+func (q *question) hold(bytes int64) error {
+	q.memory += bytes
+	if q.memoryMax > 0 && q.memory > q.memoryMax {
+		return refuse(BudgetExceeded, "", "the question needs more than its budget of %d bytes of memory", q.memoryMax).
+			with("budget_memory_bytes", fmt.Sprint(q.memoryMax))
+	}
+	return nil
+}
+
+// condition evaluates the caveat of an edge.
+func (q *question) condition(e graph.Edge) (value, error) {
+	if e.Caveat == 0 {
+		return allowed, nil
+	}
+	caveat := q.program.caveats[e.Caveat]
+	if caveat == nil {
+		return denied, fmt.Errorf("engine: a tuple carries caveat %q, which the schema of revision %d does not declare",
+			q.graph.CaveatName(e.Caveat), q.program.version.Revision)
+	}
+	stored, err := decodeContext(e.Context)
+	if err != nil {
+		return denied, err
+	}
+	result, err := caveat.Eval(stored, q.context)
+	if err != nil {
+		var refusal *Refusal
+		if refusal, err = refuseContext("context", err); refusal == nil {
+			return denied, err
+		}
+		if q.fault == nil {
+			q.fault = refusal
+		}
+		q.traceNote(TraceCaveat, caveat.Name, undefined, refusal.Message)
+		return undefined, nil
+	}
+	v := valueOf(result)
+	q.traceNote(TraceCaveat, caveat.Name, v, caveat.Expression)
+	return v, nil
+}
+
+// evaluate gives the value of n of object, final.
+func (w *walk[V, A]) evaluate(n *name, object graph.Number) (V, error) {
+	w.low = 0
+	return w.nameOf(n, object)
+}
+
+// nameOf gives the value of n of object: final if its cell is, else as far as
+// it is known while the names it depends on are open.
+func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
+	if err := w.step(); err != nil {
+		return w.algebra.denied(), err
+	}
+	key := uint64(n.index)<<40 | uint64(object)
+	at, found := w.table.find(key)
+	if found {
+		c := &w.cells[at]
+		switch c.state {
+		case final:
+			w.traceSeen(n, object, c.value, "seen above")
+			return c.value, nil
+		case open, provisional:
+			c.reached = true
+			w.low = min(w.low, c.low)
+			if !w.solving {
+				w.traceSeen(n, object, c.value, "cycle")
+			}
+			return c.value, nil
+		}
+	} else {
+		at = int32(len(w.cells))
+		w.cells = append(w.cells, cell[V]{})
+		w.table.insert(key, at)
+		if err := w.hold(cellBytes); err != nil {
+			return w.algebra.denied(), err
+		}
+	}
+	if w.solving {
+		return w.algebra.denied(), fmt.Errorf("engine: solving a cycle opened %s#%s, which exploring it had not", n.typ.name, n.name)
+	}
+
+	position := int32(len(w.stack))
+	w.stack = append(w.stack, at)
+	w.cells[at] = cell[V]{
+		name: n, object: object, value: w.algebra.undefined(),
+		position: position, low: position, state: open,
+	}
+	if err := w.hold(frameBytes); err != nil {
+		return w.algebra.denied(), err
+	}
+	outer := w.low
+	w.low = position
+	parent := w.traceOpen(n, object)
+
+	v, err := w.body(n, object)
+	if err != nil {
+		return v, err
+	}
+	w.memory -= frameBytes
+	low := w.low
+	w.low = outer
+	c := &w.cells[at]
+	switch {
+	case w.algebra.isSettled(v), low == position && position == int32(len(w.stack))-1 && !c.reached:
+		c.value, c.state = v, final
+		w.forgetAbove(position)
+	case low < position:
+		c.value, c.low, c.state = v, low, provisional
+		w.low = min(outer, low)
+	default:
+		c.value = v
+		if err := w.solve(position); err != nil {
+			return v, err
+		}
+		v = w.cells[at].value
+		w.traceCycle()
+	}
+	w.traceClose(parent, v)
+	return v, nil
+}
+
+// body is the equation of a name: its rewrite, and itself.
+func (w *walk[V, A]) body(n *name, object graph.Number) (V, error) {
+	reflexive := w.algebra.reflexive(n, object)
+	if w.algebra.isAllowed(reflexive) {
+		w.traceText("a userset is a member of itself")
+		return reflexive, nil
+	}
+	v, err := w.operate(n.rewrite, object)
+	if err != nil {
+		return v, err
+	}
+	return w.algebra.or(reflexive, v), nil
+}
+
+// forgetAbove takes the cell at position and everything above it off the stack;
+// what lies above depends on it and on names further down, and is opened anew
+// if asked for again.
+func (w *walk[V, A]) forgetAbove(position int32) {
+	for _, at := range w.stack[position+1:] {
+		w.cells[at].state = forgotten
+	}
+	w.stack = w.stack[:position]
+}
+
+// solve finds the values of the component on the stack from position up.
+func (w *walk[V, A]) solve(position int32) error {
+	w.cycles++
+	members := append([]int32(nil), w.stack[position:]...)
+	trace := w.trace
+	w.trace, w.solving = nil, true
+	defer func() { w.trace, w.solving = trace, false }()
+
+	// round evaluates every member until none changes, keeping what keep makes
+	// of the old value and the new.
+	round := func(keep func(old, new V) V) (changed bool, err error) {
+		for again := true; again; {
+			again = false
+			for _, at := range members {
+				v, err := w.body(w.cells[at].name, w.cells[at].object)
+				if err != nil {
+					return false, err
+				}
+				old := w.cells[at].value
+				if v = keep(old, v); !w.algebra.equal(old, v) {
+					w.cells[at].value = v
+					again, changed = true, true
+				}
+			}
+		}
+		return changed, nil
+	}
+	values := func() []V {
+		vs := make([]V, len(members))
+		for i, at := range members {
+			vs[i] = w.cells[at].value
+		}
+		return vs
+	}
+	// Missing parameters are left out until the truths stand: members copy them
+	// from each other, and would keep handing round what no longer matters.
+	denied := w.algebra.denied()
+	low := func(old, new V) V { return w.algebra.splice(w.algebra.bare(new), old) }
+	high := func(old, new V) V { return w.algebra.splice(old, w.algebra.bare(new)) }
+	set := func(with func(old V) V) {
+		for _, at := range members {
+			w.cells[at].value = with(w.cells[at].value)
+		}
+	}
+
+	set(func(V) V { return denied })
+	for before := []V(nil); ; {
+		// The high, from nothing, with exclusions reading the low.
+		set(func(old V) V { return w.algebra.splice(old, denied) })
+		if _, err := round(high); err != nil {
+			return err
+		}
+		// The low, from nothing, with exclusions reading the high.
+		set(func(old V) V { return w.algebra.splice(denied, old) })
+		if _, err := round(low); err != nil {
+			return err
+		}
+		after := values()
+		if before != nil && equalAll(w.algebra.equal, before, after) {
+			break
+		}
+		before = after
+	}
+	// Now the missing parameters, from none up.
+	if _, err := round(func(_, new V) V { return new }); err != nil {
+		return err
+	}
+	for _, at := range members {
+		w.cells[at].state = final
+	}
+	w.stack = w.stack[:position]
+	return nil
+}
+
+func equalAll[V any](equal func(a, b V) bool, a, b []V) bool {
+	for i := range a {
+		if !equal(a[i], b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// operate gives the value of one operation on object.
+func (w *walk[V, A]) operate(op *operation, object graph.Number) (V, error) {
+	switch op.kind {
+	case TraceTuple:
+		return w.stored(op.name, object)
+	case TraceName:
+		return w.nameOf(op.name, object)
+	case TraceNil:
+		return w.algebra.denied(), nil
+	}
+	parent := w.traceOperation(op)
+	var v V
+	var err error
+	switch op.kind {
+	case TraceSelf:
+		// The leaf needs the type, which the name above knows.
+		v = w.algebra.self(op.typ, object)
+	case TraceArrow:
+		v, err = w.arrow(op, object)
+	case TraceUnion:
+		v = w.algebra.denied()
+		for _, c := range op.children {
+			var x V
+			if x, err = w.operate(c, object); err != nil {
+				return v, err
+			}
+			if v = w.algebra.or(v, x); w.algebra.isAllowed(v) {
+				break
+			}
+		}
+	case TraceIntersection:
+		for i, c := range op.children {
+			var x V
+			if x, err = w.operate(c, object); err != nil {
+				return v, err
+			}
+			if i == 0 {
+				v = x
+			} else {
+				v = w.algebra.and(v, x)
+			}
+			if w.algebra.isDenied(v) {
+				break
+			}
+		}
+	case TraceExclusion:
+		if v, err = w.operate(op.children[0], object); err != nil || w.algebra.isDenied(v) {
+			break
+		}
+		var x V
+		if x, err = w.operate(op.children[1], object); err == nil {
+			v = w.algebra.except(v, x)
+		}
+	default:
+		err = fmt.Errorf("engine: unknown operation %v", op.kind)
+	}
+	if err != nil {
+		return v, err
+	}
+	w.traceClose(parent, v)
+	return v, nil
+}
+
+// stored gives the value of the tuples on relation n of object.
+func (w *walk[V, A]) stored(n *name, object graph.Number) (V, error) {
+	v, err := w.algebra.direct(n, object)
+	if err != nil {
+		return v, err
+	}
+	for i := range n.stored {
+		s := &n.stored[i]
+		if s.userset == nil {
+			continue
+		}
+		if w.algebra.isAllowed(v) {
+			break
+		}
+		err := w.each(n, object, s.shape, func(e graph.Edge) (bool, error) {
+			x, err := w.through(n, object, e, s.userset)
+			if err != nil {
+				return false, err
+			}
+			v = w.algebra.or(v, x)
+			return !w.algebra.isAllowed(v), nil
+		})
+		if err != nil {
+			return v, err
+		}
+	}
+	return v, nil
+}
+
+// arrow gives the value of an arrow: what target gives on the objects that the
+// relation leads to. A tuple whose caveat does not hold contributes nothing to
+// a union and denies an intersection, as it does in the language this follows.
+func (w *walk[V, A]) arrow(op *operation, object graph.Number) (V, error) {
+	v, first := w.algebra.denied(), true
+	for i := range op.targets {
+		t := &op.targets[i]
+		if t.name == nil && !op.all {
+			continue
+		}
+		more := true
+		err := w.each(op.name, object, t.shape, func(e graph.Edge) (bool, error) {
+			x, err := w.through(op.name, object, e, t.name)
+			if err != nil {
+				return false, err
+			}
+			switch {
+			case !op.all:
+				v = w.algebra.or(v, x)
+				more = !w.algebra.isAllowed(v)
+			case first:
+				v, first = x, false
+				more = !w.algebra.isDenied(v)
+			default:
+				v = w.algebra.and(v, x)
+				more = !w.algebra.isDenied(v)
+			}
+			return more, nil
+		})
+		if err != nil || !more {
+			return v, err
+		}
+	}
+	return v, nil
+}
+
+// through gives the value of n on the far end of an edge of relation#object,
+// where the edge's caveat holds; n is nil where the far end has no such name.
+func (w *walk[V, A]) through(relation *name, object graph.Number, e graph.Edge, n *name) (V, error) {
+	parent := w.traceTuple(relation, object, e)
+	v := w.algebra.denied()
+	condition, err := w.condition(e)
+	if err != nil {
+		return v, err
+	}
+	if n != nil && !condition.isDenied() {
+		if v, err = w.nameOf(n, e.Number); err != nil {
+			return v, err
+		}
+		if e.Caveat != 0 {
+			v = w.algebra.guard(condition, v)
+		}
+	}
+	w.traceClose(parent, v)
+	return v, nil
+}
+
+// each calls f with the edges of relation#object to concrete subjects of shape,
+// in order of number, until it returns false.
+func (q *question) each(relation *name, object graph.Number, shape graph.Shape, f func(graph.Edge) (bool, error)) error {
+	return q.eachEdge(func(dst []graph.Edge, from graph.Number) ([]graph.Edge, error) {
+		return q.graph.Subjects(dst, relation.shape, object, shape, max(from, graph.WildcardNumber+1), edgesChunk)
+	}, f)
+}
+
+// eachEdge calls f with the edges that read appends, chunk by chunk, until it
+// returns false.
+func (q *question) eachEdge(read func(dst []graph.Edge, from graph.Number) ([]graph.Edge, error), f func(graph.Edge) (bool, error)) error {
+	base := len(q.edges)
+	defer func() { q.edges = q.edges[:base] }()
+	for from := graph.Number(0); ; {
+		edges, err := read(q.edges[:base], from)
+		if err != nil {
+			return err
+		}
+		q.edges = edges
+		count := len(edges) - base
+		for i := range count {
+			// Deeper levels may move the slice, but not change what lies below
+			// them.
+			e := q.edges[base+i]
+			if err := q.step(); err != nil {
+				return err
+			}
+			more, err := f(e)
+			if err != nil || !more {
+				return err
+			}
+		}
+		if count < edgesChunk {
+			return nil
+		}
+		from = q.edges[base+count-1].Number + 1
+	}
+}

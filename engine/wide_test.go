@@ -1,0 +1,224 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/engine/enginetest"
+	"github.com/pembadb/pemba/graph"
+)
+
+const wideSchema = `
+definition person {}
+definition group { relation member: person | group#member }
+definition folder {
+	relation parent: folder
+	relation viewer: person | group#member
+	permission view = viewer + parent->view
+	permission all = parent.all(viewer)
+}`
+
+func newEnv(t testing.TB, schema string, tuples ...string) *enginetest.Env {
+	t.Helper()
+	e, err := enginetest.New(engine.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := e.Schema(schema); err != nil {
+		t.Fatal(err)
+	}
+	for len(tuples) > 0 {
+		n := min(len(tuples), 1000)
+		if err := e.Touch(tuples[:n]...); err != nil {
+			t.Fatal(err)
+		}
+		tuples = tuples[n:]
+	}
+	return e
+}
+
+func snapshot(t testing.TB, e *enginetest.Env) *engine.Snapshot {
+	t.Helper()
+	s, err := e.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// check asks object#name@subject, given as the text of a tuple.
+func check(t testing.TB, s *engine.Snapshot, text string) (engine.Answer, error) {
+	t.Helper()
+	tuple, err := graph.ParseTuple(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Check(context.Background(), engine.Check{Object: tuple.Object, Name: tuple.Relation, Subject: tuple.Subject})
+}
+
+func mustCheck(t testing.TB, s *engine.Snapshot, text string, want engine.Decision) {
+	t.Helper()
+	if answer, err := check(t, s, text); err != nil || answer.Decision != want {
+		t.Errorf("check %s: %v (%v), want %v", text, answer.Decision, err, want)
+	}
+}
+
+// TestWide holds that sets wider than what is read at once are read to the end,
+// around every multiple of it.
+func TestWide(t *testing.T) {
+	for _, width := range []int{1, 63, 64, 65, 127, 128, 129, 300} {
+		var tuples []string
+		for i := range width {
+			tuples = append(tuples,
+				fmt.Sprintf("group:all#member@group:g%d#member", i),
+				fmt.Sprintf("group:g%d#member@person:p%d", i, i),
+				fmt.Sprintf("folder:leaf#parent@folder:f%d", i),
+				fmt.Sprintf("folder:f%d#viewer@person:p%d", i, i),
+				fmt.Sprintf("folder:f%d#viewer@person:everywhere", i))
+		}
+		s := snapshot(t, newEnv(t, wideSchema, tuples...))
+		last := width - 1
+		mustCheck(t, s, fmt.Sprintf("group:all#member@person:p%d", last), engine.Allowed)
+		mustCheck(t, s, "group:all#member@person:q", engine.Denied)
+		mustCheck(t, s, fmt.Sprintf("folder:leaf#view@person:p%d", last), engine.Allowed)
+		mustCheck(t, s, "folder:leaf#all@person:everywhere", engine.Allowed)
+		if width > 1 {
+			mustCheck(t, s, "folder:leaf#all@person:p0", engine.Denied)
+			mustCheck(t, s, fmt.Sprintf("folder:leaf#all@person:p%d", last), engine.Denied)
+		}
+		subjects := 0
+		err := s.LookupSubjects(context.Background(), engine.LookupSubjects{
+			Object: graph.Object{Type: "group", ID: "all"}, Name: "member", SubjectType: "person",
+		}, func(engine.FoundSubject) error { subjects++; return nil })
+		if err != nil || subjects != width {
+			t.Errorf("width %d: %d subjects (%v), want %d", width, subjects, err, width)
+		}
+		resources := 0
+		err = s.LookupResources(context.Background(), engine.LookupResources{
+			Type: "folder", Name: "viewer",
+			Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "everywhere"}},
+		}, func(engine.Resource) error { resources++; return nil })
+		if err != nil || resources != width {
+			t.Errorf("width %d: %d resources (%v), want %d", width, resources, err, width)
+		}
+		tree, err := s.Expand(context.Background(), engine.Expand{Object: graph.Object{Type: "group", ID: "all"}, Name: "member"})
+		if err != nil || len(tree.Leaves) != width {
+			t.Errorf("width %d: expand: %v (%v), want %d leaves", width, tree, err, width)
+		}
+	}
+}
+
+// TestDeep holds that depth is no limit of its own, and that a chain too deep
+// for the budget is refused instead of overflowing the stack.
+func TestDeep(t *testing.T) {
+	const depth = 20_000
+	var tuples []string
+	for i := range depth {
+		tuples = append(tuples, fmt.Sprintf("folder:f%d#parent@folder:f%d", i, i+1))
+	}
+	tuples = append(tuples, fmt.Sprintf("folder:f%d#viewer@person:top", depth))
+	s := snapshot(t, newEnv(t, wideSchema, tuples...))
+	mustCheck(t, s, "folder:f0#view@person:top", engine.Allowed)
+	mustCheck(t, s, "folder:f0#view@person:other", engine.Denied)
+
+	_, err := s.Check(context.Background(), engine.Check{
+		Object: graph.Object{Type: "folder", ID: "f0"}, Name: "view",
+		Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "top"}},
+		Budget:  engine.Budget{MemoryBytes: 1 << 20},
+	})
+	var refusal *engine.Refusal
+	if !errors.As(err, &refusal) || refusal.Reason != engine.BudgetExceeded {
+		t.Errorf("a chain of %d folders in 1 MiB: %v, want %v", depth, err, engine.BudgetExceeded)
+	}
+}
+
+// TestDiamonds holds that many ways to the same place cost no more than the
+// places: thirty levels of two folders each have a billion ways.
+func TestDiamonds(t *testing.T) {
+	var tuples []string
+	for i := range 30 {
+		for _, from := range "ab" {
+			for _, to := range "ab" {
+				tuples = append(tuples, fmt.Sprintf("folder:%c%d#parent@folder:%c%d", from, i, to, i+1))
+			}
+		}
+	}
+	s := snapshot(t, newEnv(t, wideSchema, tuples...))
+	answer, err := check(t, s, "folder:a0#view@person:nobody")
+	if err != nil || answer.Decision != engine.Denied || answer.Steps > 1000 {
+		t.Errorf("thirty diamonds: %v in %d steps (%v), want denied in under 1000", answer.Decision, answer.Steps, err)
+	}
+}
+
+// TestCheckAllocates holds that a check in a steady state allocates nothing.
+func TestCheckAllocates(t *testing.T) {
+	s := snapshot(t, newEnv(t, wideSchema,
+		"folder:a#parent@folder:b", "folder:b#viewer@group:g#member", "group:g#member@person:p"))
+	q := engine.Check{
+		Object: graph.Object{Type: "folder", ID: "a"}, Name: "view",
+		Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "p"}},
+	}
+	ctx := context.Background()
+	got := testing.AllocsPerRun(200, func() {
+		if answer, err := s.Check(ctx, q); err != nil || answer.Decision != engine.Allowed {
+			t.Fatalf("%v (%v)", answer.Decision, err)
+		}
+	})
+	if got > 0 {
+		t.Errorf("a check allocates %v times, want 0", got)
+	}
+}
+
+// TestCancelled holds that a question ends with its caller's context.
+func TestCancelled(t *testing.T) {
+	var tuples []string
+	for i := range 2000 {
+		tuples = append(tuples, fmt.Sprintf("group:all#member@group:g%d#member", i))
+	}
+	s := snapshot(t, newEnv(t, wideSchema, tuples...))
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := s.Check(ctx, engine.Check{
+		Object: graph.Object{Type: "group", ID: "all"}, Name: "member",
+		Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "p"}},
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("a check without a caller: %v, want %v", err, context.Canceled)
+	}
+}
+
+func BenchmarkCheck(b *testing.B) {
+	var tuples []string
+	for i := range 6 {
+		tuples = append(tuples, fmt.Sprintf("folder:f%d#parent@folder:f%d", i, i+1))
+	}
+	tuples = append(tuples, "folder:f0#viewer@person:direct", "folder:f6#viewer@group:g0#member")
+	for i := range 4 {
+		tuples = append(tuples, fmt.Sprintf("group:g%d#member@group:g%d#member", i, i+1))
+	}
+	tuples = append(tuples, "group:g4#member@person:nested")
+	s := snapshot(b, newEnv(b, wideSchema, tuples...))
+	for _, who := range []string{"direct", "nested", "nobody"} {
+		q := engine.Check{
+			Object: graph.Object{Type: "folder", ID: "f0"}, Name: "view",
+			Subject: graph.Subject{Object: graph.Object{Type: "person", ID: who}},
+		}
+		b.Run(who, func(b *testing.B) {
+			b.ReportAllocs()
+			for range b.N {
+				if _, err := s.Check(context.Background(), q); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

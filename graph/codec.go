@@ -1,0 +1,612 @@
+package graph
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// This file owns every key and every value that the graph keeps in Pebble;
+// docs/format.md draws them. Nothing else in the project encodes tuples.
+
+// formatVersion is the version of everything below. A directory of another
+// version is refused. Changing the meaning of a byte raises it.
+const formatVersion = 1
+
+// A keyspace is the first byte of a key. Integers in keys are big-endian, so
+// that the order of keys is the order of what they say.
+type keyspace = byte
+
+const (
+	spaceMeta           keyspace = 'm' // name 1                                            -> see meta*
+	spaceStore          keyspace = 'o' // store 4                                           -> storeRecord
+	spaceShape          keyspace = 's' // store 4, shape 3                                  -> type, relation
+	spaceCaveat         keyspace = 'v' // store 4, caveat 3                                 -> name
+	spaceNext           keyspace = 't' // store 4, type shape 3                             -> next number
+	spaceNumber         keyspace = 'n' // store 4, type shape 3, id                         -> number
+	spaceID             keyspace = 'i' // store 4, type shape 3, number 5                   -> id
+	spaceForward        keyspace = 'f' // store 4, relation 3, object 5, subject 3, number 5 -> edgeValue
+	spaceReverse        keyspace = 'r' // store 4, subject 3, number 5, relation 3, object 5 -> edgeValue, short
+	spaceForwardHistory keyspace = 'F' // forward key, ended revision 8                     -> edgeValue
+	spaceReverseHistory keyspace = 'R' // reverse key, ended revision 8                     -> edgeValue, short
+	spaceExpiry         keyspace = 'e' // store 4, valid until 8, forward rest 16           -> nothing
+	spaceCounter        keyspace = 'c' // store 4, relation 3, subject 3, flags 1, caveat 3 -> count
+	spaceSchema         keyspace = 'z' // store 4, revision 8                               -> text
+	spaceLog            keyspace = 'l' // store 4, revision 8, offset 4                     -> logHeader or logRecord
+)
+
+// The names in spaceMeta.
+const (
+	metaFormat        = 'f' // formatVersion
+	metaCluster       = 'i' // 16 bytes
+	metaApplied       = 'a' // revision, term, stamp
+	metaConfiguration = 'c' // revision, bytes
+)
+
+// Lengths of keys and of their parts.
+const (
+	storeEnd   = 1 + 4                 // keyspace and store
+	nearEnd    = storeEnd + 3 + 5      // and the near end of an edge: what Split keeps together
+	farEnd     = nearEnd + 3           // and the shape of the far end
+	edgeKeyLen = farEnd + 5            // a whole current edge
+	historyLen = edgeKeyLen + 8        // and the revision that ended it
+	restLen    = edgeKeyLen - storeEnd // the edge without keyspace and store
+	expiryLen  = storeEnd + 8 + restLen
+	idKeyLen   = storeEnd + 3 + 5
+	logKeyLen  = storeEnd + 8 + 4
+	counterLen = storeEnd + 3 + 3 + 1 + 3
+)
+
+// comparer orders keys by their bytes. Its Split decides what bloom filters are
+// built on: the near end of an edge, so that a question about an object that
+// lacks the relation, or about a subject that appears nowhere, reads no block.
+//
+// A change of Split needs a new Name, for filters on disk were built by it.
+var comparer = func() *pebble.Comparer {
+	c := *pebble.DefaultComparer
+	c.Name = "pemba.v1"
+	c.Split = splitKey
+	c.ImmediateSuccessor = func(dst, a []byte) []byte { return append(append(dst, a...), 0) }
+	return &c
+}()
+
+// splitKey returns the length of the part of a key that filters are built on.
+// It depends on the first byte only, which makes it monotone in the order of
+// keys as Pebble asks.
+func splitKey(key []byte) int {
+	if len(key) == 0 {
+		return 0
+	}
+	n := len(key)
+	switch key[0] {
+	case spaceForward, spaceReverse, spaceForwardHistory, spaceReverseHistory:
+		n = nearEnd
+	case spaceID:
+		// Numbers are only looked up when they exist, so a filter on them would
+		// never say no.
+		n = storeEnd + 3
+	case spaceShape, spaceCaveat, spaceNext, spaceExpiry, spaceCounter, spaceSchema, spaceLog:
+		n = storeEnd
+	}
+	return min(n, len(key))
+}
+
+func putShape(b []byte, s Shape) {
+	b[0], b[1], b[2] = byte(s>>16), byte(s>>8), byte(s)
+}
+
+func getShape(b []byte) Shape {
+	return Shape(b[0])<<16 | Shape(b[1])<<8 | Shape(b[2])
+}
+
+func putNumber(b []byte, n Number) {
+	b[0] = byte(n >> 32)
+	binary.BigEndian.PutUint32(b[1:5], uint32(n))
+}
+
+func getNumber(b []byte) Number {
+	return Number(b[0])<<32 | Number(binary.BigEndian.Uint32(b[1:5]))
+}
+
+// An edgeKey is an edge in numbers.
+type edgeKey struct {
+	relation Shape
+	object   Number
+	subject  Shape
+	number   Number
+}
+
+// A rest is an edge in the order of one direction, as it stands in a key behind
+// keyspace and store.
+type rest [restLen]byte
+
+func (k edgeKey) forward() (r rest) {
+	putShape(r[0:], k.relation)
+	putNumber(r[3:], k.object)
+	putShape(r[8:], k.subject)
+	putNumber(r[11:], k.number)
+	return r
+}
+
+func (k edgeKey) reverse() (r rest) {
+	putShape(r[0:], k.subject)
+	putNumber(r[3:], k.number)
+	putShape(r[8:], k.relation)
+	putNumber(r[11:], k.object)
+	return r
+}
+
+func (r *rest) edge(d direction) edgeKey {
+	if d == forward {
+		return edgeKey{getShape(r[0:]), getNumber(r[3:]), getShape(r[8:]), getNumber(r[11:])}
+	}
+	return edgeKey{getShape(r[8:]), getNumber(r[11:]), getShape(r[0:]), getNumber(r[3:])}
+}
+
+func (r *rest) compare(o *rest) int { return bytes.Compare(r[:], o[:]) }
+
+// successor returns the rest that follows r; r must not be the last one.
+func (r rest) successor() rest {
+	for i := restLen - 1; i >= 0; i-- {
+		r[i]++
+		if r[i] != 0 {
+			break
+		}
+	}
+	return r
+}
+
+// A direction says which end of an edge its key begins with.
+type direction uint8
+
+const (
+	forward direction = iota // by object, then subject
+	reverse                  // by subject, then object
+)
+
+func (d direction) current() keyspace {
+	if d == forward {
+		return spaceForward
+	}
+	return spaceReverse
+}
+
+func (d direction) history() keyspace {
+	if d == forward {
+		return spaceForwardHistory
+	}
+	return spaceReverseHistory
+}
+
+// appendStore begins a key.
+func appendStore(dst []byte, space keyspace, store StoreID) []byte {
+	return binary.BigEndian.AppendUint32(append(dst, space), uint32(store))
+}
+
+func appendShape(dst []byte, s Shape) []byte {
+	return append(dst, byte(s>>16), byte(s>>8), byte(s))
+}
+
+func appendNumber(dst []byte, n Number) []byte {
+	return binary.BigEndian.AppendUint32(append(dst, byte(n>>32)), uint32(n))
+}
+
+func appendEdgeKey(dst []byte, space keyspace, store StoreID, r *rest) []byte {
+	return append(appendStore(dst, space, store), r[:]...)
+}
+
+func appendHistoryKey(dst []byte, space keyspace, store StoreID, r *rest, ended Revision) []byte {
+	return binary.BigEndian.AppendUint64(appendEdgeKey(dst, space, store, r), uint64(ended))
+}
+
+func metaKey(name byte) []byte { return []byte{spaceMeta, name} }
+
+func appendNumberKey(dst []byte, store StoreID, typ Shape, id string) []byte {
+	return append(appendShape(appendStore(dst, spaceNumber, store), typ), id...)
+}
+
+func appendIDKey(dst []byte, store StoreID, typ Shape, n Number) []byte {
+	return appendNumber(appendShape(appendStore(dst, spaceID, store), typ), n)
+}
+
+func appendExpiryKey(dst []byte, store StoreID, until Instant, r *rest) []byte {
+	dst = binary.BigEndian.AppendUint64(appendStore(dst, spaceExpiry, store), uint64(until))
+	return append(dst, r[:]...)
+}
+
+func appendSchemaKey(dst []byte, store StoreID, rev Revision) []byte {
+	return binary.BigEndian.AppendUint64(appendStore(dst, spaceSchema, store), uint64(rev))
+}
+
+func appendLogKey(dst []byte, store StoreID, rev Revision, offset uint32) []byte {
+	dst = binary.BigEndian.AppendUint64(appendStore(dst, spaceLog, store), uint64(rev))
+	return binary.BigEndian.AppendUint32(dst, offset)
+}
+
+// parseEdgeKey reads a key of the current or the history keyspaces; ended is
+// zero for a current one.
+func parseEdgeKey(key []byte) (r rest, ended Revision, err error) {
+	switch len(key) {
+	case edgeKeyLen:
+	case historyLen:
+		ended = Revision(binary.BigEndian.Uint64(key[edgeKeyLen:]))
+	default:
+		return r, 0, corruptf("key %x has %d bytes, not %d or %d", key, len(key), edgeKeyLen, historyLen)
+	}
+	copy(r[:], key[storeEnd:])
+	return r, ended, nil
+}
+
+// Bits of the first byte of an edgeValue. The two highest are its version. In a
+// reverse record, valueContext and valueSources say that the forward record has
+// them.
+const (
+	valueCaveat  = 1 << 0
+	valueContext = 1 << 1
+	valueFrom    = 1 << 2
+	valueUntil   = 1 << 3
+	valueSources = 1 << 4
+	valueUnknown = 1 << 5
+
+	valueVersion     = 1 << 6
+	valueVersionMask = 3 << 6
+)
+
+// An edgeValue is what a tuple carries beside its edge. The forward record holds
+// all of it; the reverse record leaves out the context and the sources, so that
+// listing by subject reads little and the disk holds long contexts once.
+//
+// Invariant: hasContext implies caveat != 0; until == 0 || from < until.
+type edgeValue struct {
+	created    Revision
+	caveat     CaveatNumber
+	from       Instant
+	until      Instant
+	hasContext bool
+	hasSources bool
+	context    []byte // nil in a reverse record; aliases what was decoded
+	sources    []byte // as encoded: each a length and its bytes; nil likewise
+}
+
+// living reports whether the lifetime covers the instant.
+func living(from, until, at Instant) bool {
+	return from <= at && (until == 0 || at < until)
+}
+
+func (v *edgeValue) living(at Instant) bool { return living(v.from, v.until, at) }
+
+// appendValue encodes v for one direction.
+func (v *edgeValue) appendValue(dst []byte, d direction) []byte {
+	head := byte(valueVersion)
+	if v.caveat != 0 {
+		head |= valueCaveat
+	}
+	if v.hasContext {
+		head |= valueContext
+	}
+	if v.from != 0 {
+		head |= valueFrom
+	}
+	if v.until != 0 {
+		head |= valueUntil
+	}
+	if v.hasSources {
+		head |= valueSources
+	}
+	dst = append(dst, head)
+	dst = binary.AppendUvarint(dst, uint64(v.created))
+	if v.caveat != 0 {
+		dst = binary.AppendUvarint(dst, uint64(v.caveat))
+	}
+	if v.from != 0 {
+		dst = binary.AppendUvarint(dst, uint64(v.from))
+	}
+	if v.until != 0 {
+		dst = binary.AppendUvarint(dst, uint64(v.until))
+	}
+	if v.hasContext && d == forward {
+		dst = appendBytes(dst, v.context)
+	}
+	if v.hasSources && d == forward {
+		dst = appendBytes(dst, v.sources)
+	}
+	return dst
+}
+
+// decode reads what appendValue wrote for the direction. It is strict: any other
+// bytes are damage.
+func (v *edgeValue) decode(b []byte, d direction) error {
+	*v = edgeValue{}
+	if len(b) < 2 || b[0]&valueVersionMask != valueVersion || b[0]&valueUnknown != 0 {
+		return corruptf("a tuple's value %x has no known version", cut(b))
+	}
+	head := b[0]
+	// Nearly all tuples carry nothing, so their way is short.
+	if head == valueVersion {
+		created, n := binary.Uvarint(b[1:])
+		if n != len(b)-1 || (n > 1 && b[n] == 0) {
+			return corruptf("a tuple's value %x is not a revision", cut(b))
+		}
+		v.created = Revision(created)
+		return nil
+	}
+	dec := decoder{b: b[1:]}
+	v.created = Revision(dec.uvarint())
+	if head&valueCaveat != 0 {
+		n := dec.uvarint()
+		if n == 0 || n >= uint64(endCaveat) {
+			dec.fail("caveat out of range")
+		}
+		v.caveat = CaveatNumber(n)
+	}
+	if head&valueFrom != 0 {
+		if v.from = dec.instant(); v.from == 0 {
+			dec.fail("lifetime from zero")
+		}
+	}
+	if head&valueUntil != 0 {
+		if v.until = dec.instant(); v.until <= v.from {
+			dec.fail("empty lifetime")
+		}
+	}
+	v.hasContext = head&valueContext != 0
+	v.hasSources = head&valueSources != 0
+	if v.hasContext && v.caveat == 0 {
+		dec.fail("context without caveat")
+	}
+	if v.hasContext && d == forward {
+		if v.context = dec.bytes(); len(v.context) == 0 {
+			dec.fail("empty context")
+		}
+	}
+	if v.hasSources && d == forward {
+		if v.sources = dec.bytes(); len(v.sources) == 0 {
+			dec.fail("no sources")
+		}
+	}
+	return dec.finish("a tuple's value")
+}
+
+// appendSources encodes sources as they stand in an edgeValue.
+func appendSources(dst []byte, sources []string) []byte {
+	for _, s := range sources {
+		dst = appendString(dst, s)
+	}
+	return dst
+}
+
+func decodeSources(b []byte) ([]string, error) {
+	if len(b) == 0 {
+		return nil, nil
+	}
+	d := decoder{b: b}
+	var sources []string
+	for len(d.b) > 0 && d.err == "" {
+		sources = append(sources, string(d.bytes()))
+	}
+	return sources, d.finish("a tuple's sources")
+}
+
+// decodeNumber reads the value of a name.
+func decodeNumber(b []byte) (Number, error) {
+	d := decoder{b: b}
+	n := d.number()
+	if n == 0 {
+		d.fail("zero")
+	}
+	return n, d.finish("the number of a name")
+}
+
+// A storeRecord is what a store remembers beside its tuples.
+//
+// Invariant: changed <= applied revision; stamp <= applied stamp; sequence >= 1.
+type storeRecord struct {
+	changed  Revision // the last revision that is in the change log
+	stamp    Instant  // the stamp of that revision
+	sequence uint64   // the dense number of the next change, from 1
+	floor    Revision // the oldest revision that can be read; zero for all
+}
+
+func (r *storeRecord) append(dst []byte) []byte {
+	dst = append(dst, formatVersion)
+	dst = binary.AppendUvarint(dst, uint64(r.changed))
+	dst = binary.AppendUvarint(dst, uint64(r.stamp))
+	dst = binary.AppendUvarint(dst, r.sequence)
+	return binary.AppendUvarint(dst, uint64(r.floor))
+}
+
+func (r *storeRecord) decode(b []byte) error {
+	d := decoder{b: b}
+	d.version(formatVersion)
+	*r = storeRecord{
+		changed:  Revision(d.uvarint()),
+		stamp:    d.instant(),
+		sequence: d.uvarint(),
+		floor:    Revision(d.uvarint()),
+	}
+	return d.finish("a store's record")
+}
+
+// A logHeader stands at offset zero of a revision in the change log.
+type logHeader struct {
+	stamp    Instant
+	sequence uint64 // of the first change
+	count    uint32
+	schema   bool // whether the revision wrote a schema
+	actor    string
+	metadata []byte
+}
+
+func (h *logHeader) append(dst []byte) []byte {
+	var flags byte
+	if h.schema {
+		flags = 1
+	}
+	dst = append(dst, formatVersion, flags)
+	dst = binary.AppendUvarint(dst, uint64(h.stamp))
+	dst = binary.AppendUvarint(dst, h.sequence)
+	dst = binary.AppendUvarint(dst, uint64(h.count))
+	dst = appendString(dst, h.actor)
+	return appendBytes(dst, h.metadata)
+}
+
+func (h *logHeader) decode(b []byte) error {
+	d := decoder{b: b}
+	d.version(formatVersion)
+	flags := d.byte()
+	if flags > 1 {
+		d.fail("unknown flags")
+	}
+	*h = logHeader{schema: flags == 1, stamp: d.instant(), sequence: d.uvarint()}
+	count := d.uvarint()
+	if count > math.MaxUint32 {
+		d.fail("count too large")
+	}
+	h.count = uint32(count)
+	h.actor = string(d.bytes())
+	if m := d.bytes(); len(m) > 0 {
+		h.metadata = bytes.Clone(m)
+	}
+	return d.finish("a header of the change log")
+}
+
+// A logRecord is one change; its offset is its place in the revision, from 1.
+type logRecord struct {
+	kind  ChangeKind
+	key   edgeKey
+	value edgeValue
+}
+
+func (r *logRecord) append(dst []byte) []byte {
+	dst = append(dst, byte(r.kind))
+	dst = binary.AppendUvarint(dst, uint64(r.key.relation))
+	dst = binary.AppendUvarint(dst, uint64(r.key.object))
+	dst = binary.AppendUvarint(dst, uint64(r.key.subject))
+	dst = binary.AppendUvarint(dst, uint64(r.key.number))
+	return r.value.appendValue(dst, forward)
+}
+
+func (r *logRecord) decode(b []byte) error {
+	d := decoder{b: b}
+	r.kind = ChangeKind(d.byte())
+	if r.kind < Created || r.kind > Expired {
+		d.fail("unknown kind")
+	}
+	r.key = edgeKey{d.shape(), d.number(), d.shape(), d.number()}
+	if d.err != "" {
+		return d.finish("a record of the change log")
+	}
+	return r.value.decode(d.b, forward)
+}
+
+// A decoder reads a value from the front and remembers the first mistake. It
+// never allocates on the word of a length.
+type decoder struct {
+	b   []byte
+	err string
+}
+
+func (d *decoder) fail(problem string) {
+	if d.err == "" {
+		d.err = problem
+	}
+	d.b = nil
+}
+
+func (d *decoder) byte() byte {
+	if len(d.b) == 0 {
+		d.fail("too short")
+		return 0
+	}
+	c := d.b[0]
+	d.b = d.b[1:]
+	return c
+}
+
+func (d *decoder) version(want byte) {
+	if v := d.byte(); d.err == "" && v != want {
+		d.fail(fmt.Sprintf("version %d, not %d", v, want))
+	}
+}
+
+// uvarint reads the shortest form of a number only, so that a value has one
+// encoding.
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 || (n > 1 && d.b[n-1] == 0) {
+		d.fail("bad number")
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+// varint reads a number that may be negative.
+func (d *decoder) varint() int64 {
+	u := d.uvarint()
+	return int64(u>>1) ^ -int64(u&1)
+}
+
+func (d *decoder) instant() Instant {
+	v := d.uvarint()
+	if v > uint64(MaxInstant) {
+		d.fail("instant out of range")
+		return 0
+	}
+	return Instant(v)
+}
+
+func (d *decoder) shape() Shape {
+	v := d.uvarint()
+	if v == 0 || v >= uint64(endShape) {
+		d.fail("shape out of range")
+		return 0
+	}
+	return Shape(v)
+}
+
+func (d *decoder) number() Number {
+	v := d.uvarint()
+	if v >= uint64(EphemeralNumber) {
+		d.fail("number out of range")
+		return 0
+	}
+	return Number(v)
+}
+
+// bytes reads a length and as many bytes, which alias the input.
+func (d *decoder) bytes() []byte {
+	n := d.uvarint()
+	if n > uint64(len(d.b)) {
+		d.fail("bad length")
+		return nil
+	}
+	b := d.b[:n:n]
+	d.b = d.b[n:]
+	return b
+}
+
+// finish returns the first mistake, or one for bytes that are left.
+func (d *decoder) finish(what string) error {
+	if d.err == "" && len(d.b) > 0 {
+		d.fail("bytes left over")
+	}
+	if d.err != "" {
+		return corruptf("%s: %s", what, d.err)
+	}
+	return nil
+}
+
+func appendBytes(dst, b []byte) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
+}
+
+func appendString(dst []byte, s string) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
+}
+
+// cut bounds what an error repeats of a value.
+func cut(b []byte) []byte { return b[:min(len(b), 32)] }

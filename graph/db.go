@@ -1,0 +1,599 @@
+package graph
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable/block"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// A Config says where a DB keeps its data and how much memory it may take.
+type Config struct {
+	// Dir is the directory of the data; it is created when missing. One process
+	// at a time may have it open.
+	Dir string
+	// FS is the file system; nil for the disk.
+	FS vfs.FS
+	// CacheBytes bounds the cache of blocks read from disk; zero for 256 MiB.
+	CacheBytes int64
+	// MemTableBytes is how much is gathered in memory before it is written to
+	// disk; zero for 32 MiB, at least 64 KiB, at most 1 GiB. Up to four times as
+	// much is held, and replayed from the log after a crash.
+	MemTableBytes int64
+	// Logger is told when something goes wrong in the background; nil for
+	// slog.Default.
+	Logger *slog.Logger
+	// OnFatal is called at most once, on a goroutine of its own, with the first
+	// error after which the DB can no longer keep its promises: a full or failing
+	// disk, damaged data. From then on Commit and Flush return that error. The
+	// caller must soon Close the DB, for Pebble tries again without pause. Nil
+	// for none.
+	OnFatal func(error)
+}
+
+// Validate reports the first field that makes no sense.
+func (c Config) Validate() error {
+	switch {
+	case c.Dir == "":
+		return invalid("graph directory", "", "is empty", "a path")
+	case c.CacheBytes < 0:
+		return invalid("graph cache size", fmt.Sprint(c.CacheBytes), "is negative", "a number of bytes, 0 for 256 MiB")
+	case c.MemTableBytes != 0 && (c.MemTableBytes < 64<<10 || c.MemTableBytes > 1<<30):
+		return invalid("graph memtable size", fmt.Sprint(c.MemTableBytes), "is out of range",
+			"64 KiB to 1 GiB in bytes, 0 for 32 MiB")
+	}
+	return nil
+}
+
+// formatMajorVersion pins what Pebble writes, so that a newer library does not
+// raise the format of the disk by itself: there is no way back.
+const formatMajorVersion = pebble.FormatValueSeparation
+
+func (c Config) options(l *listener) *pebble.Options {
+	o := &pebble.Options{
+		FS:                          c.FS,
+		Comparer:                    comparer,
+		FormatMajorVersion:          formatMajorVersion,
+		DisableWAL:                  true, // The Raft log is the write-ahead log.
+		CacheSize:                   c.CacheBytes,
+		MemTableSize:                uint64(c.MemTableBytes),
+		MemTableStopWritesThreshold: 4,
+		L0CompactionThreshold:       2,
+		L0StopWritesThreshold:       24,
+		LBaseMaxBytes:               64 << 20,
+		CompactionConcurrencyRange:  func() (int, int) { return 1, 2 },
+		TargetByteDeletionRate:      128 << 20,
+		Logger:                      l,
+		EventListener: &pebble.EventListener{
+			BackgroundError: l.backgroundError,
+			DataCorruption: func(info pebble.DataCorruptionInfo) {
+				l.fatal(corruptf("%v", info))
+			},
+		},
+	}
+	if o.CacheSize == 0 {
+		o.CacheSize = 256 << 20
+	}
+	if o.MemTableSize == 0 {
+		o.MemTableSize = 32 << 20
+	}
+	for i := range o.Levels {
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		o.Levels[i].Compression = func() *block.CompressionProfile { return block.FastestCompression }
+	}
+	return o
+}
+
+// Applied says how far a DB has come.
+type Applied struct {
+	// Revision is the last one applied, with the term of its entry; zero when
+	// nothing was.
+	Revision Revision
+	Term     uint64
+	// Stamp is the highest stamp applied.
+	Stamp Instant
+	// Configuration is the last Raft configuration stored, as it was given, and
+	// ConfigurationRevision its revision; nil and zero for none. It must not be
+	// changed.
+	Configuration         []byte
+	ConfigurationRevision Revision
+}
+
+// A DB keeps the graph of every store in one directory. It is safe for use by
+// several goroutines, but only one may commit.
+//
+// Writing is not durable by itself: after a crash a DB is exactly what it was at
+// some revision between the last Flush and the last Commit, and the caller
+// commits again what follows.
+type DB struct {
+	config   Config
+	pebble   *pebble.DB
+	listener *listener
+
+	// life is held shared by what may take long, and alone by Close. It comes
+	// before commit, which serialises Commit, and commit before mu.
+	life   sync.RWMutex
+	commit sync.Mutex
+	writer writer // guarded by commit
+
+	applied atomic.Pointer[Applied]
+	durable atomic.Pointer[Applied]
+	cluster atomic.Pointer[[16]byte]
+
+	// mu is held shortly: never while Pebble writes.
+	mu     sync.Mutex
+	closed bool
+	stores map[StoreID]*store
+	view   *view // the newest, or nil when a Commit made it old
+	views  int   // how many have users
+	open   int   // how many users the views have, the DB aside
+}
+
+// Open opens the data in a directory, or begins a new one. It fails with a
+// *FormatError for a directory of another format version.
+func Open(config Config) (*DB, error) {
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	if config.FS == nil {
+		config.FS = vfs.Default
+	}
+	if config.Logger == nil {
+		config.Logger = slog.Default()
+	}
+	l := &listener{logger: config.Logger, onFatal: config.OnFatal, failed: make(chan struct{})}
+	p, err := pebble.Open(config.Dir, config.options(l))
+	if err != nil {
+		return nil, fmt.Errorf("open the graph in %s: %w", config.Dir, err)
+	}
+	db := &DB{config: config, pebble: p, listener: l}
+	if err := db.load(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the graph in %s: %w", config.Dir, err), p.Close())
+	}
+	return db, nil
+}
+
+// load reads what is kept in memory, and marks a new directory.
+func (db *DB) load() error {
+	if err := db.checkFormat(); err != nil {
+		return err
+	}
+	applied, err := readApplied(db.pebble)
+	if err != nil {
+		return err
+	}
+	db.applied.Store(&applied)
+	db.durable.Store(&applied)
+	var id [16]byte
+	value, ok, err := get(db.pebble, metaKey(metaCluster))
+	if err != nil {
+		return err
+	}
+	if ok && len(value) != len(id) {
+		return corruptf("the cluster's id has %d bytes", len(value))
+	}
+	copy(id[:], value)
+	db.cluster.Store(&id)
+	db.stores, err = loadStores(db.pebble)
+	return err
+}
+
+// checkFormat compares the version in the directory, or writes it into an empty
+// one. It stands in the first batch, so that every prefix of batches has it.
+func (db *DB) checkFormat() error {
+	value, ok, err := get(db.pebble, metaKey(metaFormat))
+	if err != nil {
+		return err
+	}
+	if ok {
+		found, n := binary.Uvarint(value)
+		if n <= 0 || n != len(value) {
+			return corruptf("the format version is %x", cut(value))
+		}
+		if found != formatVersion {
+			return &FormatError{Found: found, Supported: formatVersion}
+		}
+		return nil
+	}
+	empty := true
+	err = scan(db.pebble, nil, func([]byte, []byte) error {
+		empty = false
+		return errStop
+	})
+	if err != nil {
+		return err
+	}
+	if !empty {
+		return corruptf("the directory holds data without a format version")
+	}
+	return db.pebble.Set(metaKey(metaFormat), binary.AppendUvarint(nil, formatVersion), pebble.NoSync)
+}
+
+// readApplied reads how far r has come.
+func readApplied(r pebble.Reader) (Applied, error) {
+	a, err := readRevision(r)
+	if err != nil {
+		return a, err
+	}
+	value, ok, err := get(r, metaKey(metaConfiguration))
+	if err != nil {
+		return a, err
+	}
+	if ok {
+		rev, n := binary.Uvarint(value)
+		if n <= 0 {
+			return a, corruptf("the configuration's revision is %x", cut(value))
+		}
+		a.ConfigurationRevision, a.Configuration = Revision(rev), value[n:]
+	}
+	return a, nil
+}
+
+// readRevision is readApplied without the configuration.
+func readRevision(r pebble.Reader) (Applied, error) {
+	var a Applied
+	value, ok, err := get(r, metaKey(metaApplied))
+	if err != nil || !ok {
+		return a, err
+	}
+	d := decoder{b: value}
+	d.version(formatVersion)
+	a.Revision, a.Term, a.Stamp = Revision(d.uvarint()), d.uvarint(), d.instant()
+	return a, d.finish("the applied revision")
+}
+
+func (a *Applied) appendApplied(dst []byte) []byte {
+	dst = append(dst, formatVersion)
+	dst = binary.AppendUvarint(dst, uint64(a.Revision))
+	dst = binary.AppendUvarint(dst, a.Term)
+	return binary.AppendUvarint(dst, uint64(a.Stamp))
+}
+
+// Close flushes and closes. It is refused while snapshots are open, and again
+// after it succeeded. After a fatal error it closes without flushing.
+func (db *DB) Close() error {
+	db.life.Lock()
+	defer db.life.Unlock()
+	db.commit.Lock()
+	defer db.commit.Unlock()
+	db.mu.Lock()
+	if db.closed {
+		db.mu.Unlock()
+		return ErrClosed
+	}
+	if db.open > 0 {
+		db.mu.Unlock()
+		return fmt.Errorf("close the graph in %s: %d snapshots are still open", db.config.Dir, db.open)
+	}
+	db.closed = true
+	old := db.view
+	db.view = nil
+	db.mu.Unlock()
+
+	var errs []error
+	if old != nil {
+		errs = append(errs, db.release(old))
+	}
+	if db.listener.err() == nil {
+		if _, err := db.flush(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := db.pebble.Close(); err != nil {
+		errs = append(errs, fmt.Errorf("close the graph in %s: %w", db.config.Dir, err))
+	}
+	return errors.Join(errs...)
+}
+
+// Applied returns how far the DB has come. It takes no lock.
+func (db *DB) Applied() Applied { return *db.applied.Load() }
+
+// Durable returns what survives any crash: what the last Flush reached, or what
+// Open found. Pebble may have written more. It takes no lock.
+func (db *DB) Durable() Applied { return *db.durable.Load() }
+
+// ClusterID returns the id that Init gave; zero before.
+func (db *DB) ClusterID() [16]byte { return *db.cluster.Load() }
+
+// Flush makes everything committed so far durable and returns how far that is.
+// It may take as long as writing four memtables to disk; commits go on
+// meanwhile. It fails when the disk does.
+func (db *DB) Flush() (Applied, error) {
+	db.life.RLock()
+	defer db.life.RUnlock()
+	if db.isClosed() {
+		return Applied{}, ErrClosed
+	}
+	return db.flush()
+}
+
+func (db *DB) isClosed() bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.closed
+}
+
+// flush needs db.life, so that Close cannot pull Pebble from under it.
+func (db *DB) flush() (Applied, error) {
+	applied := db.applied.Load()
+	if err := db.listener.err(); err != nil {
+		return Applied{}, fmt.Errorf("flush the graph: %w", err)
+	}
+	done, err := db.pebble.AsyncFlush()
+	if err != nil {
+		return Applied{}, fmt.Errorf("flush the graph: %w", err)
+	}
+	select {
+	case <-done:
+	case <-db.listener.failed:
+	}
+	// A flush that succeeded after a failure proves nothing: the disk may have
+	// dropped what it could not write and said so only once.
+	if err := db.listener.err(); err != nil {
+		return Applied{}, fmt.Errorf("flush the graph: %w", err)
+	}
+	for {
+		// Another flush may have come further.
+		old := db.durable.Load()
+		if old.Revision >= applied.Revision || db.durable.CompareAndSwap(old, applied) {
+			return *applied, nil
+		}
+	}
+}
+
+// Metrics are the figures of a DB.
+type Metrics struct {
+	// Applied is the applied revision, Durable the one that survives a crash.
+	Applied Revision
+	Durable Revision
+	// Stores is how many stores exist, Tuples how many current tuples they hold.
+	Stores int
+	Tuples uint64
+	// Snapshots is how many are open; Views on how many different states.
+	Snapshots int
+	Views     int
+	// DiskBytes is how much the directory takes.
+	DiskBytes uint64
+	// Pebble is everything that Pebble says of itself.
+	Pebble *pebble.Metrics
+}
+
+// Metrics gathers the figures; it costs about a millisecond.
+func (db *DB) Metrics() (Metrics, error) {
+	m := Metrics{Applied: db.Applied().Revision, Durable: db.Durable().Revision}
+	db.life.RLock()
+	defer db.life.RUnlock()
+	db.mu.Lock()
+	closed := db.closed
+	m.Stores, m.Snapshots, m.Views = len(db.stores), db.open, db.views
+	for _, st := range db.stores {
+		for _, n := range st.counters {
+			m.Tuples += n
+		}
+	}
+	db.mu.Unlock()
+	if closed {
+		return Metrics{}, ErrClosed
+	}
+	m.Pebble = db.pebble.Metrics()
+	m.DiskBytes = m.Pebble.DiskSpaceUsage()
+	return m, nil
+}
+
+// A listener hears what Pebble says. It is Pebble's logger too, for that is how
+// Pebble tells that its manifest could not be written.
+type listener struct {
+	logger  *slog.Logger
+	onFatal func(error)
+
+	once   sync.Once
+	cause  error         // set before failed is closed
+	failed chan struct{} // closed by the first fatal error
+}
+
+// err returns the fatal error, or nil.
+func (l *listener) err() error {
+	select {
+	case <-l.failed:
+		return l.cause
+	default:
+		return nil
+	}
+}
+
+// fatal keeps the first error. OnFatal gets a goroutine of its own because
+// Pebble calls with its locks held.
+func (l *listener) fatal(err error) {
+	l.once.Do(func() {
+		l.cause = err
+		close(l.failed)
+		l.logger.Error("the graph can no longer be written or trusted", "error", err)
+		if l.onFatal != nil {
+			go l.onFatal(err)
+		}
+	})
+}
+
+func (l *listener) backgroundError(err error) {
+	l.fatal(fmt.Errorf("the graph's background work failed: %w", err))
+}
+
+// Infof drops what Pebble says in passing: a line per table is no state change.
+func (l *listener) Infof(string, ...any) {}
+
+// Errorf passes on what Pebble could not do but survives.
+func (l *listener) Errorf(format string, args ...any) {
+	l.logger.Warn("pebble", "message", fmt.Sprintf(format, args...))
+}
+
+// Fatalf returns, although Pebble would rather it did not: what it is called for
+// comes back as an error too, and it is the caller of Commit and Flush who
+// decides how the process ends.
+func (l *listener) Fatalf(format string, args ...any) {
+	l.fatal(fmt.Errorf("the graph's background work failed: %s", fmt.Sprintf(format, args...)))
+}
+
+// A view is the graph at one revision, shared by the snapshots that read it.
+type view struct {
+	pebble  *pebble.Snapshot
+	applied Applied
+	users   int // guarded by DB.mu; the DB itself is one while the view is newest
+
+	mu   sync.Mutex
+	free []*pebble.Iterator // without bounds
+}
+
+// keptIterators bounds how many idle iterators a view keeps: each pins the
+// tables it was made on.
+const keptIterators = 16
+
+// acquire returns the newest view with one more user, to be given back by leave.
+func (db *DB) acquire() (*view, error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed {
+		return nil, ErrClosed
+	}
+	if db.view == nil {
+		// The batch of a Commit is seen whole or not at all, and carries its own
+		// revision: what the Pebble snapshot says of itself is right, whether or
+		// not that Commit has returned.
+		snap := db.pebble.NewSnapshot()
+		applied, err := readRevision(snap)
+		if err != nil {
+			return nil, errors.Join(err, snap.Close())
+		}
+		db.view = &view{pebble: snap, applied: applied, users: 1}
+		db.views++
+	}
+	db.view.users++
+	db.open++
+	return db.view, nil
+}
+
+// leave gives back what acquire returned.
+func (db *DB) leave(v *view) error {
+	err := db.release(v)
+	db.mu.Lock()
+	db.open--
+	db.mu.Unlock()
+	return err
+}
+
+// release takes one user away, and closes a view that has none.
+func (db *DB) release(v *view) error {
+	db.mu.Lock()
+	v.users--
+	last := v.users == 0
+	if last {
+		db.views--
+	}
+	db.mu.Unlock()
+	if !last {
+		return nil
+	}
+	var errs []error
+	for _, it := range v.free {
+		errs = append(errs, it.Close())
+	}
+	errs = append(errs, v.pebble.Close())
+	return errors.Join(errs...)
+}
+
+// iterator returns an idle iterator of the view, or a new one.
+func (v *view) iterator() (*pebble.Iterator, error) {
+	v.mu.Lock()
+	if n := len(v.free); n > 0 {
+		it := v.free[n-1]
+		v.free = v.free[:n-1]
+		v.mu.Unlock()
+		return it, nil
+	}
+	v.mu.Unlock()
+	return v.pebble.NewIter(nil)
+}
+
+// recycle takes an iterator back; one that failed is closed.
+func (v *view) recycle(it *pebble.Iterator, bounded bool) error {
+	if it == nil {
+		return nil
+	}
+	if it.Error() != nil {
+		return it.Close()
+	}
+	if bounded {
+		it.SetBounds(nil, nil)
+	}
+	v.mu.Lock()
+	if len(v.free) < keptIterators {
+		v.free = append(v.free, it)
+		it = nil
+	}
+	v.mu.Unlock()
+	if it != nil {
+		return it.Close()
+	}
+	return nil
+}
+
+// get returns a copy of a value.
+func get(r pebble.Reader, key []byte) (value []byte, ok bool, err error) {
+	v, closer, err := r.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return bytes.Clone(v), true, closer.Close()
+}
+
+// errStop ends a scan early.
+var errStop = errors.New("stop")
+
+// scan calls f with every key that begins with prefix, in order. Key and value
+// are good until f returns.
+func scan(r pebble.Reader, prefix []byte, f func(key, value []byte) error) error {
+	it, err := r.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: prefixEnd(prefix)})
+	if err != nil {
+		return err
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		value, err := it.ValueAndErr()
+		if err == nil {
+			err = f(it.Key(), value)
+		}
+		if errors.Is(err, errStop) {
+			break
+		}
+		if err != nil {
+			return errors.Join(err, it.Close())
+		}
+	}
+	return it.Close()
+}
+
+// prefixEnd returns the first key that is beyond every key with the prefix; nil
+// when there is none.
+func prefixEnd(prefix []byte) []byte {
+	for i := len(prefix) - 1; i >= 0; i-- {
+		if prefix[i] != 0xff {
+			end := bytes.Clone(prefix[:i+1])
+			end[i]++
+			return end
+		}
+	}
+	return nil
+}
+
+func storeOf(key []byte) StoreID { return StoreID(binary.BigEndian.Uint32(key[1:])) }
+
+func revisionOf(b []byte) Revision { return Revision(binary.BigEndian.Uint64(b)) }

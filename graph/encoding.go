@@ -1,0 +1,260 @@
+package graph
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+)
+
+// mutationVersion is the first byte of an encoded Mutation. It stands in the
+// Raft log, so what was written with a version must be read for as long as logs
+// with it may exist.
+const mutationVersion = 1
+
+// ErrInvalidMutation means that bytes are no encoded Mutation.
+var ErrInvalidMutation = errors.New("not an encoded mutation")
+
+// Bits of an encoded Mutation that say what it asks.
+const (
+	asksUpdates = 1 << iota
+	asksDelete
+	asksSchema
+	asksCollect
+	asksInit
+	asksEnd
+)
+
+// Bits of an encoded Filter that say which fields are set.
+const (
+	filterObjectType = 1 << iota
+	filterObjectID
+	filterObjectIDPrefix
+	filterRelation
+	filterSubjectType
+	filterSubjectID
+	filterSubjectRelation
+	filterEnd
+)
+
+// AppendBinary appends the mutation's encoding to dst. Any mutation can be
+// encoded, also one that Validate refuses. Created of the tuples is left out.
+func (m *Mutation) AppendBinary(dst []byte) []byte {
+	var asks byte
+	if len(m.Updates) > 0 {
+		asks |= asksUpdates
+	}
+	if m.Delete != nil {
+		asks |= asksDelete
+	}
+	if m.Schema != nil {
+		asks |= asksSchema
+	}
+	if m.Collect != nil {
+		asks |= asksCollect
+	}
+	if m.Init != nil {
+		asks |= asksInit
+	}
+	dst = append(dst, mutationVersion, asks)
+	dst = binary.AppendUvarint(dst, uint64(m.Store))
+	dst = appendString(dst, m.RecordedActor)
+	dst = appendBytes(dst, m.Metadata)
+	dst = binary.AppendUvarint(dst, uint64(len(m.Preconditions)))
+	for i := range m.Preconditions {
+		p := &m.Preconditions[i]
+		dst = p.Filter.append(appendBool(dst, p.MustNotMatch))
+	}
+	if len(m.Updates) > 0 {
+		dst = binary.AppendUvarint(dst, uint64(len(m.Updates)))
+		for i := range m.Updates {
+			u := &m.Updates[i]
+			dst = u.Tuple.append(append(dst, byte(u.Operation)))
+		}
+	}
+	if d := m.Delete; d != nil {
+		dst = appendBool(d.Filter.append(dst), d.AllowPartial)
+		dst = binary.AppendVarint(dst, int64(d.Limit))
+	}
+	if m.Schema != nil {
+		dst = appendString(dst, m.Schema.Text)
+	}
+	if m.Collect != nil {
+		dst = binary.AppendVarint(dst, int64(m.Collect.Limit))
+	}
+	if m.Init != nil {
+		dst = append(dst, m.Init.ClusterID[:]...)
+	}
+	return dst
+}
+
+// DecodeMutation reads what AppendBinary wrote, and nothing else: another
+// version, a length that does not fit and bytes that are left over are errors
+// that wrap ErrInvalidMutation. What it returns shares nothing with b. It takes
+// no more memory than a small multiple of b.
+func DecodeMutation(b []byte) (*Mutation, error) {
+	d := decoder{b: b}
+	d.version(mutationVersion)
+	asks := d.byte()
+	if asks >= asksEnd {
+		d.fail("asks something unknown")
+	}
+	store := d.uvarint()
+	if store > math.MaxUint32 {
+		d.fail("store out of range")
+	}
+	m := &Mutation{Store: StoreID(store)}
+	m.RecordedActor = d.string()
+	m.Metadata = d.clone()
+	for n := d.count(); n > 0 && d.err == ""; n-- {
+		p := Precondition{MustNotMatch: d.bool()}
+		p.Filter.decode(&d)
+		m.Preconditions = append(m.Preconditions, p)
+	}
+	if asks&asksUpdates != 0 {
+		n := d.count()
+		if n == 0 {
+			d.fail("no updates")
+		}
+		for ; n > 0 && d.err == ""; n-- {
+			u := Update{Operation: Operation(d.byte())}
+			u.Tuple.decode(&d)
+			m.Updates = append(m.Updates, u)
+		}
+	}
+	if asks&asksDelete != 0 {
+		m.Delete = &DeleteMatching{}
+		m.Delete.Filter.decode(&d)
+		m.Delete.AllowPartial = d.bool()
+		m.Delete.Limit = int(d.varint())
+	}
+	if asks&asksSchema != 0 {
+		m.Schema = &WriteSchema{Text: d.string()}
+	}
+	if asks&asksCollect != 0 {
+		m.Collect = &Collect{Limit: int(d.varint())}
+	}
+	if asks&asksInit != 0 {
+		m.Init = &Init{}
+		if len(d.b) < len(m.Init.ClusterID) {
+			d.fail("cluster id too short")
+		}
+		d.b = d.b[copy(m.Init.ClusterID[:], d.b):]
+	}
+	if d.err == "" && len(d.b) > 0 {
+		d.fail(fmt.Sprintf("%d bytes are left over", len(d.b)))
+	}
+	if d.err != "" {
+		return nil, fmt.Errorf("%w: %s", ErrInvalidMutation, d.err)
+	}
+	return m, nil
+}
+
+func (t *Tuple) append(dst []byte) []byte {
+	dst = appendString(dst, t.Object.Type)
+	dst = appendString(dst, t.Object.ID)
+	dst = appendString(dst, t.Relation)
+	dst = appendString(dst, t.Subject.Type)
+	dst = appendString(dst, t.Subject.ID)
+	dst = appendString(dst, t.Subject.Relation)
+	dst = appendString(dst, t.Caveat)
+	dst = appendBytes(dst, t.Context)
+	dst = binary.AppendVarint(dst, int64(t.ValidFrom))
+	dst = binary.AppendVarint(dst, int64(t.ValidUntil))
+	dst = binary.AppendUvarint(dst, uint64(len(t.Sources)))
+	return appendSources(dst, t.Sources)
+}
+
+func (t *Tuple) decode(d *decoder) {
+	t.Object.Type = d.string()
+	t.Object.ID = d.string()
+	t.Relation = d.string()
+	t.Subject.Type = d.string()
+	t.Subject.ID = d.string()
+	t.Subject.Relation = d.string()
+	t.Caveat = d.string()
+	t.Context = d.clone()
+	t.ValidFrom = Instant(d.varint())
+	t.ValidUntil = Instant(d.varint())
+	for n := d.count(); n > 0 && d.err == ""; n-- {
+		t.Sources = append(t.Sources, d.string())
+	}
+}
+
+func (f *Filter) append(dst []byte) []byte {
+	at := len(dst)
+	dst = append(dst, 0)
+	for i, s := range f.strings() {
+		if *s != "" {
+			dst[at] |= 1 << i
+			dst = appendString(dst, *s)
+		}
+	}
+	if f.SubjectRelation != nil {
+		dst[at] |= filterSubjectRelation
+		dst = appendString(dst, *f.SubjectRelation)
+	}
+	return dst
+}
+
+// strings returns the fields that are set when not empty, in the order of their
+// bits.
+func (f *Filter) strings() [6]*string {
+	return [...]*string{&f.ObjectType, &f.ObjectID, &f.ObjectIDPrefix, &f.Relation, &f.SubjectType, &f.SubjectID}
+}
+
+func (f *Filter) decode(d *decoder) {
+	set := d.byte()
+	if set >= filterEnd {
+		d.fail("filter with unknown fields")
+	}
+	for i, s := range f.strings() {
+		if set&(1<<i) != 0 {
+			if *s = d.string(); *s == "" {
+				d.fail("filter with an empty field")
+			}
+		}
+	}
+	if set&filterSubjectRelation != 0 {
+		relation := d.string()
+		f.SubjectRelation = &relation
+	}
+}
+
+func appendBool(dst []byte, v bool) []byte {
+	if v {
+		return append(dst, 1)
+	}
+	return append(dst, 0)
+}
+
+func (d *decoder) bool() bool {
+	v := d.byte()
+	if v > 1 {
+		d.fail("bad truth value")
+	}
+	return v == 1
+}
+
+func (d *decoder) string() string { return string(d.bytes()) }
+
+// clone reads bytes that do not alias the input; nil for none.
+func (d *decoder) clone() []byte {
+	b := d.bytes()
+	if len(b) == 0 {
+		return nil
+	}
+	return bytes.Clone(b)
+}
+
+// count reads how many things follow. Each takes a byte or more, so more than
+// there are bytes cannot be.
+func (d *decoder) count() uint64 {
+	n := d.uvarint()
+	if n > uint64(len(d.b)) {
+		d.fail("bad count")
+		return 0
+	}
+	return n
+}

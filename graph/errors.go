@@ -1,0 +1,111 @@
+package graph
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// The errors that callers tell apart with errors.Is.
+var (
+	// ErrClosed is returned by every method of a DB that was closed.
+	ErrClosed = errors.New("the graph is closed")
+	// ErrAlreadyApplied is returned by Commit and CommitConfiguration for a
+	// revision at or below the applied one. Nothing was changed; a log that is
+	// replayed may skip the entry.
+	ErrAlreadyApplied = errors.New("revision is already applied")
+	// ErrRevisionAhead means that a revision is newer than what this DB applied.
+	ErrRevisionAhead = errors.New("revision is not applied yet")
+	// ErrRevisionGone means that a revision is older than the history that is
+	// kept; the error is a *RevisionGoneError.
+	ErrRevisionGone = errors.New("revision is older than the history that is kept")
+	// ErrInvalidPosition means that the position given to Read was not made by
+	// Read for the same filter.
+	ErrInvalidPosition = errors.New("position does not belong to this read")
+	// ErrExhausted means that a store has no number left for one more name.
+	ErrExhausted = errors.New("no number is left")
+)
+
+// A RevisionGoneError says which revision was asked for and which is the oldest
+// that can be read.
+type RevisionGoneError struct {
+	Revision Revision
+	Oldest   Revision
+}
+
+// Error says both revisions.
+func (e *RevisionGoneError) Error() string {
+	return fmt.Sprintf("revision %d is older than the history that is kept: the oldest is %d", e.Revision, e.Oldest)
+}
+
+// Unwrap returns ErrRevisionGone.
+func (e *RevisionGoneError) Unwrap() error { return ErrRevisionGone }
+
+// A FormatError means that a directory was written in another format than the
+// one this program reads and writes.
+type FormatError struct {
+	// Found is the version in the directory, Supported the only one that this
+	// program opens.
+	Found, Supported uint64
+}
+
+// Error names both versions.
+func (e *FormatError) Error() string {
+	return fmt.Sprintf("the directory has data format version %d, but this program reads and writes version %d only: "+
+		"use a program of the other version to back up and this one to restore", e.Found, e.Supported)
+}
+
+// An InvalidError says what is wrong with something that came from outside.
+type InvalidError struct {
+	// Field names the part that is wrong, such as "object id".
+	Field string
+	// Value is what was given, cut to a length that can be printed.
+	Value string
+	// Problem says what is wrong with it.
+	Problem string
+	// Allowed says what would be right; empty when Problem says it all.
+	Allowed string
+}
+
+// Error prints all fields in one line.
+func (e *InvalidError) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Field)
+	if e.Value != "" {
+		fmt.Fprintf(&b, " %q", e.Value)
+	}
+	b.WriteString(": ")
+	b.WriteString(e.Problem)
+	if e.Allowed != "" {
+		b.WriteString("; allowed: ")
+		b.WriteString(e.Allowed)
+	}
+	return b.String()
+}
+
+// invalidValueShown bounds how many bytes of a wrong value an error repeats.
+const invalidValueShown = 80
+
+func invalid(field, value, problem, allowed string) *InvalidError {
+	if len(value) > invalidValueShown {
+		value = strings.ToValidUTF8(value[:invalidValueShown], "") + "..."
+	}
+	return &InvalidError{Field: field, Value: value, Problem: problem, Allowed: allowed}
+}
+
+// errCorrupt marks records that were read back in a form that no Commit writes.
+var errCorrupt = errors.New("the graph's data is damaged")
+
+// corruptf returns an error that IsCorruptionError recognises.
+func corruptf(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", errCorrupt, fmt.Sprintf(format, args...))
+}
+
+// IsCorruptionError reports whether err means that the data on disk is damaged:
+// by a checksum that failed in Pebble, or by a record that cannot be decoded. A
+// node that meets one must stop, for its answers can no longer be trusted.
+func IsCorruptionError(err error) bool {
+	return errors.Is(err, errCorrupt) || pebble.IsCorruptionError(err)
+}

@@ -1,0 +1,601 @@
+package graph
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// An edgeName is an edge by its names.
+type edgeName struct {
+	object   Object
+	relation string
+	subject  Subject
+}
+
+func edgeOf(t *Tuple) edgeName { return edgeName{t.Object, t.Relation, t.Subject} }
+
+// A version is one tuple of the model, from its Created on and before ended.
+type version struct {
+	tuple Tuple
+	ended Revision // zero while current
+}
+
+// A model is a graph by definition: every tuple that ever was, in a list.
+type model struct {
+	versions []version
+	log      []LoggedRevision
+	schemas  []SchemaVersion
+	sequence uint64
+	applied  Revision
+	stamp    Instant
+}
+
+func newModel() *model { return &model{sequence: 1} }
+
+// current returns the stored tuple of an edge.
+func (m *model) current(e edgeName) *version {
+	for i := range m.versions {
+		if v := &m.versions[i]; v.ended == 0 && edgeOf(&v.tuple) == e {
+			return v
+		}
+	}
+	return nil
+}
+
+// at returns what a snapshot must show, by edge.
+func (m *model) at(rev Revision, instant Instant, o Overlay) map[edgeName]Tuple {
+	tuples := map[edgeName]Tuple{}
+	for _, v := range m.versions {
+		if v.tuple.Created <= rev && (v.ended == 0 || rev < v.ended) {
+			tuples[edgeOf(&v.tuple)] = v.tuple
+		}
+	}
+	for i := range o.Removed {
+		delete(tuples, edgeOf(&o.Removed[i]))
+	}
+	for _, t := range o.Added {
+		t.Created = 0
+		tuples[edgeOf(&t)] = t
+	}
+	for e, t := range tuples {
+		if instant < t.ValidFrom || (t.ValidUntil != 0 && instant >= t.ValidUntil) {
+			delete(tuples, e)
+		}
+	}
+	return tuples
+}
+
+// commit does to the model what c does to a DB.
+func (m *model) commit(c Commit) {
+	m.applied, m.stamp = c.Revision, c.Stamp
+	if len(c.Changes) == 0 && c.Schema == nil {
+		return
+	}
+	r := LoggedRevision{
+		Revision: c.Revision, Stamp: c.Stamp, RecordedActor: c.RecordedActor, Metadata: c.Metadata,
+		SchemaChanged: c.Schema != nil, Count: len(c.Changes), Sequence: m.sequence,
+	}
+	m.sequence += uint64(len(c.Changes))
+	if c.Schema != nil {
+		m.schemas = append(m.schemas, SchemaVersion{c.Revision, c.Schema.Text})
+	}
+	for _, change := range c.Changes {
+		logged := LoggedChange{change.Kind, change.Tuple}
+		if change.Before != nil {
+			v := m.current(edgeOf(change.Before))
+			v.ended = c.Revision
+			logged.Tuple.Created = v.tuple.Created
+		}
+		if change.Kind == Created || change.Kind == Replaced {
+			logged.Tuple.Created = c.Revision
+			m.versions = append(m.versions, version{tuple: logged.Tuple})
+		}
+		r.Changes = append(r.Changes, logged)
+	}
+	m.log = append(m.log, r)
+}
+
+// A generator makes random commits over a small world, so that edges meet.
+type generator struct {
+	*rand.Rand
+	shapes []ShapeName
+}
+
+var modelIDs = []string{"a", "ab", "abc", "b", "a b", "ä#1", `"`, "abd"}
+
+func newGenerator(seed uint64) *generator {
+	return &generator{
+		Rand: rand.New(rand.NewPCG(seed, 7)),
+		shapes: []ShapeName{
+			{"doc", "viewer"},
+			{"doc", "owner"},
+			{"group", "member"},
+			{"group", "owner"},
+			{"user", ""},
+			{"group", ""},
+		},
+	}
+}
+
+func pick[T any](g *generator, from []T) T { return from[g.IntN(len(from))] }
+
+func (g *generator) edge() edgeName {
+	relation := pick(g, g.shapes[:4])
+	e := edgeName{object: Object{relation.Type, pick(g, modelIDs)}, relation: relation.Relation}
+	switch g.IntN(6) {
+	case 0:
+		e.subject = Subject{Object: Object{"group", pick(g, modelIDs)}, Relation: "member"}
+	case 1:
+		e.subject = Subject{Object: Object{"user", Wildcard}}
+	case 2:
+		e.subject = Subject{Object: Object{"group", pick(g, modelIDs)}}
+	default:
+		e.subject = Subject{Object: Object{"user", pick(g, modelIDs)}}
+	}
+	return e
+}
+
+func (g *generator) tuple(e edgeName) Tuple {
+	t := Tuple{Object: e.object, Relation: e.relation, Subject: e.subject}
+	if g.IntN(3) == 0 {
+		t.Caveat = pick(g, []string{"tenant", "hours"})
+		if g.IntN(2) == 0 {
+			t.Context = []byte(fmt.Sprintf(`{"n":%d}`, g.IntN(5)))
+		}
+	}
+	if g.IntN(4) == 0 {
+		t.ValidFrom = Instant(1 + g.IntN(100))
+	}
+	if g.IntN(4) == 0 {
+		t.ValidUntil = t.ValidFrom + Instant(1+g.IntN(100))
+	}
+	if g.IntN(5) == 0 {
+		t.Sources = pick(g, [][]string{{"hr"}, {"crm", "hr"}})
+	}
+	return t
+}
+
+// begin commits a schema, so that overlays may name every shape.
+func (g *generator) begin(t *testing.T, m *model, db *DB) {
+	t.Helper()
+	c := Commit{
+		Revision: 3, Term: 1, Stamp: 1, Store: DefaultStore,
+		Schema: &SchemaCommit{Text: "first", Shapes: g.shapes, Caveats: []string{"tenant", "hours"}},
+	}
+	mustCommit(t, db, c)
+	m.commit(c)
+	if _, err := db.Flush(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// commit makes the commit that follows what the model holds.
+func (g *generator) commit(m *model) Commit {
+	c := Commit{
+		Revision: m.applied + 1 + Revision(g.IntN(3)), Term: 1, Stamp: m.stamp + Instant(g.IntN(4)), Store: DefaultStore,
+	}
+	switch g.IntN(12) {
+	case 0:
+		c.Store = 0
+		return c
+	case 1:
+		c.Schema = &SchemaCommit{Text: fmt.Sprintf("schema %d", c.Revision), Shapes: g.shapes, Caveats: []string{"hours"}}
+	}
+	if g.IntN(2) == 0 {
+		c.RecordedActor, c.Metadata = "user:ann", []byte(`{"why":"test"}`)
+	}
+	seen := map[edgeName]bool{}
+	for range g.IntN(9) {
+		e := g.edge()
+		if seen[e] {
+			continue
+		}
+		seen[e] = true
+		t := g.tuple(e)
+		v := m.current(e)
+		if v == nil {
+			c.Changes = append(c.Changes, Change{Kind: Created, Tuple: t})
+			continue
+		}
+		old := v.tuple
+		switch g.IntN(4) {
+		case 0:
+			c.Changes = append(c.Changes, Change{Kind: Replaced, Tuple: t, Before: &old})
+		case 1:
+			c.Changes = append(c.Changes, Change{Kind: Deleted, Tuple: old, Before: &old})
+		case 2:
+			c.Changes = append(c.Changes, Change{Kind: Expired, Tuple: old, Before: &old})
+		case 3:
+			c.Changes = append(c.Changes,
+				Change{Kind: Expired, Tuple: old, Before: &old}, Change{Kind: Created, Tuple: t})
+		}
+	}
+	return c
+}
+
+func (g *generator) overlay() Overlay {
+	var o Overlay
+	seen := map[edgeName]bool{}
+	for range g.IntN(8) {
+		e := g.edge()
+		if g.IntN(3) == 0 {
+			e.object.ID = pick(g, []string{"new", "abx"})
+		}
+		if g.IntN(3) == 0 && e.subject.ID != Wildcard {
+			e.subject.ID = pick(g, []string{"new", "abx"})
+		}
+		if g.IntN(3) == 0 {
+			o.Removed = append(o.Removed, g.tuple(e))
+		} else if !seen[e] {
+			seen[e] = true
+			o.Added = append(o.Added, g.tuple(e))
+		}
+	}
+	return o
+}
+
+func (g *generator) filter() Filter {
+	var f Filter
+	maybe := func(s string) string {
+		if g.IntN(3) > 0 {
+			return ""
+		}
+		return s
+	}
+	e := g.edge()
+	f.ObjectType = maybe(e.object.Type)
+	switch g.IntN(4) {
+	case 0:
+		f.ObjectID = pick(g, append(modelIDs, "new", "none"))
+	case 1:
+		f.ObjectIDPrefix = pick(g, []string{"a", "ab", "b", "x", "n"})
+	}
+	f.Relation = maybe(e.relation)
+	f.SubjectType = maybe(e.subject.Type)
+	f.SubjectID = maybe(pick(g, append(modelIDs, "new", Wildcard)))
+	if g.IntN(3) == 0 {
+		relation := pick(g, []string{"", "member", "none"})
+		if f.SubjectID != Wildcard || relation == "" {
+			f.SubjectRelation = &relation
+		}
+	}
+	return f
+}
+
+func openTest(t testing.TB, fs vfs.FS) *DB {
+	t.Helper()
+	db, err := Open(Config{Dir: "graph", FS: fs, MemTableBytes: 64 << 10, CacheBytes: 1 << 20, OnFatal: func(err error) { t.Errorf("fatal: %v", err) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+func mustCommit(t testing.TB, db *DB, c Commit) {
+	t.Helper()
+	receipt, err := db.Commit(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if receipt.Count != len(c.Changes) || (receipt.Sequence == 0) != (len(c.Changes) == 0) {
+		t.Fatalf("receipt %+v for %d changes", receipt, len(c.Changes))
+	}
+}
+
+// TestModel compares a DB with the model after random commits, at every
+// revision, with and without overlays, across restarts.
+func TestModel(t *testing.T) {
+	seeds := []uint64{1, 2, 3, uint64(time.Now().UnixNano())}
+	if testing.Short() {
+		seeds = seeds[3:]
+	}
+	for _, seed := range seeds {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { testModel(t, seed) })
+	}
+}
+
+func testModel(t *testing.T, seed uint64) {
+	t.Logf("seed %d", seed)
+	g, m, fs := newGenerator(seed), newModel(), vfs.NewMem()
+	db := openTest(t, fs)
+	defer func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	g.begin(t, m, db)
+	for i := range 60 {
+		c := g.commit(m)
+		mustCommit(t, db, c)
+		m.commit(c)
+		switch g.IntN(15) {
+		case 0:
+			if _, err := db.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		case 1:
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+			db = openTest(t, fs)
+		}
+		if i%4 == 0 {
+			compare(t, g, m, db, m.applied)
+		}
+	}
+	for rev := Revision(1); rev <= m.applied; rev++ {
+		compare(t, g, m, db, rev)
+	}
+	compareLog(t, g, m, db)
+	if err := db.CheckInvariants(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// compare asks one snapshot everything and compares with the model.
+func compare(t *testing.T, g *generator, m *model, db *DB, rev Revision) {
+	t.Helper()
+	instant := m.stamp + Instant(g.IntN(200))
+	s, err := db.Snapshot(DefaultStore, rev, instant)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if s.Revision() != rev || s.Instant() != instant || s.Store() != DefaultStore {
+		t.Fatalf("snapshot of store %d at %d, %d", s.Store(), s.Revision(), s.Instant())
+	}
+	var wantSchema SchemaVersion
+	for _, v := range m.schemas {
+		if v.Revision <= rev {
+			wantSchema = v
+		}
+	}
+	if got, err := s.Schema(); err != nil || got != wantSchema {
+		t.Fatalf("schema at %d is %v, not %v (%v)", rev, got, wantSchema, err)
+	}
+	var o Overlay
+	if g.IntN(2) == 0 {
+		o = g.overlay()
+		if err := s.SetOverlay(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := m.at(rev, instant, o)
+	compareEdges(t, g, s, want)
+	for range 12 {
+		compareRead(t, g, s, g.filter(), want)
+	}
+	compareRead(t, g, s, Filter{}, want)
+}
+
+func compareEdges(t *testing.T, g *generator, s *Snapshot, want map[edgeName]Tuple) {
+	t.Helper()
+	subjects, objects := map[string][]Edge{}, map[string][]Edge{}
+	number := func(o Object) Number {
+		n, err := s.Number(o.Type, o.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := s.ID(o.Type, n)
+		if err != nil || id != o.ID {
+			t.Fatalf("%s has number %d, which is %q (%v)", o, n, id, err)
+		}
+		return n
+	}
+	numbers := func(e edgeName) edgeKey {
+		return edgeKey{
+			s.Shape(e.object.Type, e.relation), number(e.object),
+			s.Shape(e.subject.Type, e.subject.Relation), number(e.subject.Object),
+		}
+	}
+	for e, tuple := range want {
+		k := numbers(e)
+		caveat := s.Caveat(tuple.Caveat)
+		if s.CaveatName(caveat) != tuple.Caveat {
+			t.Fatalf("caveat %q has number %d", tuple.Caveat, caveat)
+		}
+		near := fmt.Sprint(k.relation, k.object, k.subject)
+		subjects[near] = append(subjects[near], Edge{k.subject, k.number, caveat, tuple.Context})
+		near = fmt.Sprint(k.subject, k.number, k.relation)
+		objects[near] = append(objects[near], Edge{k.relation, k.object, caveat, tuple.Context})
+	}
+	ascending := func(a, b Edge) int { return int(int64(a.Number) - int64(b.Number)) }
+	page := 1 + g.IntN(4)
+	for range 40 {
+		e := g.edge()
+		k := numbers(e)
+		tuple, ok := want[e]
+		got, found, err := s.Find(k.relation, k.object, k.subject, k.number)
+		if err != nil || found != ok {
+			t.Fatalf("find %v at %d: %t (%v), not %t", e, s.revision, found, err, ok)
+		}
+		if ok && !sameEdge(got, Edge{k.subject, k.number, s.Caveat(tuple.Caveat), tuple.Context}) {
+			t.Fatalf("find %v: %v, not %v", e, got, tuple)
+		}
+		whole, found, err := s.Get(e.object, e.relation, e.subject)
+		if err != nil || found != ok || !reflect.DeepEqual(whole, tuple) {
+			t.Fatalf("get %v at %d: %v %t (%v), not %v", e, s.revision, whole, found, err, tuple)
+		}
+		list := func(what string, want []Edge, next func([]Edge, Number) ([]Edge, error)) {
+			t.Helper()
+			slices.SortFunc(want, ascending)
+			var all []Edge
+			for from := Number(0); ; {
+				before := len(all)
+				var err error
+				if all, err = next(all, from); err != nil {
+					t.Fatal(err)
+				}
+				if len(all)-before < page {
+					break
+				}
+				from = all[len(all)-1].Number + 1
+			}
+			if !slices.EqualFunc(all, want, sameEdge) {
+				t.Fatalf("%s of %v at %d: %v, not %v", what, e, s.revision, all, want)
+			}
+		}
+		list("subjects", subjects[fmt.Sprint(k.relation, k.object, k.subject)], func(all []Edge, from Number) ([]Edge, error) {
+			return s.Subjects(all, k.relation, k.object, k.subject, from, page)
+		})
+		list("objects", objects[fmt.Sprint(k.subject, k.number, k.relation)], func(all []Edge, from Number) ([]Edge, error) {
+			return s.Objects(all, k.subject, k.number, k.relation, from, page)
+		})
+	}
+}
+
+func sameEdge(a, b Edge) bool {
+	return a.Shape == b.Shape && a.Number == b.Number && a.Caveat == b.Caveat && bytes.Equal(a.Context, b.Context)
+}
+
+func compareRead(t *testing.T, g *generator, s *Snapshot, f Filter, all map[edgeName]Tuple) {
+	t.Helper()
+	want := map[edgeName]Tuple{}
+	for e, tuple := range all {
+		if f.Matches(&tuple) {
+			want[e] = tuple
+		}
+	}
+	got := map[edgeName]Tuple{}
+	var order []string
+	limit := 1 + g.IntN(5)
+	var after []byte
+	for {
+		tuples, next, err := s.Read(f, after, limit)
+		if err != nil {
+			t.Fatalf("read %+v: %v", f, err)
+		}
+		if len(tuples) > limit || (next != nil && len(tuples) < limit) {
+			t.Fatalf("read %+v: %d tuples for limit %d, next %x", f, len(tuples), limit, next)
+		}
+		for _, tuple := range tuples {
+			got[edgeOf(&tuple)] = tuple
+			order = append(order, tuple.String())
+		}
+		if next == nil {
+			break
+		}
+		after = next
+	}
+	if len(order) != len(got) || !reflect.DeepEqual(got, want) {
+		t.Fatalf("read %+v at %d:\n%v\nnot\n%v", f, s.revision, got, want)
+	}
+	tuples, next, err := s.Read(f, nil, 1000)
+	if err != nil || next != nil {
+		t.Fatalf("read %+v: %x, %v", f, next, err)
+	}
+	var whole []string
+	for _, tuple := range tuples {
+		whole = append(whole, tuple.String())
+	}
+	if !slices.Equal(whole, order) {
+		t.Fatalf("read %+v in pages of %d has the order\n%s\nnot\n%s", f, limit, strings.Join(order, "\n"), strings.Join(whole, "\n"))
+	}
+}
+
+// compareLog reads the whole change log in random pages.
+func compareLog(t *testing.T, g *generator, m *model, db *DB) {
+	t.Helper()
+	var got []LoggedRevision
+	for from := (Position{}); ; {
+		part, err := db.Changes(DefaultStore, from, 1+g.IntN(7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(part) == 0 {
+			break
+		}
+		for _, r := range part {
+			from = r.End()
+			if n := len(got); n > 0 && got[n-1].Revision == r.Revision {
+				last := &got[n-1]
+				if r.Offset != last.Offset+uint32(len(last.Changes)) || r.Sequence != last.Sequence+uint64(len(last.Changes)) || r.SchemaChanged {
+					t.Fatalf("part %+v follows %+v", r, last)
+				}
+				last.Changes = append(last.Changes, r.Changes...)
+				continue
+			}
+			got = append(got, r)
+		}
+	}
+	if !reflect.DeepEqual(got, m.log) {
+		t.Fatalf("the change log is\n%+v\nnot\n%+v", got, m.log)
+	}
+	for range 50 {
+		at := Instant(g.Int64N(int64(m.stamp) + 3))
+		var want Revision
+		for _, r := range m.log {
+			if r.Stamp <= at {
+				want = r.Revision
+			}
+		}
+		if rev, err := db.RevisionAt(DefaultStore, at); err != nil || rev != want {
+			t.Fatalf("revision at %d is %d (%v), not %d", at, rev, err, want)
+		}
+	}
+}
+
+// TestCrash crashes at random moments and asks that what is left is exactly what
+// was there at the applied revision.
+func TestCrash(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	g := newGenerator(seed)
+	rounds := 6
+	if testing.Short() {
+		rounds = 2
+	}
+	for round := range rounds {
+		fs := vfs.NewCrashableMem()
+		m := newModel()
+		db := openTest(t, fs)
+		g.begin(t, m, db)
+		for range 40 + g.IntN(40) {
+			c := g.commit(m)
+			// Large records fill the memtable, so that Pebble flushes by itself.
+			c.Metadata = []byte(fmt.Sprintf(`{"pad":%q}`, strings.Repeat("x", g.IntN(4000))))
+			mustCommit(t, db, c)
+			m.commit(c)
+			if g.IntN(20) == 0 {
+				if _, err := db.Flush(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if g.IntN(8) != 0 {
+				continue
+			}
+			clone := fs.CrashClone(vfs.CrashCloneCfg{
+				UnsyncedDataPercent: pick(g, []int{0, 50, 100}), RNG: rand.New(rand.NewPCG(seed, uint64(c.Revision))),
+			})
+			durable := db.Durable().Revision
+			back := openTest(t, clone)
+			applied := back.Applied()
+			if applied.Revision < durable || applied.Revision > m.applied {
+				t.Fatalf("round %d: after a crash %d is applied; durable was %d, newest %d", round, applied.Revision, durable, m.applied)
+			}
+			if err := back.CheckInvariants(); err != nil {
+				t.Fatal(err)
+			}
+			compare(t, g, m, back, applied.Revision)
+			_, err := back.Commit(Commit{Revision: applied.Revision, Term: 1, Stamp: applied.Stamp})
+			if !errors.Is(err, ErrAlreadyApplied) {
+				t.Fatalf("commit again: %v", err)
+			}
+			if err := back.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,582 @@
+package schema
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	_ "time/tzdata" // the zones that expressions name must not depend on the machine having them
+	"unicode/utf8"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/cost"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
+)
+
+// Limits on one caveat, which bound the work of compiling and evaluating it.
+const (
+	// ExpressionCharsMax bounds the characters of a caveat's expression.
+	ExpressionCharsMax = 100_000
+	// comprehensionsMax bounds all(), exists(), map(), filter() within one another.
+	comprehensionsMax = 3
+	// costMax bounds the estimated cost of an evaluation, in CEL's cost units: one
+	// per step, a tenth per character of a string that is read. A unit takes some
+	// nanoseconds.
+	costMax = 200_000_000
+	// regexProgramMax bounds the size of the program that a regular expression
+	// compiles to.
+	regexProgramMax = 2_000
+	// typeDepthMax bounds lists of lists.
+	typeDepthMax = 5
+	// interruptSteps is the number of iterations between looks at a deadline.
+	interruptSteps = 100
+)
+
+// contextSizes are the sizes of contexts for which the cost of an expression is
+// estimated, from the largest that any context may have. An expression that is
+// too costly for the smallest is refused.
+var contextSizes = [...]int{64 << 10, 32 << 10, 16 << 10, 8 << 10, 4 << 10, 2 << 10, 1 << 10, 512, 256}
+
+// A valueType converts JSON values to those of a parameter's type.
+type valueType struct {
+	cel *cel.Type
+	// convert returns the part of the value that does not fit, if it does not.
+	convert func(v any) (val ref.Val, wrong any, ok bool)
+}
+
+// scalarTypes are the parameter types other than list and map.
+var scalarTypes = map[string]*valueType{
+	"any": {cel.DynType, func(v any) (ref.Val, any, bool) {
+		switch v.(type) {
+		case nil, bool, float64, string, []any, map[string]any:
+			return types.DefaultTypeAdapter.NativeToValue(v), nil, true
+		}
+		return nil, v, false
+	}},
+	"bool": {cel.BoolType, func(v any) (ref.Val, any, bool) {
+		b, ok := v.(bool)
+		return types.Bool(b), v, ok
+	}},
+	"string": {cel.StringType, func(v any) (ref.Val, any, bool) {
+		s, ok := v.(string)
+		return types.String(s), v, ok
+	}},
+	"int": {cel.IntType, func(v any) (ref.Val, any, bool) {
+		n, ok := integer(v)
+		return types.Int(n), v, ok
+	}},
+	// An unsigned parameter is an int for CEL, so that it compares with literals.
+	"uint": {cel.IntType, func(v any) (ref.Val, any, bool) {
+		n, ok := integer(v)
+		return types.Int(n), v, ok && n >= 0
+	}},
+	"double": {cel.DoubleType, func(v any) (ref.Val, any, bool) {
+		f, ok := v.(float64)
+		if s, isText := v.(string); isText {
+			var err error
+			f, err = strconv.ParseFloat(s, 64)
+			ok = err == nil
+		}
+		return types.Double(f), v, ok && !math.IsNaN(f) && !math.IsInf(f, 0)
+	}},
+	"bytes": {cel.BytesType, func(v any) (ref.Val, any, bool) {
+		s, ok := v.(string)
+		b, err := base64.StdEncoding.DecodeString(s)
+		return types.Bytes(b), v, ok && err == nil
+	}},
+	"duration": {cel.DurationType, func(v any) (ref.Val, any, bool) {
+		s, ok := v.(string)
+		d, err := time.ParseDuration(s)
+		return types.Duration{Duration: d}, v, ok && err == nil
+	}},
+	"timestamp": {cel.TimestampType, func(v any) (ref.Val, any, bool) {
+		s, ok := v.(string)
+		t, err := time.Parse(time.RFC3339, s)
+		ok = ok && err == nil
+		return types.Timestamp{Time: t.UTC()}, v, ok && t.UTC().Year() >= 1 && t.UTC().Year() <= 9999
+	}},
+	"ipaddress": {ipType, func(v any) (ref.Val, any, bool) {
+		s, ok := v.(string)
+		a, err := netip.ParseAddr(s)
+		return ipAddress{a.Unmap()}, v, ok && err == nil && a.Zone() == ""
+	}},
+}
+
+// parameterTypeNames are all parameter types, sorted.
+var parameterTypeNames = []string{
+	"any", "bool", "bytes", "double", "duration", "int", "ipaddress", "list", "map", "string", "timestamp", "uint",
+}
+
+// valueTypeOf returns the type of a declared parameter, which has been checked.
+func valueTypeOf(t *TypeExpr) *valueType {
+	if t.Element == nil {
+		return scalarTypes[t.Name]
+	}
+	element := valueTypeOf(t.Element)
+	if t.Name == "list" {
+		return &valueType{cel.ListType(element.cel), func(v any) (ref.Val, any, bool) {
+			list, ok := v.([]any)
+			if !ok {
+				return nil, v, false
+			}
+			vals := make([]ref.Val, len(list))
+			for i, e := range list {
+				val, wrong, ok := element.convert(e)
+				if !ok {
+					return nil, wrong, false
+				}
+				vals[i] = val
+			}
+			return types.NewRefValList(types.DefaultTypeAdapter, vals), nil, true
+		}}
+	}
+	return &valueType{cel.MapType(cel.StringType, element.cel), func(v any) (ref.Val, any, bool) {
+		m, ok := v.(map[string]any)
+		if !ok {
+			return nil, v, false
+		}
+		vals := make(map[string]any, len(m))
+		for _, k := range sortedKeys(m) {
+			val, wrong, ok := element.convert(m[k])
+			if !ok {
+				return nil, wrong, false
+			}
+			vals[k] = val
+		}
+		return types.NewStringInterfaceMap(types.DefaultTypeAdapter, vals), nil, true
+	}}
+}
+
+// celReserved are the words that CEL does not take as the name of a variable.
+var celReserved = []string{
+	"as", "break", "const", "continue", "else", "false", "for", "function", "if", "import", "in", "let", "loop",
+	"namespace", "null", "package", "return", "true", "var", "void", "while",
+}
+
+// checkParameterName says what is wrong with the name of a parameter, or returns
+// "".
+func checkParameterName(name string) string {
+	switch {
+	case slices.Contains(celReserved, name):
+		return fmt.Sprintf("`%s` is a reserved word of CEL and cannot be the name of a parameter", name)
+	case name != "" && '0' <= name[0] && name[0] <= '9':
+		return "the name of a parameter may not begin with a digit"
+	case len(name) > nameBytesMax:
+		return "a name may have at most 256 bytes"
+	}
+	return ""
+}
+
+// baseEnv is the CEL environment without the parameters.
+var baseEnv = sync.OnceValues(func() (*cel.Env, error) {
+	dynMap := cel.MapType(cel.StringType, cel.DynType)
+	return cel.NewEnv(
+		cel.DefaultUTCTimeZone(true),
+		// `price > 5` is meant to work for a double, too.
+		cel.CrossTypeNumericComparisons(true),
+		cel.ParserExpressionSizeLimit(ExpressionCharsMax),
+		cel.RegexProgramSizeLimit(regexProgramMax),
+		cel.ASTValidators(
+			cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals(), cel.ValidateRegexLiterals(),
+			cel.ValidateComprehensionNestingLimit(comprehensionsMax),
+		),
+		cel.Types(ipType),
+		cel.Function("in_cidr", cel.MemberOverload(inCIDROverload,
+			[]*cel.Type{ipType, cel.StringType}, cel.BoolType, cel.BinaryBinding(inCIDR))),
+		cel.Function("isSubtreeOf", cel.MemberOverload(subtreeOverload,
+			[]*cel.Type{dynMap, dynMap}, cel.BoolType, cel.BinaryBinding(isSubtreeOf))),
+	)
+})
+
+const (
+	inCIDROverload  = "ipaddress_in_cidr_string"
+	subtreeOverload = "map_is_subtree_of_map"
+)
+
+// compileCaveat compiles a caveat whose parameters have been checked. It returns
+// nil after an error.
+func compileCaveat(errs *errorList, file *File, decl *CaveatDecl) *Caveat {
+	c := &Caveat{Name: decl.Name.Text, Doc: docOf(&decl.Node)}
+	c.Expression, _ = canonicalBody(decl.Body)
+	fail := func(kind ErrorKind, pos Position, format string, args ...any) *Error {
+		return errs.add(file, kind, pos, pos, format, args...)
+	}
+	if n := utf8.RuneCountInString(decl.Body); n > ExpressionCharsMax {
+		fail(TypeError, decl.BodyPos, "the expression has %d characters; at most %d are allowed", n, ExpressionCharsMax)
+		return nil
+	}
+	if c.Expression == "" {
+		fail(SyntaxError, decl.BodyPos, "the expression is empty")
+		return nil
+	}
+	base, err := baseEnv()
+	if err != nil {
+		fail(TypeError, decl.BodyPos, "CEL is not available: %v", err)
+		return nil
+	}
+	var variables []cel.EnvOption
+	var names []string
+	for _, p := range decl.Parameters {
+		t := valueTypeOf(p.Type)
+		variables = append(variables, cel.Variable(p.Name.Text, t.cel))
+		names = append(names, p.Name.Text)
+		c.Parameters = append(c.Parameters, Parameter{Name: p.Name.Text, Type: p.Type.String()})
+		c.types = append(c.types, t)
+		c.unknowns = append(c.unknowns, cel.AttributePattern(p.Name.Text))
+	}
+	env, err := base.Extend(variables...)
+	if err != nil {
+		fail(TypeError, decl.Name.Pos, "the parameters are not acceptable: %v", err)
+		return nil
+	}
+
+	// The untouched body is compiled, so that CEL's positions are those of the file.
+	parsed, issues := env.Parse(decl.Body)
+	kind := SyntaxError
+	checked := parsed
+	if issues.Err() == nil {
+		checked, issues = env.Check(parsed)
+		kind = TypeError
+	}
+	if issues.Err() != nil {
+		for _, e := range issues.Errors() {
+			pos := celPosition(decl, e.Location.Line(), e.Location.Column())
+			msg, unknown := celMessage(e.Message)
+			fail(kind, pos, "%s", msg).suggest(unknown, func() []string { return names })
+		}
+		return nil
+	}
+	use := &celUse{info: checked.NativeRep().SourceInfo(), used: map[string]bool{}}
+	use.walk(checked.NativeRep().Expr(), nil)
+	if use.badCIDR != nil {
+		fail(TypeError, celPosition(decl, use.badLine, use.badColumn), "%v", use.badCIDR)
+		return nil
+	}
+	if out := checked.OutputType(); !out.IsExactType(cel.BoolType) {
+		fail(TypeError, celPosition(decl, use.firstLine, use.firstColumn), "the expression must yield a bool, but yields %s", out)
+		return nil
+	}
+	for _, p := range decl.Parameters {
+		if !use.used[p.Name.Text] {
+			errs.add(file, TypeError, p.Name.Pos, p.Name.End, "parameter `%s` is not used in the expression of caveat `%s`", p.Name.Text, c.Name)
+			return nil
+		}
+	}
+	if err := c.estimate(env, checked); err != nil {
+		fail(TypeError, celPosition(decl, use.firstLine, use.firstColumn), "%v", err)
+		return nil
+	}
+	c.plain, err = env.Program(checked, cel.InterruptCheckFrequency(interruptSteps))
+	if err == nil {
+		c.partial, err = env.Program(checked, cel.InterruptCheckFrequency(interruptSteps), cel.EvalOptions(cel.OptPartialEval))
+	}
+	if err != nil {
+		fail(TypeError, celPosition(decl, use.firstLine, use.firstColumn), "the expression cannot be compiled: %v", err)
+		return nil
+	}
+	return c
+}
+
+// celPosition converts a position of CEL, which counts lines from 1 and columns
+// from 0 within the body. It returns the beginning of the body for no position.
+func celPosition(decl *CaveatDecl, line, column int) Position {
+	if line < 1 {
+		return decl.BodyPos
+	}
+	rest := decl.Body
+	pos := decl.BodyPos
+	for ; line > 1; line-- {
+		i := strings.IndexByte(rest, '\n')
+		if i < 0 {
+			return decl.BodyPos
+		}
+		rest = rest[i+1:]
+		pos = Position{Line: pos.Line + 1, Column: 1, Offset: pos.Offset + i + 1}
+	}
+	for i := range rest {
+		if column == 0 {
+			pos.Offset += i
+			return pos
+		}
+		column--
+		pos.Column++
+	}
+	pos.Offset += len(rest)
+	return pos
+}
+
+// celMessage shortens a message of CEL and returns the name it does not know.
+func celMessage(msg string) (short, unknown string) {
+	if rest, ok := strings.CutPrefix(msg, "undeclared reference to '"); ok {
+		if name, _, ok := strings.Cut(rest, "'"); ok {
+			return fmt.Sprintf("the expression refers to `%s`, which is neither a parameter nor a function", name), name
+		}
+	}
+	msg = strings.TrimPrefix(msg, "Syntax error: ")
+	for _, tail := range []string{" (in container", " expecting "} {
+		if i := strings.Index(msg, tail); i >= 0 {
+			msg = msg[:i]
+		}
+	}
+	if len(msg) > 500 {
+		msg = strings.ToValidUTF8(msg[:500], "") + "..."
+	}
+	return "CEL: " + strings.ReplaceAll(msg, "\n", " "), ""
+}
+
+// celUse finds what an expression uses.
+type celUse struct {
+	info *ast.SourceInfo
+	used map[string]bool // the free variables
+
+	// The first place of the expression, in CEL's counting.
+	firstLine, firstColumn int
+
+	badCIDR            error
+	badLine, badColumn int
+}
+
+// walk visits an expression; bound holds the variables of the comprehensions
+// around it. The recursion is bounded by CEL's own limit on nesting.
+func (u *celUse) walk(e ast.Expr, bound []string) {
+	if loc := u.info.GetStartLocation(e.ID()); loc.Line() > 0 {
+		if u.firstLine == 0 || loc.Line() < u.firstLine || loc.Line() == u.firstLine && loc.Column() < u.firstColumn {
+			u.firstLine, u.firstColumn = loc.Line(), loc.Column()
+		}
+	}
+	switch e.Kind() {
+	case ast.IdentKind:
+		if name := e.AsIdent(); !slices.Contains(bound, name) {
+			u.used[name] = true
+		}
+	case ast.SelectKind:
+		u.walk(e.AsSelect().Operand(), bound)
+	case ast.CallKind:
+		call := e.AsCall()
+		if call.IsMemberFunction() {
+			u.walk(call.Target(), bound)
+		}
+		for _, arg := range call.Args() {
+			u.walk(arg, bound)
+		}
+		if call.FunctionName() == "in_cidr" && len(call.Args()) == 1 && call.Args()[0].Kind() == ast.LiteralKind && u.badCIDR == nil {
+			if s, ok := call.Args()[0].AsLiteral().(types.String); ok {
+				if _, err := parseCIDR(string(s)); err != nil {
+					loc := u.info.GetStartLocation(call.Args()[0].ID())
+					u.badCIDR, u.badLine, u.badColumn = err, loc.Line(), loc.Column()
+				}
+			}
+		}
+	case ast.ListKind:
+		for _, x := range e.AsList().Elements() {
+			u.walk(x, bound)
+		}
+	case ast.MapKind:
+		for _, entry := range e.AsMap().Entries() {
+			u.walk(entry.AsMapEntry().Key(), bound)
+			u.walk(entry.AsMapEntry().Value(), bound)
+		}
+	case ast.StructKind:
+		for _, field := range e.AsStruct().Fields() {
+			u.walk(field.AsStructField().Value(), bound)
+		}
+	case ast.ComprehensionKind:
+		comp := e.AsComprehension()
+		u.walk(comp.IterRange(), bound)
+		u.walk(comp.AccuInit(), bound)
+		inner := append(slices.Clone(bound), comp.IterVar(), comp.AccuVar())
+		if comp.HasIterVar2() {
+			inner = append(inner, comp.IterVar2())
+		}
+		u.walk(comp.LoopCondition(), inner)
+		u.walk(comp.LoopStep(), inner)
+		u.walk(comp.Result(), inner)
+	}
+}
+
+// estimate sets contextMax, or says that the expression is too costly for any
+// context.
+//
+// Of a context of b bytes the estimate adds up two extremes: many small elements
+// in every list, and few elements of which each has all the bytes. Both together
+// are not less than any mixture, as long as an element's cost grows at least
+// linearly with its size.
+func (c *Caveat) estimate(env *cel.Env, checked *cel.Ast) error {
+	for _, b := range contextSizes {
+		many, err := env.EstimateCost(checked, sizes{text: b, list: b / 2, element: 16})
+		if err != nil {
+			return fmt.Errorf("the cost of the expression cannot be estimated: %w", err)
+		}
+		few, err := env.EstimateCost(checked, sizes{text: b, list: 2, element: b})
+		if err != nil {
+			return fmt.Errorf("the cost of the expression cannot be estimated: %w", err)
+		}
+		if cost.SafeAdd(many.Max, few.Max) <= costMax {
+			c.contextMax = b
+			return nil
+		}
+	}
+	return errors.New("the expression is too costly to evaluate, even with small values")
+}
+
+// sizes tells CEL's cost estimate how large the values of parameters can be.
+type sizes struct{ text, list, element int }
+
+// EstimateSize returns the size of a parameter, or of an element within one.
+func (s sizes) EstimateSize(node cost.AstNode) *cost.SizeEstimate {
+	size := s.element
+	switch path := node.Path(); {
+	case len(path) == 0:
+		return nil
+	case len(path) == 1:
+		size = s.list
+		if k := node.Type().Kind(); k == types.StringKind || k == types.BytesKind {
+			size = s.text
+		}
+	}
+	estimate := cost.RangedSizeEstimate(0, uint64(size))
+	return &estimate
+}
+
+// EstimateCallCost returns the cost of the functions that CEL does not know.
+func (s sizes) EstimateCallCost(_, overload string, _ *cost.AstNode, _ []cost.AstNode) *cost.CallEstimate {
+	switch overload {
+	case subtreeOverload:
+		return &cost.CallEstimate{CostEstimate: cost.CostEstimate{Min: 1, Max: uint64(2 * s.text)}}
+	case inCIDROverload:
+		return &cost.CallEstimate{CostEstimate: cost.CostEstimate{Min: 2, Max: 10}}
+	}
+	return nil
+}
+
+// canonicalBody returns the text of a caveat's body without surrounding blanks
+// and common indentation. A body with a string that spans lines is only trimmed,
+// and verbatim is true: its indentation may be part of the string.
+func canonicalBody(body string) (text string, verbatim bool) {
+	_, multiline, err := scanCEL("{" + body + "}")
+	if multiline || err != nil {
+		return strings.TrimSpace(body), true
+	}
+	lines := strings.Split(body, "\n")
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], " \t\r")
+	}
+	// A first line behind the brace has no indentation of its own.
+	dedent(lines[1:])
+	lines[0] = strings.TrimLeft(lines[0], " \t")
+	return strings.TrimSpace(strings.Join(lines, "\n")), false
+}
+
+// ipType is the CEL type of the parameter type ipaddress.
+var ipType = types.NewObjectType("ipaddress")
+
+// ipAddress is an address as a CEL value. An IPv4 address mapped into IPv6 is
+// held as IPv4, so that a range cannot be avoided by another spelling.
+type ipAddress struct{ netip.Addr }
+
+// ConvertToNative returns the netip.Addr or its text.
+func (a ipAddress) ConvertToNative(t reflect.Type) (any, error) {
+	switch t {
+	case reflect.TypeFor[netip.Addr]():
+		return a.Addr, nil
+	case reflect.TypeFor[string]():
+		return a.String(), nil
+	}
+	return nil, fmt.Errorf("an ipaddress cannot be converted to %v", t)
+}
+
+// ConvertToType converts to a string, the type, or itself.
+func (a ipAddress) ConvertToType(t ref.Type) ref.Val {
+	switch t {
+	case types.StringType:
+		return types.String(a.String())
+	case types.TypeType:
+		return ipType
+	case ipType:
+		return a
+	}
+	return types.NewErr("an ipaddress cannot be converted to %s", t.TypeName())
+}
+
+// Equal compares addresses.
+func (a ipAddress) Equal(other ref.Val) ref.Val {
+	b, ok := other.(ipAddress)
+	return types.Bool(ok && a.Addr == b.Addr)
+}
+
+// Type returns the CEL type.
+func (a ipAddress) Type() ref.Type { return ipType }
+
+// Value returns the netip.Addr.
+func (a ipAddress) Value() any { return a.Addr }
+
+func parseCIDR(text string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		if len(text) > 60 {
+			text = strings.ToValidUTF8(text[:60], "") + "..."
+		}
+		return netip.Prefix{}, fmt.Errorf("`%s` is not a range of addresses such as 10.0.0.0/8 or fd00::/8", text)
+	}
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p, nil
+}
+
+func inCIDR(ip, cidr ref.Val) ref.Val {
+	a, ok := ip.(ipAddress)
+	if !ok {
+		return types.MaybeNoSuchOverloadErr(ip)
+	}
+	text, ok := cidr.(types.String)
+	if !ok {
+		return types.MaybeNoSuchOverloadErr(cidr)
+	}
+	p, err := parseCIDR(string(text))
+	if err != nil {
+		return types.WrapErr(err)
+	}
+	return types.Bool(p.Contains(a.Addr))
+}
+
+// isSubtreeOf reports whether each key of a stands in b with an equal value,
+// where maps within are compared in the same way.
+func isSubtreeOf(a, b ref.Val) ref.Val {
+	small, ok := a.(traits.Mapper)
+	if !ok {
+		return types.MaybeNoSuchOverloadErr(a)
+	}
+	large, ok := b.(traits.Mapper)
+	if !ok {
+		return types.MaybeNoSuchOverloadErr(b)
+	}
+	for it := small.Iterator(); it.HasNext() == types.True; {
+		key := it.Next()
+		theirs, found := large.Find(key)
+		if !found {
+			return types.False
+		}
+		ours := small.Get(key)
+		_, oursMap := ours.(traits.Mapper)
+		_, theirsMap := theirs.(traits.Mapper)
+		equal := types.Equal(ours, theirs)
+		if oursMap && theirsMap {
+			equal = isSubtreeOf(ours, theirs)
+		}
+		if equal != types.True {
+			return types.False
+		}
+	}
+	return types.True
+}

@@ -1,0 +1,121 @@
+package schema
+
+import "strings"
+
+// RewriteString returns the rewrite as an expression of the schema language, with
+// parentheses only where precedence or the grouping of equal operators needs
+// them: "viewer + parent->view". It is meant for traces and differences.
+func RewriteString(r Rewrite) string {
+	var b strings.Builder
+	writeRewrite(&b, r, precedenceNone, flagSelf|flagRewrite)
+	return b.String()
+}
+
+// The precedence of the operators, from loosest to tightest. An operand needs
+// parentheses unless it binds tighter than the operator around it.
+const (
+	precedenceNone = iota
+	precedenceExclusion
+	precedenceIntersection
+	precedenceUnion
+)
+
+func writeRewrite(b *strings.Builder, r Rewrite, around int, flags flag) {
+	open := func(precedence int) {
+		if precedence <= around {
+			b.WriteByte('(')
+		}
+	}
+	closing := func(precedence int) {
+		if precedence <= around {
+			b.WriteByte(')')
+		}
+	}
+	list := func(children []Rewrite, operator string, precedence int) {
+		open(precedence)
+		for i, c := range children {
+			if i > 0 {
+				b.WriteString(operator)
+			}
+			writeRewrite(b, c, precedence, flags)
+		}
+		closing(precedence)
+	}
+	switch r := r.(type) {
+	case This:
+		b.WriteString("this")
+	case Nil:
+		b.WriteString("nil")
+	case Self:
+		b.WriteString("self")
+	case Computed:
+		b.WriteString(nameText(r.Name, true, flags))
+	case Arrow:
+		chain := splitChain(r.Name)
+		chain[0].all = r.All
+		chain = append([]link{{name: r.Relation}}, chain...)
+		b.WriteString(chainText(chain, func(name string) string { return nameText(name, true, flags) }))
+	case Union:
+		list(r.Children, " + ", precedenceUnion)
+	case Intersection:
+		list(r.Children, " & ", precedenceIntersection)
+	case Exclusion:
+		open(precedenceExclusion)
+		// `-` is left-associative: an exclusion on its left needs no parentheses.
+		writeRewrite(b, r.Base, precedenceNone, flags)
+		b.WriteString(" - ")
+		writeRewrite(b, r.Subtracted, precedenceExclusion, flags)
+		closing(precedenceExclusion)
+	}
+}
+
+// A link is one name of a chain of arrows; all says that .all() leads to it.
+type link struct {
+	name string
+	all  bool
+}
+
+// chainText joins a chain: a->b.all(c). It is the source form when spell quotes
+// names, and the name of a hidden permission when spell is nil.
+func chainText(chain []link, spell func(string) string) string {
+	var b strings.Builder
+	for i, l := range chain {
+		name := l.name
+		if spell != nil {
+			name = spell(name)
+		}
+		switch {
+		case i == 0:
+			b.WriteString(name)
+		case l.all:
+			b.WriteString(".all(" + name + ")")
+		default:
+			b.WriteString("->" + name)
+		}
+	}
+	return b.String()
+}
+
+// splitChain takes the name of an arrow's target apart: a plain name gives one
+// link, a hidden permission's name its chain. No name may hold `>` or `(`, so
+// these two tell where a link ends.
+func splitChain(name string) []link {
+	var chain []link
+	all := false
+	for {
+		end, next := len(name), len(name)
+		nextAll := false
+		switch i := strings.IndexAny(name, ">("); {
+		case i < 0:
+		case name[i] == '>':
+			end, next = max(0, i-len("-")), i+1
+		default:
+			end, next, nextAll = max(0, i-len(".all")), i+1, true
+		}
+		chain = append(chain, link{name: strings.TrimSuffix(name[:end], ")"), all: all})
+		if next == len(name) {
+			return chain
+		}
+		name, all = name[next:], nextAll
+	}
+}
