@@ -588,8 +588,11 @@ func fromTrace(t *engine.Trace) (*pembav1.Trace, error) {
 		return nil, nil
 	}
 	p := &pembav1.Trace{
-		Kind: traceKinds[t.Kind], Object: ObjectMessage(t.Object), Name: t.Name, Expression: t.Expression,
+		Kind: traceKinds[t.Kind], Name: t.Name, Expression: t.Expression,
 		Decision: fromDecision(t.Verdict.Decision), Missing: t.Verdict.Missing, Note: t.Note,
+	}
+	if t.Object.Type != "" {
+		p.Object = ObjectMessage(t.Object)
 	}
 	if t.Tuple != nil {
 		tuple, err := TupleMessage(*t.Tuple)

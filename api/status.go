@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -85,6 +86,8 @@ var reasonCodes = map[engine.Reason]codes.Code{
 	engine.BudgetExceeded:     codes.ResourceExhausted,
 	engine.CursorInvalid:      codes.InvalidArgument,
 	engine.AlreadyInitialized: codes.FailedPrecondition,
+	engine.NumbersExhausted:   codes.ResourceExhausted,
+	engine.NumbersExhausted:   codes.ResourceExhausted,
 }
 
 // sentinels gives the errors of the layers below their codes, in the order in
@@ -163,13 +166,14 @@ func toStatus(err error) (st *status.Status, fault bool) {
 	return newStatus(codes.Internal, "FAULT", "", err.Error(), nil), true
 }
 
-// statusMessageBytesMax bounds the message of an error: gRPC sends it in a
-// header, and clients limit the size of those.
-const statusMessageBytesMax = 4096
+// statusMessageBytesMax bounds the message of an error. gRPC sends it in the
+// trailer, once as it is and once or twice within the details, and some clients
+// take trailers of 8 KiB at most.
+const statusMessageBytesMax = 1500
 
 func newStatus(code codes.Code, reason, field, message string, metadata map[string]string) *status.Status {
 	if len(message) > statusMessageBytesMax {
-		message = message[:statusMessageBytesMax] + "..."
+		message = strings.ToValidUTF8(message[:statusMessageBytesMax], "") + "..."
 	}
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: ErrorDomain, Metadata: make(map[string]string, len(metadata)+1)}
 	for k, v := range metadata {

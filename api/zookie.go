@@ -81,6 +81,9 @@ func open(token string, version byte) []byte {
 	if err != nil || len(b) < stateBytes+checksumBytes || b[0] != version {
 		return nil
 	}
+	if len(token) != strictBase64.EncodedLen(len(b)) {
+		return nil // The decoder skips line breaks.
+	}
 	body, sum := b[:len(b)-checksumBytes], b[len(b)-checksumBytes:]
 	if crc32.Checksum(body, castagnoli) != binary.BigEndian.Uint32(sum) {
 		return nil

@@ -49,7 +49,13 @@ func (e *Engine) Apply(revision graph.Revision, term uint64, stamp graph.Instant
 		result.Changed, result.Partial = 0, false
 		commit = graph.Commit{Revision: revision, Term: term, Stamp: stamp}
 	}
-	if _, err := e.db.Commit(commit); err != nil {
+	_, err := e.db.Commit(commit)
+	if errors.Is(err, graph.ErrExhausted) {
+		// Nothing was written; every node finds the same.
+		result = Result{Revision: revision, Instant: stamp, Refusal: refuse(NumbersExhausted, "", "%v", err)}
+		_, err = e.db.Commit(graph.Commit{Revision: revision, Term: term, Stamp: stamp})
+	}
+	if err != nil {
 		return Result{}, fmt.Errorf("engine: commit revision %d: %w", revision, err)
 	}
 	return result, nil
@@ -63,6 +69,10 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 			return nil
 		}
 		commit.Init = m.Init
+		return nil
+	}
+	if m.Store == 0 {
+		result.Refusal = refuse(Malformed, "store", "the mutation names no store")
 		return nil
 	}
 	s, err := e.Snapshot(m.Store, 0, commit.Stamp, graph.Overlay{})
@@ -292,15 +302,30 @@ func (j *judgement) schema(w *graph.WriteSchema) (*Refusal, error) {
 // fit refuses a schema that stored tuples do not fit. What is stored is known
 // from counters; tuples are read only for the sample in the message.
 func (j *judgement) fit(old *program, compiled *schema.Schema) (*Refusal, error) {
+	// Tuples whose lifetime is over stand in no schema's way: end them first.
+	over, err := j.snapshot.graph.Expired(schemaCollectMax)
+	if err != nil {
+		return nil, err
+	}
+	type form struct {
+		objectType, relation string
+		stored               schema.SubjectType
+	}
+	ended := make(map[form]uint64)
+	for i := range over {
+		ended[form{over[i].Object.Type, over[i].Relation, subjectTypeOf(&over[i])}]++
+		j.change(graph.Expired, over[i], &over[i])
+	}
 	for _, c := range j.snapshot.engine.db.Counters(j.snapshot.graph.Store()) {
-		if c.Count == 0 {
-			continue
-		}
 		objectType, relation := j.snapshot.graph.ShapeName(c.Relation)
 		subjectType, subjectRelation := j.snapshot.graph.ShapeName(c.Subject)
 		stored := schema.SubjectType{
 			Type: subjectType, Relation: subjectRelation, Wildcard: c.Wildcard,
 			Caveat: j.snapshot.graph.CaveatName(c.Caveat), Expiration: c.Expiring,
+		}
+		count := c.Count - ended[form{objectType, relation, stored}]
+		if count == 0 {
+			continue
 		}
 		why := misfit(compiled, objectType, relation, stored)
 		if why == "" && stored.Caveat != "" {
@@ -314,11 +339,11 @@ func (j *judgement) fit(old *program, compiled *schema.Schema) (*Refusal, error)
 			return nil, err
 		}
 		noun := "tuples do"
-		if c.Count == 1 {
+		if count == 1 {
 			noun = "tuple does"
 		}
-		refusal := refuse(SchemaData, "schema", "%d stored %s not fit the new schema: %s", c.Count, noun, why).
-			with("type", objectType).with("name", relation).with("count", fmt.Sprint(c.Count))
+		refusal := refuse(SchemaData, "schema", "%d stored %s not fit the new schema: %s", count, noun, why).
+			with("type", objectType).with("name", relation).with("count", fmt.Sprint(count))
 		if sample != "" {
 			refusal.Message += "; for example " + sample
 			refusal.with("tuple", sample)
@@ -327,6 +352,10 @@ func (j *judgement) fit(old *program, compiled *schema.Schema) (*Refusal, error)
 	}
 	return nil, nil
 }
+
+// schemaCollectMax bounds how many expired tuples a schema ends on its way; were
+// there more, those would have to be collected first.
+const schemaCollectMax = 10_000
 
 // misfit says why tuples of a relation and form of subject do not fit, or "".
 func misfit(s *schema.Schema, objectType, relation string, stored schema.SubjectType) string {

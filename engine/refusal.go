@@ -50,6 +50,9 @@ const (
 	CursorInvalid
 	// AlreadyInitialized: Init on a cluster that has an identity.
 	AlreadyInitialized
+	// NumbersExhausted: the store has named so many types, relations or caveats
+	// in its life that no number is left for another.
+	NumbersExhausted
 )
 
 var reasonNames = [...]string{
@@ -59,7 +62,7 @@ var reasonNames = [...]string{
 	PreconditionFailed: "PRECONDITION_FAILED", TooManyMatches: "TOO_MANY_MATCHES", SchemaSyntax: "SCHEMA_SYNTAX",
 	SchemaType: "SCHEMA_TYPE", SchemaData: "SCHEMA_DATA", WildcardSubject: "WILDCARD_SUBJECT",
 	CaveatFailed: "CAVEAT_FAILED", BudgetExceeded: "BUDGET_EXCEEDED", CursorInvalid: "CURSOR_INVALID",
-	AlreadyInitialized: "ALREADY_INITIALIZED",
+	AlreadyInitialized: "ALREADY_INITIALIZED", NumbersExhausted: "NUMBERS_EXHAUSTED",
 }
 
 // String returns the reason as it stands on the wire: UNKNOWN_TYPE.

@@ -315,6 +315,9 @@ func (w *writer) fill(db *DB) (Receipt, error) {
 		}
 		return Receipt{}, nil
 	}
+	if len(c.Changes) == 0 && c.Schema == nil && c.Init == nil {
+		return Receipt{}, nil // A store that nothing changes is not made by that.
+	}
 	if len(c.Changes) >= math.MaxUint32 {
 		return Receipt{}, fmt.Errorf("%d changes are too many for one revision", len(c.Changes))
 	}

@@ -201,6 +201,15 @@ func (p *parser) found(at int) string {
 	return "found " + runeAt(p.text, at)
 }
 
+// article puts a or an before a noun.
+func article(noun string) string {
+	if strings.ContainsRune("aeiou", rune(noun[0])) {
+		return "an " + noun
+	}
+	return "a " + noun
+}
+
+// peek returns the byte that comes next, or zero at the end or after a mistake.
 func (p *parser) peek() byte {
 	if p.err == nil && p.at < len(p.text) {
 		return p.text[p.at]
@@ -281,7 +290,7 @@ func (p *parser) name(what string, slash bool) string {
 	name := p.text[start:p.at]
 	switch {
 	case name == "":
-		p.fail(start, p.found(start), what)
+		p.fail(start, p.found(start), article(what))
 	case len(name) > MaxNameLength:
 		p.fail(start, fmt.Sprintf("the %s has %d bytes", what, len(name)), fmt.Sprintf("at most %d", MaxNameLength))
 	}
@@ -303,8 +312,10 @@ func (p *parser) id(what string) (id string, quoted bool) {
 		}
 		id = p.text[start : start+n]
 		p.at += n
-		if id == "" {
-			p.fail(start, p.found(start), what+`, in quotes if it has blanks or one of # @ : [ ] " \`)
+		if c := p.peek(); id == "" {
+			p.fail(start, p.found(start), article(what)+`, in quotes if it has blanks or one of # @ : [ ] " \`)
+		} else if c != 0 && c != '#' && c != '[' {
+			p.fail(p.at, p.found(p.at), "what follows the "+what+", or quotes around it")
 		}
 	}
 	if p.err != nil || (id == Wildcard) {

@@ -141,7 +141,10 @@ func (c *Caveat) Check(ctx Context) error {
 // the work is bounded: it is estimated from the expression and the size of the
 // context, and what would take too long is refused before it begins.
 func (c *Caveat) Eval(stored, request Context) (Result, error) {
-	return c.eval(nil, stored, request)
+	return c.eval(stored, request, func(p cel.Program, vars cel.Activation) (ref.Val, error) {
+		out, _, err := p.Eval(vars)
+		return out, err
+	})
 }
 
 // EvalContext is Eval that gives up when ctx is done, with ctx's error. Because
@@ -150,11 +153,18 @@ func (c *Caveat) EvalContext(ctx context.Context, stored, request Context) (Resu
 	if err := ctx.Err(); err != nil {
 		return Result{}, err
 	}
-	return c.eval(ctx, stored, request)
+	r, err := c.eval(stored, request, func(p cel.Program, vars cel.Activation) (ref.Val, error) {
+		out, _, err := p.ContextEval(ctx, vars)
+		return out, err
+	})
+	if ctxErr := ctx.Err(); err != nil && ctxErr != nil {
+		return Result{}, ctxErr
+	}
+	return r, err
 }
 
-// eval is Eval and EvalContext; ctx may be nil.
-func (c *Caveat) eval(ctx context.Context, stored, request Context) (Result, error) {
+// eval is Eval and EvalContext, which run programs differently.
+func (c *Caveat) eval(stored, request Context, run func(cel.Program, cel.Activation) (ref.Val, error)) (Result, error) {
 	vars := &bindings{caveat: c, values: make([]ref.Val, len(c.Parameters))}
 	size := 0
 	var missing []*cel.AttributePatternType
@@ -186,16 +196,7 @@ func (c *Caveat) eval(ctx context.Context, stored, request Context) (Result, err
 		}
 		program, input = c.partial, partial
 	}
-	var out ref.Val
-	var err error
-	if ctx == nil {
-		out, _, err = program.Eval(input)
-	} else {
-		out, _, err = program.ContextEval(ctx, input)
-		if ctxErr := ctx.Err(); err != nil && ctxErr != nil {
-			return Result{}, ctxErr
-		}
-	}
+	out, err := run(program, input)
 	if err != nil {
 		return Result{}, &EvalError{c.Name, err}
 	}

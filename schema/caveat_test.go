@@ -173,7 +173,6 @@ func TestCaveatCheck(t *testing.T) {
 // by the size of the context alone.
 func TestCaveatBounds(t *testing.T) {
 	for _, expression := range []string{
-		strings.Repeat("s + ", 200) + "s == s",
 		"l.all(a, l.all(b, l.all(c, [a, b, c].all(d, d > 0))))",
 		"l.map(a, l.map(b, l.map(c, l.map(d, a)))).size() > 0",
 	} {

@@ -31,8 +31,8 @@ const (
 	comprehensionsMax = 3
 	// costMax bounds the estimated cost of an evaluation, in CEL's cost units: one
 	// per step, a tenth per character of a string that is read. A unit takes some
-	// nanoseconds.
-	costMax = 200_000_000
+	// nanoseconds, where lists are built some tens.
+	costMax = 50_000_000
 	// regexProgramMax bounds the size of the program that a regular expression
 	// compiles to.
 	regexProgramMax = 2_000
@@ -208,7 +208,7 @@ const (
 func compileCaveat(errs *errorList, file *File, decl *CaveatDecl) *Caveat {
 	c := &Caveat{Name: decl.Name.Text, Doc: docOf(&decl.Node)}
 	c.Expression, _ = canonicalBody(decl.Body)
-	fail := func(kind ErrorKind, pos Position, format string, args ...any) *Error {
+	fail := func(kind ErrorKind, pos Position, format string, args ...any) reported {
 		return errs.add(file, kind, pos, pos, format, args...)
 	}
 	if n := utf8.RuneCountInString(decl.Body); n > ExpressionCharsMax {
@@ -452,9 +452,9 @@ func (s sizes) EstimateSize(node cost.AstNode) *cost.SizeEstimate {
 func (s sizes) EstimateCallCost(_, overload string, _ *cost.AstNode, _ []cost.AstNode) *cost.CallEstimate {
 	switch overload {
 	case subtreeOverload:
-		return &cost.CallEstimate{CostEstimate: cost.CostEstimate{Min: 1, Max: uint64(2 * s.text)}}
+		return cost.NewCallEstimate(cost.FixedCostEstimate(uint64(2*s.text)), nil)
 	case inCIDROverload:
-		return &cost.CallEstimate{CostEstimate: cost.CostEstimate{Min: 2, Max: 10}}
+		return cost.NewCallEstimate(cost.FixedCostEstimate(10), nil)
 	}
 	return nil
 }

@@ -332,7 +332,7 @@ func (c *compiler) partial(file *File, name Name) *partial {
 	if p == nil {
 		err := c.errs.add(file, TypeError, name.Pos, name.End, "unknown partial `%s`", name.Text)
 		if c.definitions[name.Text] != nil {
-			err.Msg += ": it is a definition"
+			err.explain(": it is a definition")
 		} else {
 			err.suggest(name.Text, func() []string { return sortedKeys(c.partials) })
 		}
@@ -426,7 +426,7 @@ func (c *compiler) subjectType(file *File, s *SubjectDecl) (st SubjectType, ok b
 		ok = false
 		err := c.errs.add(file, TypeError, s.Type.Pos, s.Type.End, "unknown type `%s`", s.Type.Text)
 		if c.partials[s.Type.Text] != nil {
-			err.Msg += ": it is a partial, not a definition"
+			err.explain(": it is a partial, not a definition")
 		} else {
 			err.suggest(s.Type.Text, c.types)
 		}
@@ -439,7 +439,7 @@ func (c *compiler) subjectType(file *File, s *SubjectDecl) (st SubjectType, ok b
 		ok = false
 		err := c.errs.add(file, TypeError, s.Caveat.Pos, s.Caveat.End, "unknown caveat `%s`", st.Caveat)
 		if st.Caveat == "expiration" && !s.Caveat.Quoted {
-			err.Msg += "; for an expiration write `use expiration` at the top of the file"
+			err.explain("; for an expiration write `use expiration` at the top of the file")
 		} else {
 			err.suggest(st.Caveat, func() []string { return sortedKeys(c.caveats) })
 		}
@@ -551,9 +551,9 @@ func (c *compiler) computed(d *definition, m *member, name Name) Rewrite {
 	switch {
 	case c.dashed(d, m.file, name, err):
 	case name.Text == "self" && !name.Quoted:
-		err.Msg += "; to mean the object itself write `use self` at the top of the file"
+		err.explain("; to mean the object itself write `use self` at the top of the file")
 	case name.Text == "this" && !name.Quoted:
-		err.Msg += "; to mean the stored subjects write `use rewrite` at the top of the file"
+		err.explain("; to mean the stored subjects write `use rewrite` at the top of the file")
 	default:
 		err.suggest(name.Text, d.names)
 	}
@@ -562,11 +562,11 @@ func (c *compiler) computed(d *definition, m *member, name Name) Rewrite {
 
 // dashed explains the error when the name is the beginning of a name with a dash,
 // which must be quoted in expressions.
-func (c *compiler) dashed(d *definition, file *File, name Name, err *Error) bool {
+func (c *compiler) dashed(d *definition, file *File, name Name, err reported) bool {
 	for _, other := range d.names() {
 		if strings.HasPrefix(other, name.Text+"-") && strings.HasPrefix(file.Source[min(name.Pos.Offset, len(file.Source)):], other) {
-			err.Msg += "; in an expression a dash is an exclusion, and a name with one is written in quotes"
-			err.Suggestion = `"` + other + `"`
+			err.explain("; in an expression a dash is an exclusion, and a name with one is written in quotes")
+			err.suggestExactly(`"` + other + `"`)
 			return true
 		}
 	}
@@ -591,6 +591,9 @@ func (c *compiler) arrow(d *definition, m *member, e *Expr) Rewrite {
 			if !c.leftOfArrow(t, m, e.Steps[i].Name, t == d && i == 0) {
 				return Nil{}
 			}
+			if i > 0 {
+				c.hide(t, m, e, chain[i:])
+			}
 		}
 		reached, complete := c.reached(from, chain[i].name)
 		target := e.Steps[i+1].Name
@@ -605,11 +608,6 @@ func (c *compiler) arrow(d *definition, m *member, e *Expr) Rewrite {
 				c.missingTarget(m.file, e.Steps[i].Name, target, reached)
 			}
 			return Nil{}
-		}
-		if i+2 < len(chain) {
-			for _, t := range next {
-				c.hide(t, m, e, chain[i+1:])
-			}
 		}
 		from = next
 	}

@@ -63,15 +63,6 @@ type Error struct {
 
 	// caret is the number of characters of SourceLine before Pos.
 	caret int
-	// dropped says that the error is a repeat that nobody will see.
-	dropped bool
-}
-
-// suggest fills in the candidate that name is probably a misspelling of.
-func (e *Error) suggest(name string, candidates func() []string) {
-	if !e.dropped {
-		e.Suggestion = suggest(name, candidates())
-	}
 }
 
 // Error returns "file:line:col: msg", the source line, a caret below the place
@@ -163,9 +154,33 @@ type errorKey struct {
 	msg    string
 }
 
-// add records err unless it is a repeat, and fills its SourceLine from the
-// source of its file. It returns err, for a suggestion to be added.
-func (l *errorList) add(file *File, kind ErrorKind, pos, end Position, format string, args ...any) *Error {
+// A reported error can still be completed. The error is nil if it was dropped.
+type reported struct{ err *Error }
+
+// explain adds to the message.
+func (r reported) explain(more string) {
+	if r.err != nil {
+		r.err.Msg += more
+	}
+}
+
+// suggest adds the candidate that name is probably a misspelling of.
+func (r reported) suggest(name string, candidates func() []string) {
+	if r.err != nil {
+		r.err.Suggestion = suggest(name, candidates())
+	}
+}
+
+// suggestExactly adds a suggestion.
+func (r reported) suggestExactly(text string) {
+	if r.err != nil {
+		r.err.Suggestion = text
+	}
+}
+
+// add records an error unless it is a repeat, and takes its SourceLine from the
+// source of the file, which may be nil.
+func (l *errorList) add(file *File, kind ErrorKind, pos, end Position, format string, args ...any) reported {
 	err := &Error{Kind: kind, Pos: pos, End: end, Msg: fmt.Sprintf(format, args...)}
 	if file != nil {
 		err.File = file.Name
@@ -177,12 +192,12 @@ func (l *errorList) add(file *File, kind ErrorKind, pos, end Position, format st
 	if l.seen == nil {
 		l.seen = map[errorKey]bool{}
 	}
-	err.dropped = l.seen[key] || l.full()
-	if !err.dropped {
-		l.seen[key] = true
-		l.errs = append(l.errs, err)
+	if l.seen[key] || l.full() {
+		return reported{}
 	}
-	return err
+	l.seen[key] = true
+	l.errs = append(l.errs, err)
+	return reported{err}
 }
 
 // full reports whether further errors would be dropped.

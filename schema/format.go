@@ -394,9 +394,9 @@ func flagsOf(definitions []*Definition) flag {
 // New makes a schema of definitions and caveats that a program has put together,
 // for instance from another product's model, and checks it as Compile does. It
 // copies what it is given. Of a definition it reads the name, doc, relations and
-// permissions; Hidden must be empty, and chained arrows have the rest of their
-// chain as Name: Arrow{Relation: "a", Name: "b->c"}. A nil Rewrite of a relation
-// means This. Usersets may include wildcards.
+// permissions; it makes Hidden anew, of chained arrows, which have the rest of
+// their chain as Name: Arrow{Relation: "a", Name: "b->c"}. A nil Rewrite of a
+// relation means This. Usersets may include wildcards.
 //
 // The error is of type Errors; positions in it refer to the text that Print
 // would write, which the errors quote.
@@ -437,9 +437,6 @@ func checkParts(definitions []*Definition, caveats []*Caveat) error {
 	var errs []error
 	for _, d := range definitions {
 		errs = append(errs, name("definition", d.Name))
-		if len(d.Hidden) > 0 {
-			errs = append(errs, fmt.Errorf("definition `%s` has hidden permissions; Compile makes them", d.Name))
-		}
 		for _, r := range d.Relations {
 			errs = append(errs, name("relation", r.Name))
 			if len(r.Allowed) == 0 {

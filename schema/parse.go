@@ -189,9 +189,9 @@ func (p *parser) index() int {
 }
 
 // fail reports a syntax error at the token, unless one is known there.
-func (p *parser) fail(t *lexer.Token, format string, args ...any) *Error {
+func (p *parser) fail(t *lexer.Token, format string, args ...any) reported {
 	if p.failed && p.failedAt == t.Pos.Offset {
-		return &Error{}
+		return reported{}
 	}
 	p.failed, p.failedAt = true, t.Pos.Offset
 	end := tokenEnd(*t)
@@ -303,10 +303,10 @@ func (p *parser) items() []Item {
 		switch {
 		case t.Value == "use" && t.Type == tokenIdent:
 			if item = p.use(); item != nil && defined {
-				p.errs.add(p.file, SyntaxError, tokenPos(*t), tokenEnd(*t), "a use line must stand before all definitions, partials, caveats and imports")
+				p.errs.add(p.file, SyntaxError, tokenPos(*t), tokenEnd(*t), "a use line must stand before all definitions, partials and caveats")
 			}
 		case t.Value == "import" && t.Type == tokenIdent:
-			item, defined = p.importFile(), true
+			item = p.importFile()
 		case t.Value == "definition", t.Value == "partial" && t.Type == tokenIdent:
 			item, defined = p.definition(), true
 		case t.Value == "caveat":

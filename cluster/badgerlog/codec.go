@@ -18,9 +18,8 @@ import (
 //	'e' index      an entry; the index is eight bytes, big-endian
 //	'r'            the record
 //	's'            the stable values
-//	'f'            nothing of meaning; see Log.reclaim
 //
-// Each value but the last begins with the format's number and its xxhash64. (Badger's own
+// Each value begins with the format's number and its xxhash64. (Badger's own
 // checksums are CRC32C, so the two have no weakness in common.)
 const (
 	keyEntryPrefix = 'e'
@@ -37,7 +36,6 @@ const (
 var (
 	keyRecord = []byte{'r'}
 	keyStable = []byte{'s'}
-	keyFiller = []byte{'f'}
 )
 
 // appendEntryKey appends the key of the entry at index.

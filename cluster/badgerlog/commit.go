@@ -178,10 +178,6 @@ func (l *Log) checkSpace(need int64) error {
 		if !l.refusing.Swap(true) {
 			l.logger.Warn("the raft log refuses writes", "error", err)
 		}
-		select {
-		case l.refused <- struct{}{}:
-		default:
-		}
 	case err == nil && need >= l.cfg.FreeBytesMin: // Upkeep that goes through says nothing.
 		if l.refusing.Swap(false) {
 			l.logger.Info("the raft log takes entries again", "dir", l.cfg.Dir)

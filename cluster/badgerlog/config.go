@@ -43,14 +43,16 @@ type Config struct {
 	// much as Badger's files occupy, since compactions may write all of them
 	// anew before they delete the old ones. To open and close the log, store
 	// term and vote, or delete entries, half of FreeBytesMin will do. Zero means
-	// about 66 MiB at the default MemTableSize. The least allowed is
+	// about 66 MiB at the default MemTableSize. (Deleting entries gives no space
+	// back at once: Badger compacts as it is written to.) The least allowed is
 	// 2 x (MemTableSize + one transaction + one flushed table).
 	FreeBytesMin int64
 
 	// BallastBytes is the size of the file "ballast" in Dir, which occupies
 	// space (it is not sparse) so that an operator can delete it when the disk
 	// is full. It is made at Open, also after a deletion, if twice FreeBytesMin
-	// and as much as the files occupy are free beside it. Zero means 2 x FreeBytesMin; negative means none.
+	// and as much as the files occupy are free beside it. Zero means
+	// 2 x FreeBytesMin; negative means none.
 	BallastBytes int64
 
 	// StoreDeadline bounds each transaction. A disk that does not answer

@@ -177,6 +177,34 @@ func TestTornTail(t *testing.T) {
 	}
 }
 
+// TestUnbornFiles: a process may die between making a file and giving it a
+// length. Emptying a file that held something is damage all the same.
+func TestUnbornFiles(t *testing.T) {
+	l := mustOpen(t, testConfig(t.TempDir()))
+	mustStore(t, l, entries(1, 50, 1, 100))
+	image := crashImage(t, l.cfg.Dir)
+	for _, name := range []string{"00099.mem", "000099.vlog"} {
+		if err := os.WriteFile(filepath.Join(image, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unborn := mustOpen(t, testConfig(image))
+	wantLog(t, unborn, 1, 50, term(1), 100)
+	mustStore(t, unborn, entries(51, 60, 1, 100))
+	mustClose(t, unborn)
+	wantLog(t, mustOpen(t, testConfig(image)), 1, 60, term(1), 100)
+
+	image = crashImage(t, l.cfg.Dir)
+	for _, path := range filesOf(t, image, "*.mem") {
+		if err := os.Truncate(path, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Open(testConfig(image)); !IsCorruptionError(err) || !strings.Contains(err.Error(), "but 50 (change 1) was acknowledged") {
+		t.Fatalf("open with an emptied write-ahead file: %v", err)
+	}
+}
+
 // tableLog makes a log whose entries are in tables, and closes it.
 func tableLog(t testing.TB) (dir string, last uint64) {
 	t.Helper()

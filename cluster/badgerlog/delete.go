@@ -179,65 +179,6 @@ func (l *Log) sweepPiece() (more bool, err error) {
 	return st.low < st.first, nil
 }
 
-// janitor reclaims space when entries are refused for want of it.
-func (l *Log) janitor() {
-	defer close(l.janitorDone)
-	var first, replaced uint64 // As of the last time.
-	for {
-		select {
-		case <-l.stop:
-			return
-		case <-l.refused:
-		}
-		// If nothing was deleted since, there is nothing to be had.
-		if st := l.state.Load(); st.first != first || st.replaced != replaced {
-			first, replaced = st.first, st.replaced
-			l.reclaim()
-		}
-	}
-}
-
-// reclaim makes Badger give back the space of what was deleted, which it else
-// does only as more is written; and to a log that refuses entries, nothing is.
-// The deletions may stand in the memtable, so that is filled up, for Badger has
-// no call to flush it. Then all tables are compacted.
-func (l *Log) reclaim() {
-	start := time.Now()
-	filler := make([]byte, l.cfg.entryBytesMax())
-	for filled := int64(0); filled <= l.cfg.MemTableSize; filled += int64(len(filler)) {
-		if !l.fillMemtable(filler) {
-			break
-		}
-	}
-	l.fillMemtable(nil)
-	l.readMu.RLock() // Close must wait, for both stop Badger's compactors.
-	defer l.readMu.RUnlock()
-	if l.usable() != nil {
-		return
-	}
-	// The reserve is there for just this. If it fails nothing is lost, and
-	// Badger's own compactors try again.
-	if err := l.db.Flatten(1); err != nil {
-		l.logger.Warn("cannot compact the raft log", "dir", l.cfg.Dir, "error", err)
-		return
-	}
-	l.logger.Info("compacted the raft log", "dir", l.cfg.Dir, "took", time.Since(start))
-}
-
-// fillMemtable writes value under a key of its own, or deletes that if value is
-// nil. It reports whether it could.
-func (l *Log) fillMemtable(value []byte) bool {
-	l.writeMu.Lock()
-	defer l.writeMu.Unlock()
-	if l.usable() != nil {
-		return false
-	}
-	st := *l.state.Load()
-	b := l.newBatch(l.upkeepBytes() + 2*int64(len(value)))
-	b.add(write{key: keyFiller, value: value})
-	return l.settle(b.commit(&st)) == nil
-}
-
 // upkeepBytes is what must be free for writes other than entries. It is less
 // than for these, so that a node that stores nothing more can still vote, and
 // can delete what fills the disk.

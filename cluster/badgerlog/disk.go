@@ -138,6 +138,29 @@ func exists(path string) (bool, error) {
 	return err == nil, err
 }
 
+// removeUnborn removes what a process leaves that dies while Badger makes a
+// write-ahead or value log file, between giving it a name and a length: Badger
+// refuses to open with such a file. If it ever held anything, the mark knows.
+func removeUnborn(dir string) error {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range list {
+		if ext := filepath.Ext(entry.Name()); ext != ".mem" && ext != ".vlog" {
+			continue
+		}
+		info, err := entry.Info()
+		if err == nil && info.Size() == 0 {
+			err = os.Remove(filepath.Join(dir, entry.Name()))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // diskUse is the space that the files of a log occupy. It counts blocks: the
 // files of Badger are sparse, and their lengths mean nothing.
 type diskUse struct {

@@ -46,8 +46,7 @@ type Log struct {
 	closed atomic.Bool
 	fatal  atomic.Pointer[error] // The cause, if poisoned.
 
-	refusing atomic.Bool   // Whether entries were refused for space last.
-	refused  chan struct{} // Wakes the janitor.
+	refusing atomic.Bool // Whether entries were refused for space last.
 
 	// The reserve for Badger's files as found a moment ago, with all that was
 	// written since. The two belong to the worker.
@@ -58,9 +57,8 @@ type Log struct {
 	holds    map[uint64]uint64 // Index that each hold keeps, by number.
 	holdLast uint64
 
-	stop        chan struct{}
-	syncerDone  chan struct{}
-	janitorDone chan struct{}
+	stop       chan struct{}
+	syncerDone chan struct{}
 }
 
 var (

@@ -44,17 +44,15 @@ func Open(cfg Config) (_ *Log, err error) {
 		}
 	}()
 	l := &Log{
-		cfg:         cfg,
-		logger:      cfg.Logger,
-		timer:       time.NewTimer(time.Hour),
-		work:        make(chan func() error, 1),
-		done:        make(chan error, 1),
-		workerDone:  make(chan struct{}),
-		holds:       map[uint64]uint64{},
-		stop:        make(chan struct{}),
-		refused:     make(chan struct{}, 1),
-		syncerDone:  make(chan struct{}),
-		janitorDone: make(chan struct{}),
+		cfg:        cfg,
+		logger:     cfg.Logger,
+		timer:      time.NewTimer(time.Hour),
+		work:       make(chan func() error, 1),
+		done:       make(chan error, 1),
+		workerDone: make(chan struct{}),
+		holds:      map[uint64]uint64{},
+		stop:       make(chan struct{}),
+		syncerDone: make(chan struct{}),
 	}
 	l.timer.Stop()
 	if l.owner, err = lockOwner(cfg.Dir); err != nil {
@@ -86,6 +84,9 @@ func Open(cfg Config) (_ *Log, err error) {
 			"badger's files are missing, and the file %q says that entries up to %d were acknowledged", markFile, acknowledged.last))
 	}
 
+	if err := removeUnborn(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("badgerlog: open: %w", err)
+	}
 	if l.db, err = openBadger(cfg); err != nil {
 		return nil, err
 	}
@@ -119,7 +120,6 @@ func Open(cfg Config) (_ *Log, err error) {
 		return nil, err
 	}
 	go l.syncer()
-	go l.janitor()
 	l.logger.Info("opened the raft log", "dir", cfg.Dir, "first", st.first, "last", st.last,
 		"term", st.lastTerm, "took", time.Since(start))
 	return l, nil
@@ -341,7 +341,6 @@ func (l *Log) shutdown() error {
 	l.readMu.Lock()
 	defer l.readMu.Unlock()
 	close(l.stop)
-	<-l.janitorDone
 	<-l.syncerDone
 	err := l.stopWorker()
 	err = errors.Join(err, l.mark.sync(), l.mark.close(), l.directory.file.Close())

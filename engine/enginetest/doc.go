@@ -34,7 +34,7 @@
 //	                                "delete TUPLE" deletes one, "if FILTER" and
 //	                                "unless FILTER" are preconditions
 //	delete FILTER [limit=N] [partial]
-//	check [trace] [context={…}]     asks each line object#name@subject
+//	check [trace]                   asks each line object#name@subject
 //	expand                          each line object#name
 //	lookup-resources [limit=N] [after=N]   each line type#name@subject
 //	lookup-subjects [limit=N] [after=N]    each line object#name@type[#relation]
@@ -45,8 +45,9 @@
 //	restart                         closes and opens the graph
 //	reset                           begins anew with an empty graph
 //
-// All questions take at=REVISION, and add="TUPLE" and remove="TUPLE" (several
-// with ";" between) for an overlay. A FILTER is pairs: object_type=document
+// All questions take at=REVISION and steps=N (a budget). Among their lines,
+// "context {…}" gives values for caveats, and "add TUPLE" and "remove TUPLE" an
+// overlay, for the lines below. A FILTER is pairs: object_type=document
 // subject_id=anne.
 //
 // Time in scripts begins at 2026-01-01T00:00:00Z and moves by the clock command

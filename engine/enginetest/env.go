@@ -278,6 +278,11 @@ func (e *Env) ask(d *datadriven.TestData) (string, error) {
 	}
 	var b strings.Builder
 	for _, line := range lines(d.Input) {
+		if isSetting, err := q.set(line); err != nil {
+			return "", err
+		} else if isSetting {
+			continue
+		}
 		if err := e.askLine(d.Cmd, q, line, &b); err != nil {
 			b.WriteString(errorString(err))
 		}
@@ -303,28 +308,12 @@ func (e *Env) asking(d *datadriven.TestData) (q asking, err error) {
 		}
 		return n
 	}
-	tuples := func(vals []string) (ts []graph.Tuple) {
-		for _, text := range vals {
-			if err == nil {
-				var t graph.Tuple
-				t, err = graph.ParseTuple(text)
-				ts = append(ts, t)
-			}
-		}
-		return ts
-	}
 	for _, a := range d.CmdArgs {
 		switch a.Key {
 		case "at":
 			q.at = graph.Revision(number(a.Vals[0]))
 		case "trace":
 			q.trace = true
-		case "context":
-			err = json.Unmarshal([]byte(strings.Join(a.Vals, ",")), &q.context)
-		case "add":
-			q.overlay.Added = tuples(a.Vals)
-		case "remove":
-			q.overlay.Removed = tuples(a.Vals)
 		case "limit":
 			q.limit = number(a.Vals[0])
 		case "after":
@@ -336,6 +325,25 @@ func (e *Env) asking(d *datadriven.TestData) (q asking, err error) {
 		}
 	}
 	return q, err
+}
+
+// set reads a line of input that sets something for the questions below it.
+func (q *asking) set(line string) (isSetting bool, err error) {
+	word, rest, _ := strings.Cut(line, " ")
+	switch word {
+	case "context":
+		q.context = nil
+		return true, json.Unmarshal([]byte(rest), &q.context)
+	case "add", "remove":
+		t, err := graph.ParseTuple(rest)
+		if word == "add" {
+			q.overlay.Added = append(q.overlay.Added, t)
+		} else {
+			q.overlay.Removed = append(q.overlay.Removed, t)
+		}
+		return true, err
+	}
+	return false, nil
 }
 
 func (e *Env) askLine(command string, q asking, line string, b *strings.Builder) error {

@@ -1,0 +1,121 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/pembadb/pemba/cluster"
+	"github.com/pembadb/pemba/graph"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+)
+
+// testNode opens a real node on a directory of the test's own.
+func testNode(t testing.TB) *cluster.Node {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	node, err := cluster.Open(ctx, cluster.Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := node.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return node
+}
+
+// testServer serves c on loopback and ends with the test. What c leaves out is
+// filled in.
+func testServer(t testing.TB, c Config) *Server {
+	t.Helper()
+	if c.Node == nil {
+		c.Node = testNode(t)
+	}
+	c.GRPCAddr, c.HTTPAddr = "127.0.0.1:0", "127.0.0.1:0"
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	s, err := Listen(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve() }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		if err := s.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// A testClient has all services on one connection.
+type testClient struct {
+	conn *grpc.ClientConn
+	pembav1.SchemaServiceClient
+	pembav1.TupleServiceClient
+	pembav1.PermissionServiceClient
+}
+
+func dial(t testing.TB, s *Server, options ...grpc.DialOption) *testClient {
+	t.Helper()
+	options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
+	conn, err := grpc.NewClient("passthrough:///"+s.GRPCAddr().String(), options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &testClient{
+		conn, pembav1.NewSchemaServiceClient(conn), pembav1.NewTupleServiceClient(conn), pembav1.NewPermissionServiceClient(conn),
+	}
+}
+
+// testContext bounds one test.
+func testContext(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func structOf(t testing.TB, m map[string]any) *structpb.Struct {
+	t.Helper()
+	s, err := structpb.NewStruct(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// corruption returns an error such as Pebble gives when a checksum fails.
+func corruption(t testing.TB) error {
+	t.Helper()
+	err := fmt.Errorf("read a block: %w", pebble.ErrCorruption)
+	if !graph.IsCorruptionError(err) {
+		t.Fatal("the made-up damage is not recognised")
+	}
+	return err
+}

@@ -1,0 +1,116 @@
+package api
+
+import (
+	"bytes"
+	"testing"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/graph"
+)
+
+func TestZookieRoundTrip(t *testing.T) {
+	z := zookie{cluster: [16]byte{1, 15: 2}, revision: 1<<63 + 5, instant: graph.MaxInstant}
+	token := z.token()
+	if len(token) < 24 {
+		t.Errorf("the token has %d characters", len(token))
+	}
+	got, err := parseZookie(&pembav1.Zookie{Token: token}, z.cluster)
+	if err != nil || got != z {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if _, err := parseZookie(&pembav1.Zookie{Token: token}, [16]byte{9}); reasonOf(err) != "ZOOKIE_FOREIGN" {
+		t.Errorf("a foreign zookie: %v", err)
+	}
+	// No single change of a character goes unnoticed.
+	for i := range token {
+		changed := []byte(token)
+		changed[i] ^= 1
+		if _, err := parseZookie(&pembav1.Zookie{Token: string(changed)}, z.cluster); reasonOf(err) != "ZOOKIE_INVALID" {
+			t.Errorf("character %d changed: %v", i, err)
+		}
+	}
+	for _, token := range []string{"", "x", token + "A", token[:len(token)-1], token + "\n", token + "="} {
+		if _, err := parseZookie(&pembav1.Zookie{Token: token}, z.cluster); reasonOf(err) != "ZOOKIE_INVALID" {
+			t.Errorf("%q: %v", token, err)
+		}
+	}
+	if _, err := parseZookie(nil, z.cluster); reasonOf(err) != "ZOOKIE_INVALID" {
+		t.Errorf("no zookie: %v", err)
+	}
+}
+
+func TestCursorRoundTrip(t *testing.T) {
+	arguments := hashArguments(readTuples, "a", "b").sum()
+	c := cursor{
+		zookie: zookie{cluster: [16]byte{1}, revision: 7, instant: 8}, kind: readTuples, arguments: arguments,
+		position: tuplePosition{after: []byte("somewhere"), skip: 3}.append(),
+	}
+	got, err := parseCursor(c.token(), c.cluster, readTuples, arguments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.zookie != c.zookie || !bytes.Equal(got.position, c.position) {
+		t.Errorf("got %v", got)
+	}
+	if p, ok := parseTuplePosition(got.position); !ok || p.skip != 3 || string(p.after) != "somewhere" {
+		t.Errorf("position %v, %v", p, ok)
+	}
+	if _, err := parseCursor(c.token(), [16]byte{2}, readTuples, arguments); reasonOf(err) != "ZOOKIE_FOREIGN" {
+		t.Errorf("a foreign cursor: %v", err)
+	}
+	if _, err := parseCursor(c.token(), c.cluster, lookupSubjects, arguments); reasonOf(err) != "CURSOR_INVALID" {
+		t.Errorf("another kind: %v", err)
+	}
+	if _, err := parseCursor(c.zookie.token(), c.cluster, readTuples, arguments); reasonOf(err) != "CURSOR_INVALID" {
+		t.Errorf("a zookie: %v", err)
+	}
+}
+
+// TestArgumentHash keeps neighbouring arguments apart, and the hash itself the
+// same for ever: cursors outlive the program that made them.
+func TestArgumentHash(t *testing.T) {
+	if hashArguments(readTuples, "ab", "").sum() == hashArguments(readTuples, "a", "b").sum() {
+		t.Error("arguments run together")
+	}
+	const want = "\xa8\xcb\x9c\xbc"
+	if got := hashArguments(readTuples, "default", "doc").sum(); string(got[:4]) != want {
+		t.Errorf("the hash is now %x: cursors of earlier versions would be refused", got[:4])
+	}
+}
+
+func reasonOf(err error) string {
+	if e, ok := err.(*requestError); ok { //nolint:errorlint // The parsers return it as it is.
+		return e.reason
+	}
+	return ""
+}
+
+// FuzzParseZookie: no text crashes the parser, and what it takes is one of ours.
+func FuzzParseZookie(f *testing.F) {
+	f.Add(zookie{cluster: [16]byte{1}, revision: 7, instant: 8}.token())
+	f.Add((&cursor{zookie: zookie{revision: 7, instant: 8}, kind: readTuples}).token())
+	f.Add("")
+	f.Fuzz(func(t *testing.T, token string) {
+		z, err := parseZookie(&pembav1.Zookie{Token: token}, [16]byte{1})
+		if err == nil && z.token() != token {
+			t.Errorf("%q is taken and means %q", token, z.token())
+		}
+	})
+}
+
+// FuzzParseCursor: the same for cursors, and for the positions in them.
+func FuzzParseCursor(f *testing.F) {
+	arguments := hashArguments(readTuples).sum()
+	seed := cursor{zookie: zookie{cluster: [16]byte{1}, revision: 7, instant: 8}, kind: readTuples, arguments: arguments}
+	f.Add(seed.token(), []byte{3, 'x'})
+	f.Add("", []byte{})
+	f.Fuzz(func(t *testing.T, token string, position []byte) {
+		c, err := parseCursor(token, [16]byte{1}, readTuples, arguments)
+		if err == nil && c.token() != token {
+			t.Errorf("%q is taken and means %q", token, c.token())
+		}
+		if p, ok := parseTuplePosition(position); ok && (p.skip < 0 || p.skip > pageTuples) {
+			t.Errorf("position %v", p)
+		}
+	})
+}

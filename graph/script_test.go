@@ -1,0 +1,412 @@
+package graph
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/datadriven"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// TestScripts runs the scripts under testdata/scripts. They are the manual of
+// this package by example; -rewrite writes down what the commands reply.
+func TestScripts(t *testing.T) {
+	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
+		c := &console{t: t, fs: vfs.NewMem()}
+		c.db = openTest(t, c.fs)
+		datadriven.RunTest(t, path, c.run)
+		if err := c.db.CheckInvariants(); err != nil {
+			t.Error(err)
+		}
+		if err := c.db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A console is a DB and what the next snapshot is given.
+type console struct {
+	t       *testing.T
+	fs      vfs.FS
+	db      *DB
+	overlay Overlay
+}
+
+func (c *console) run(t *testing.T, d *datadriven.TestData) string {
+	c.t = t
+	var b strings.Builder
+	if err := c.do(d, &b); err != nil {
+		fmt.Fprintf(&b, "error: %v\n", err)
+	}
+	return b.String()
+}
+
+// number reads an argument, or returns zero when it is missing.
+func number(d *datadriven.TestData, name string) uint64 {
+	var s string
+	if !d.MaybeScanArgs(&testing.T{}, name, &s) {
+		return 0
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		panic(fmt.Sprintf("%s: %s=%s is no number", d.Pos, name, s))
+	}
+	return n
+}
+
+func text(d *datadriven.TestData, name string) string {
+	for _, arg := range d.CmdArgs {
+		if arg.Key == name {
+			return strings.Join(arg.Vals, ",")
+		}
+	}
+	return ""
+}
+
+func lines(d *datadriven.TestData) []string {
+	if d.Input == "" {
+		return nil
+	}
+	return strings.Split(strings.TrimSpace(d.Input), "\n")
+}
+
+func (c *console) store(d *datadriven.TestData) StoreID {
+	return max(StoreID(number(d, "store")), DefaultStore)
+}
+
+func (c *console) snapshot(d *datadriven.TestData) (*Snapshot, error) {
+	s, err := c.db.Snapshot(c.store(d), Revision(number(d, "at")), Instant(number(d, "instant")))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.SetOverlay(c.overlay); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (c *console) do(d *datadriven.TestData, b *strings.Builder) error {
+	switch d.Cmd {
+	case "parse":
+		for _, line := range lines(d) {
+			t, err := ParseTuple(line)
+			if err != nil {
+				fmt.Fprintf(b, "error: %v\n", err)
+				continue
+			}
+			fmt.Fprintln(b, t)
+		}
+		return nil
+	case "parse-subject":
+		for _, line := range lines(d) {
+			s, err := ParseSubject(line)
+			if err != nil {
+				fmt.Fprintf(b, "error: %v\n", err)
+				continue
+			}
+			fmt.Fprintln(b, s)
+		}
+		return nil
+	case "parse-userset":
+		for _, line := range lines(d) {
+			o, name, err := ParseUserset(line)
+			if err != nil {
+				fmt.Fprintf(b, "error: %v\n", err)
+				continue
+			}
+			fmt.Fprintf(b, "%s of %s\n", name, o)
+		}
+		return nil
+	case "context":
+		for _, line := range lines(d) {
+			canonical, err := CanonicalContext([]byte(line))
+			if err != nil {
+				fmt.Fprintf(b, "error: %v\n", err)
+				continue
+			}
+			fmt.Fprintf(b, "%s\n", canonical)
+		}
+		return nil
+	case "commit":
+		return c.commit(d, b)
+	case "configuration":
+		return c.db.CommitConfiguration(Revision(number(d, "revision")), number(d, "term"), []byte(d.Input))
+	case "applied":
+		a := c.db.Applied()
+		fmt.Fprintf(b, "revision %d term %d stamp %d configuration %q of %d\n",
+			a.Revision, a.Term, a.Stamp, a.Configuration, a.ConfigurationRevision)
+		return nil
+	case "reopen":
+		if err := c.db.Close(); err != nil {
+			return err
+		}
+		c.db = openTest(c.t, c.fs)
+		return nil
+	case "counters":
+		return c.counters(d, b)
+	case "changes":
+		return c.changes(d, b)
+	case "revision-at":
+		rev, err := c.db.RevisionAt(c.store(d), Instant(number(d, "instant")))
+		fmt.Fprintln(b, rev)
+		return err
+	case "overlay":
+		return c.setOverlay(d)
+	}
+	s, err := c.snapshot(d)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	switch d.Cmd {
+	case "schema":
+		v, err := s.Schema()
+		fmt.Fprintf(b, "%q of revision %d\n", v.Text, v.Revision)
+		return err
+	case "read":
+		return c.read(d, s, b)
+	case "get":
+		for _, line := range lines(d) {
+			t, err := ParseTuple(line)
+			if err != nil {
+				return err
+			}
+			t, ok, err := s.Get(t.Object, t.Relation, t.Subject)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				fmt.Fprintln(b, "none")
+				continue
+			}
+			fmt.Fprintf(b, "%s created at %d\n", t, t.Created)
+		}
+		return nil
+	case "expired":
+		tuples, err := s.Expired(max(int(number(d, "limit")), 1))
+		for _, t := range tuples {
+			fmt.Fprintln(b, t)
+		}
+		return err
+	case "subjects", "objects":
+		return c.edges(d, s, b)
+	}
+	return fmt.Errorf("no command %s", d.Cmd)
+}
+
+// commit takes a line for each change: its kind and a tuple. The tuple before it
+// is looked up, unless the argument blind is given.
+func (c *console) commit(d *datadriven.TestData, b *strings.Builder) error {
+	commit := Commit{
+		Revision: Revision(number(d, "revision")), Term: max(number(d, "term"), 1), Stamp: Instant(number(d, "stamp")),
+		Store: c.store(d), RecordedActor: text(d, "actor"), Metadata: []byte(text(d, "metadata")),
+	}
+	if commit.Stamp == 0 {
+		commit.Stamp = c.db.Applied().Stamp
+	}
+	s, err := c.db.Snapshot(commit.Store, 0, 0)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	kinds := map[string]ChangeKind{"create": Created, "replace": Replaced, "delete": Deleted, "expire": Expired}
+	for _, line := range lines(d) {
+		verb, rest, _ := strings.Cut(line, " ")
+		switch verb {
+		case "schema":
+			commit.Schema = &SchemaCommit{Text: rest}
+			continue
+		case "shape":
+			typ, relation, _ := strings.Cut(rest, "#")
+			commit.Schema.Shapes = append(commit.Schema.Shapes, ShapeName{typ, relation})
+			continue
+		case "caveat":
+			commit.Schema.Caveats = append(commit.Schema.Caveats, rest)
+			continue
+		}
+		t, err := ParseTuple(rest)
+		if err != nil {
+			return err
+		}
+		change := Change{Kind: kinds[verb], Tuple: t}
+		if change.Kind != Created && !d.HasArg("blind") {
+			before, ok, err := s.GetStored(t.Object, t.Relation, t.Subject)
+			if err != nil {
+				return err
+			}
+			if ok {
+				change.Before = &before
+			}
+			if change.Kind != Replaced {
+				change.Tuple = before
+			}
+		}
+		commit.Changes = append(commit.Changes, change)
+	}
+	receipt, err := c.db.Commit(commit)
+	if err != nil {
+		if errors.Is(err, ErrAlreadyApplied) {
+			fmt.Fprintln(b, "already applied")
+		}
+		return err
+	}
+	if receipt.Count > 0 {
+		fmt.Fprintf(b, "changes %d to %d\n", receipt.Sequence, receipt.Sequence+uint64(receipt.Count)-1)
+	}
+	return nil
+}
+
+func (c *console) counters(d *datadriven.TestData, b *strings.Builder) error {
+	s, err := c.db.Snapshot(c.store(d), 0, 0)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	for _, n := range c.db.Counters(c.store(d)) {
+		typ, relation := s.ShapeName(n.Relation)
+		subject, subjectRelation := s.ShapeName(n.Subject)
+		fmt.Fprintf(b, "%d %s @ %s", n.Count, ShapeName{typ, relation}, ShapeName{subject, subjectRelation})
+		if n.Wildcard {
+			b.WriteString(":*")
+		}
+		if n.Caveat != 0 {
+			fmt.Fprintf(b, " with %s", s.CaveatName(n.Caveat))
+		}
+		if n.Expiring {
+			b.WriteString(", expiring")
+		}
+		b.WriteByte('\n')
+	}
+	return nil
+}
+
+func (c *console) changes(d *datadriven.TestData, b *strings.Builder) error {
+	from := Position{Revision(number(d, "from")), uint32(number(d, "offset"))}
+	revisions, err := c.db.Changes(c.store(d), from, int(number(d, "limit")))
+	for _, r := range revisions {
+		fmt.Fprintf(b, "revision %d stamp %d", r.Revision, r.Stamp)
+		if r.SchemaChanged {
+			b.WriteString(", schema")
+		}
+		if r.RecordedActor != "" {
+			fmt.Fprintf(b, ", by %s", r.RecordedActor)
+		}
+		if r.Metadata != nil {
+			fmt.Fprintf(b, ", %s", r.Metadata)
+		}
+		b.WriteByte('\n')
+		for i, change := range r.Changes {
+			fmt.Fprintf(b, "  %d (%d of %d): %s %s of %d\n", r.Sequence+uint64(i), int(r.Offset)+i+1, r.Count, change.Kind, change.Tuple, change.Tuple.Created)
+		}
+		end := r.End()
+		fmt.Fprintf(b, "  next from %d offset %d\n", end.Revision, end.Offset)
+	}
+	return err
+}
+
+func (c *console) setOverlay(d *datadriven.TestData) error {
+	c.overlay = Overlay{}
+	for _, line := range lines(d) {
+		sign, rest, _ := strings.Cut(line, " ")
+		t, err := ParseTuple(rest)
+		if err != nil {
+			return err
+		}
+		switch sign {
+		case "+":
+			c.overlay.Added = append(c.overlay.Added, t)
+		case "-":
+			c.overlay.Removed = append(c.overlay.Removed, t)
+		default:
+			return fmt.Errorf("%q is neither + nor -", sign)
+		}
+	}
+	s, err := c.snapshot(d)
+	if err != nil {
+		c.overlay = Overlay{}
+		return err
+	}
+	s.Close()
+	return nil
+}
+
+// read reads all pages and says by which plan.
+func (c *console) read(d *datadriven.TestData, s *Snapshot, b *strings.Builder) error {
+	f := Filter{
+		ObjectType: text(d, "type"), ObjectID: text(d, "id"), ObjectIDPrefix: text(d, "prefix"), Relation: text(d, "relation"),
+		SubjectType: text(d, "subject"), SubjectID: text(d, "subject-id"),
+	}
+	if d.HasArg("subject-relation") {
+		relation := text(d, "subject-relation")
+		f.SubjectRelation = &relation
+	}
+	limit := int(number(d, "limit"))
+	if limit == 0 {
+		limit = 100
+	}
+	var after []byte
+	for {
+		tuples, next, err := s.Read(f, after, limit)
+		if err != nil {
+			return err
+		}
+		for _, t := range tuples {
+			fmt.Fprintln(b, t)
+		}
+		if next == nil {
+			break
+		}
+		fmt.Fprintf(b, "-- more (%c)\n", next[0])
+		after = next
+	}
+	r := &reader{s: s, f: &f, names: newNamer(s), limit: 1}
+	if err := r.run(nil); err != nil {
+		return err
+	}
+	fmt.Fprintf(b, "plan %c\n", r.plan)
+	return nil
+}
+
+// edges takes a tuple for its near end and the far end's shape.
+func (c *console) edges(d *datadriven.TestData, s *Snapshot, b *strings.Builder) error {
+	t, err := ParseTuple(strings.TrimSpace(d.Input))
+	if err != nil {
+		return err
+	}
+	object, err := s.Number(t.Object.Type, t.Object.ID)
+	if err != nil {
+		return err
+	}
+	subject, err := s.Number(t.Subject.Type, t.Subject.ID)
+	if err != nil {
+		return err
+	}
+	relation, shape := s.Shape(t.Object.Type, t.Relation), s.Shape(t.Subject.Type, t.Subject.Relation)
+	var edges []Edge
+	typ := t.Subject.Type
+	if d.Cmd == "subjects" {
+		edges, err = s.Subjects(nil, relation, object, shape, Number(number(d, "from")), 100)
+	} else {
+		typ = t.Object.Type
+		edges, err = s.Objects(nil, shape, subject, relation, Number(number(d, "from")), 100)
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range edges {
+		id, err := s.ID(typ, e.Number)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(b, "%s:%s", typ, id)
+		if e.Caveat != 0 {
+			fmt.Fprintf(b, " with %s %s", s.CaveatName(e.Caveat), e.Context)
+		}
+		b.WriteByte('\n')
+	}
+	return nil
+}
