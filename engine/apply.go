@@ -158,7 +158,7 @@ func (j *judgement) tuples(m *graph.Mutation) (*Refusal, error) {
 		refusal := refuse(PreconditionFailed, fmt.Sprintf("preconditions[%d]", i), "no tuple matches %s, and one must", filterString(c.Filter))
 		if c.MustNotMatch {
 			refusal.Message = fmt.Sprintf("%s matches %s, and none may", edgeString(&found[0]), filterString(c.Filter))
-			refusal.with("tuple", edgeString(&found[0]))
+			refusal = refusal.with("tuple", edgeString(&found[0]))
 		}
 		return refusal, nil
 	}
@@ -346,7 +346,7 @@ func (j *judgement) fit(old *program, compiled *schema.Schema) (*Refusal, error)
 			with("type", objectType).with("name", relation).with("count", fmt.Sprint(count))
 		if sample != "" {
 			refusal.Message += "; for example " + sample
-			refusal.with("tuple", sample)
+			refusal = refusal.with("tuple", sample)
 		}
 		return refusal, nil
 	}

@@ -30,7 +30,7 @@ func (s *Snapshot) Check(ctx context.Context, q Check) (Answer, error) {
 	w := checkWalks.Get().(*checkWalk)
 	defer w.release()
 	w.begin(s.question(ctx, q.Budget), checkAlgebra{})
-	w.question.context = q.Context
+	w.context = q.Context
 	w.algebra = checkAlgebra{w: w, subject: subject}
 	var root *Trace
 	if q.Trace {
@@ -163,7 +163,7 @@ func (checkAlgebra) except(a, b value) value      { return a.except(b) }
 func (checkAlgebra) guard(c, v value) value       { return c.and(v) }
 func (checkAlgebra) isAllowed(v value) bool       { return v.isAllowed() }
 func (checkAlgebra) isDenied(v value) bool        { return v.isDenied() }
-func (checkAlgebra) isSettled(v value) bool      { return v.isSettled() }
+func (checkAlgebra) isSettled(v value) bool       { return v.isSettled() }
 func (checkAlgebra) equal(a, b value) bool        { return a.equal(b) }
 func (checkAlgebra) splice(low, high value) value { return value{low.low, high.high} }
 func (checkAlgebra) bare(v value) value           { return v.bare() }

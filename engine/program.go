@@ -361,7 +361,7 @@ func (p *program) unknownCaveat(field, caveat string) *Refusal {
 func (r *Refusal) suggest(given string, names []string) *Refusal {
 	if s := schema.Nearest(given, names); s != "" {
 		r.Message += fmt.Sprintf("; did you mean %q?", s)
-		r.with("suggestion", s)
+		r = r.with("suggestion", s)
 	}
 	return r
 }

@@ -27,7 +27,7 @@ func (s *Snapshot) LookupResources(ctx context.Context, q LookupResources, yield
 	w := checkWalks.Get().(*checkWalk)
 	defer w.release()
 	w.begin(s.question(ctx, q.Budget), checkAlgebra{})
-	w.question.context = q.Context
+	w.context = q.Context
 	w.algebra = checkAlgebra{w: w, subject: subject}
 
 	candidates, err := w.candidates(n)

@@ -44,7 +44,7 @@ func (s *Snapshot) LookupSubjects(ctx context.Context, q LookupSubjects, yield f
 	}
 	w := new(subjectsWalk)
 	w.begin(s.question(ctx, q.Budget), subjectsAlgebra{})
-	w.question.context = q.Context
+	w.context = q.Context
 	w.algebra = subjectsAlgebra{w: w, target: target}
 	set, err := w.evaluate(n, object)
 	if err != nil {
@@ -60,7 +60,9 @@ type subjectShape struct {
 }
 
 // A subjectsWalk is the walk of LookupSubjects.
-type subjectsWalk struct{ walk[*subjectSet, subjectsAlgebra] }
+type subjectsWalk struct {
+	walk[*subjectSet, subjectsAlgebra]
+}
 
 // A subjectSet is a value for every subject of one shape: for those in members
 // each its own, for all others what the wildcard gives.

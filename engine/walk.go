@@ -88,8 +88,7 @@ type walk[V any, A algebra[V]] struct {
 	stack []int32
 	// low is the lowest position on the stack that the name being evaluated has
 	// reached so far.
-	low   int32
-	depth int64
+	low int32
 	// solving is set while a component is solved: then no name may be opened.
 	solving bool
 }
