@@ -13,12 +13,11 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
-
-	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 )
 
 // This file holds every conversion between the messages of pemba.v1 and the

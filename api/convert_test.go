@@ -10,10 +10,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
-
-	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 )
 
 // TestTupleMessages: every valid tuple survives the way over the wire.

@@ -12,10 +12,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/graph"
-
-	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 )
 
 // testNode opens a real node on a directory of the test's own.

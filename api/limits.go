@@ -12,7 +12,8 @@ import (
 type Limits struct {
 	// RequestBytes bounds the encoded size of a request: 8 MiB.
 	RequestBytes int
-	// SchemaBytes bounds the text of a schema: 4 MiB.
+	// SchemaBytes bounds the text of a schema: 768 KiB. A schema is one entry of
+	// the log, whose entries are bounded too: see cluster.Config.EntryBytesMax.
 	SchemaBytes int
 	// Updates and Preconditions bound one write: 1000 each. Preconditions go for
 	// deletes too.
@@ -43,7 +44,7 @@ type Limits struct {
 func DefaultLimits() Limits {
 	return Limits{
 		RequestBytes:      8 << 20,
-		SchemaBytes:       4 << 20,
+		SchemaBytes:       768 << 10,
 		Updates:           1000,
 		Preconditions:     1000,
 		Deletes:           10_000,

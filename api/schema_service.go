@@ -4,9 +4,8 @@ import (
 	"context"
 	"unicode/utf8"
 
-	"github.com/pembadb/pemba/graph"
-
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/graph"
 )
 
 // schemaService implements pemba.v1.SchemaService.

@@ -17,11 +17,10 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
-
-	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 )
 
 // DefaultStoreName is the name of the store that every cluster has, which an
@@ -64,11 +63,9 @@ type Config struct {
 	OnFault func(error)
 }
 
-// Validate says what is wrong with the configuration.
+// Validate says what is wrong with the configuration, but for Node, so that it
+// can be asked before there is one.
 func (c *Config) Validate() error {
-	if c.Node == nil {
-		return errors.New("api: no node is given")
-	}
 	if err := c.Limits.Validate(); err != nil {
 		return fmt.Errorf("api: %w", err)
 	}
@@ -137,6 +134,9 @@ type Server struct {
 func Listen(c Config) (*Server, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
+	}
+	if c.Node == nil {
+		return nil, errors.New("api: no node is given")
 	}
 	s := &Server{
 		node: c.Node, clusterID: c.Node.ClusterID(), limits: c.Limits.withDefaults(),

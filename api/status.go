@@ -12,11 +12,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
-
-	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 )
 
 // ErrorDomain is the domain of the google.rpc.ErrorInfo that every error carries.

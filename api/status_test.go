@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -36,6 +37,27 @@ func TestReasonsAreMapped(t *testing.T) {
 	}
 	if count != len(reasonCodes) {
 		t.Errorf("%d reasons, %d codes", count, len(reasonCodes))
+	}
+}
+
+// TestReasonsAreDocumented: the page of errors has every reason of the engine
+// and of the layers below.
+func TestReasonsAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reasons := []string{"KEY_MISSING", "KEY_INVALID", "UNKNOWN_STORE", "ZOOKIE_INVALID", "ZOOKIE_FOREIGN", "CLIENT_STALLED", "TOO_LARGE", "OUTCOME_UNKNOWN", "CORRUPTION", "FAULT"}
+	for r := range reasonCodes {
+		reasons = append(reasons, r.String())
+	}
+	for _, s := range sentinels {
+		reasons = append(reasons, s.reason)
+	}
+	for _, r := range reasons {
+		if !strings.Contains(string(page), "`"+r+"`") {
+			t.Errorf("docs/errors.md does not mention %s", r)
+		}
 	}
 }
 

@@ -6,9 +6,8 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/pembadb/pemba/graph"
-
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/graph"
 )
 
 // tupleService implements pemba.v1.TupleService.

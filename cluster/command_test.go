@@ -128,7 +128,20 @@ func FuzzCommand(f *testing.F) {
 // Whatever a client may get into the log is applied or refused: an entry that
 // makes Apply fail would stop every node of the cluster, at every start.
 func FuzzApply(f *testing.F) {
-	for _, c := range commandsOfAllKinds() {
+	guest := viewer("1", "hanna")
+	guest.Relation, guest.ValidUntil = "guest", 77
+	touch := create(viewer("1", "hanna"), viewer("1", "*"))
+	touch.Updates[0].Operation = graph.Touch
+	touch.Preconditions = []graph.Precondition{{Filter: graph.Filter{ObjectType: "document", ObjectIDPrefix: "1", Relation: "guest", SubjectType: "person"}}}
+	touch.Metadata = []byte(`{"a":1}`)
+	fitting := []command{
+		{Mutation: create(viewer("1", "hanna"))},
+		{Mutation: create(guest)},
+		{Mutation: touch},
+		{Mutation: &graph.Mutation{Store: 1, Delete: &graph.DeleteMatching{Filter: graph.Filter{ObjectType: "document", Relation: "viewer"}, Limit: 9}}},
+		{Mutation: &graph.Mutation{Store: 1, Schema: &graph.WriteSchema{Text: testSchema}}},
+	}
+	for _, c := range append(fitting, commandsOfAllKinds()...) {
 		entry, err := encodeCommand(c)
 		if err != nil {
 			f.Fatal(err)

@@ -88,7 +88,8 @@ type Config struct {
 
 	// OnFatal is called once, on a goroutine of its own, with the fault after
 	// which the node answers nothing more. The process should end then, with a
-	// failure. Nil means that the node only logs the fault and stops.
+	// failure. Nil means that the node only logs the fault and stops. What goes
+	// wrong while Open runs is Open's error instead.
 	OnFatal func(error)
 
 	// Now is the node's clock. Nil means time.Now.
@@ -149,15 +150,15 @@ func (c Config) withDefaults() Config {
 func (c Config) Validate() error {
 	c = c.withDefaults()
 	if c.DataDir == "" {
-		return errors.New("Config.DataDir is empty: name the directory for the node's data")
+		return errors.New("cluster: Config.DataDir is empty: name the directory for the node's data")
 	}
 	if c.NodeID != "" {
 		if err := validateNodeID(c.NodeID); err != nil {
-			return fmt.Errorf("Config.NodeID: %w", err)
+			return fmt.Errorf("cluster: Config.NodeID: %w", err)
 		}
 	}
 	if host, port, err := net.SplitHostPort(c.RaftAddr); err != nil || host == "" || port == "" {
-		return fmt.Errorf("Config.RaftAddr is %q: a host and a port, such as %q, are allowed", c.RaftAddr, defaultRaftAddr)
+		return fmt.Errorf("cluster: Config.RaftAddr is %q: a host and a port, such as %q, are allowed", c.RaftAddr, defaultRaftAddr)
 	}
 	for _, field := range [...]struct {
 		name            string
@@ -171,7 +172,7 @@ func (c Config) Validate() error {
 		{"CollectLimit", int64(c.CollectLimit), 1, 1 << 20},
 	} {
 		if field.value < field.from || field.value > field.to {
-			return fmt.Errorf("Config.%s is %d: %d to %d are allowed", field.name, field.value, field.from, field.to)
+			return fmt.Errorf("cluster: Config.%s is %d: %d to %d are allowed", field.name, field.value, field.from, field.to)
 		}
 	}
 	for _, field := range [...]struct {
@@ -184,14 +185,14 @@ func (c Config) Validate() error {
 		{"CollectPause", c.CollectPause, time.Millisecond},
 	} {
 		if field.value < field.from {
-			return fmt.Errorf("Config.%s is %v: at least %v is allowed", field.name, field.value, field.from)
+			return fmt.Errorf("cluster: Config.%s is %v: at least %v is allowed", field.name, field.value, field.from)
 		}
 	}
 	switch {
 	case c.Graph.Dir != "" || c.Graph.FS != nil || c.Graph.Logger != nil || c.Graph.OnFatal != nil:
-		return errors.New("Config.Graph sets Dir, FS, Logger or OnFatal: these follow from the node's own fields")
+		return errors.New("cluster: Config.Graph sets Dir, FS, Logger or OnFatal: these follow from the node's own fields")
 	case c.Log.Dir != "" || c.Log.Logger != nil || c.Log.OnFatal != nil || c.Log.CommitIndex != nil:
-		return errors.New("Config.Log sets Dir, Logger, OnFatal or CommitIndex: these follow from the node's own fields")
+		return errors.New("cluster: Config.Log sets Dir, Logger, OnFatal or CommitIndex: these follow from the node's own fields")
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"runtime"
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
@@ -44,6 +45,18 @@ func (l *logStore) StoreLogs(entries []*raft.Log) error {
 	}
 	l.batches.Add(1)
 	l.entries.Add(uint64(len(entries)))
+	return nil
+}
+
+// SetUint64 implements raft.StableStore. Raft answers an error here with a
+// panic, in the middle of an election. So the node is told, and the goroutine
+// that asked, Raft's main loop, ends here, as it would in a shutdown: the vote
+// that could not be stored is not given.
+func (l *logStore) SetUint64(key []byte, value uint64) error {
+	if err := l.Log.SetUint64(key, value); err != nil {
+		l.fail(fmt.Errorf("store %s %d in the log: %w", key, value, err))
+		runtime.Goexit()
+	}
 	return nil
 }
 

@@ -220,8 +220,12 @@ func TestReadersBesideAWriter(t *testing.T) {
 				_, hasB, errB := s.Graph().Get(b.Object, b.Relation, b.Subject)
 				revision := s.Revision()
 				s.Close()
-				if errA != nil || errB != nil || hasA != hasB || revision < last {
-					done <- fmt.Errorf("revision %d after %d, a %v %v, b %v %v", revision, last, hasA, errA, hasB, errB)
+				if err := errors.Join(errA, errB); err != nil {
+					done <- err
+					return
+				}
+				if hasA != hasB || revision < last {
+					done <- fmt.Errorf("revision %d after %d, a %v, b %v", revision, last, hasA, hasB)
 					return
 				}
 				last = revision

@@ -61,7 +61,7 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 // start opens the parts from the bottom up. What it leaves in n when it fails
 // is what Close gives back.
 func (n *Node) start(ctx context.Context) error {
-	if err := n.openParts(); err != nil {
+	if err := n.openParts(ctx); err != nil {
 		return err
 	}
 	if err := n.reconcile(); err != nil {
@@ -89,53 +89,46 @@ func (n *Node) start(ctx context.Context) error {
 	return nil
 }
 
-// openParts opens the graph and the log, and makes what lies between.
-func (n *Node) openParts() error {
-	graphConfig := n.config.Graph
-	graphConfig.Dir = n.dir.state()
-	graphConfig.Logger = n.config.Logger
-	graphConfig.OnFatal = func(err error) { n.fail(fmt.Errorf("graph: %w", err)) }
-	if err := makeDirectory(graphConfig.Dir); err != nil {
-		return err
-	}
-	db, err := graph.Open(graphConfig)
-	if err != nil {
-		return err
-	}
-	n.db = db
-	n.engine = engine.New(db, n.config.Engine)
-
+// openParts opens the log and the graph, and makes what lies between. The log
+// comes first because it looks for space: on a full disk Pebble's start never
+// ends.
+func (n *Node) openParts(ctx context.Context) error {
 	logConfig := n.config.Log
 	logConfig.Dir = n.dir.log()
 	logConfig.Logger = n.config.Logger
-	logConfig.OnFatal = func(err error) { n.fail(err) }
-	logConfig.CommitIndex = func() uint64 { return uint64(db.Applied().Revision) }
+	logConfig.OnFatal = n.fail
+	// Nothing is stored before the graph is open.
+	logConfig.CommitIndex = func() uint64 { return uint64(n.db.Applied().Revision) }
 	log, err := badgerlog.Open(logConfig)
 	if err != nil {
 		return err
 	}
-	n.log = &logStore{Log: log, durable: func() uint64 { return uint64(db.Durable().Revision) }, fail: n.fail}
+	n.log = &logStore{Log: log, durable: func() uint64 { return uint64(n.db.Durable().Revision) }, fail: n.fail}
+	n.room.log = log
+	if err := n.room.checkStart(); err != nil {
+		return err
+	}
 
 	n.entryBytesMax = n.config.EntryBytesMax
 	if most := log.EntryBytesMax(); n.entryBytesMax == 0 {
 		n.entryBytesMax = most
 	} else if n.entryBytesMax > most {
-		return fmt.Errorf("Config.EntryBytesMax is %d bytes, but the log takes at most %d in one entry; a larger Config.Log.MemTableSize allows more",
+		return fmt.Errorf("cluster: Config.EntryBytesMax is %d bytes, but the log takes at most %d in one entry; a larger Config.Log.MemTableSize allows more",
 			n.entryBytesMax, most)
 	}
 	if n.config.ProposalBytesMax < int64(n.entryBytesMax) {
-		return fmt.Errorf("Config.ProposalBytesMax is %d bytes, less than the %d that one entry may have", n.config.ProposalBytesMax, n.entryBytesMax)
+		return fmt.Errorf("cluster: Config.ProposalBytesMax is %d bytes, less than the %d that one entry may have", n.config.ProposalBytesMax, n.entryBytesMax)
 	}
 	n.admission = newAdmission(n.config.ProposalsMax, n.config.ProposalBytesMax)
-	n.room.log = log
-	// An election writes to the log, and Raft panics when it cannot.
-	if err := n.room.checkStart(); err != nil {
+
+	if err := n.openGraph(ctx); err != nil {
 		return err
 	}
+	n.engine = engine.New(n.db, n.config.Engine)
 	n.collector.wake = make(chan struct{}, 1)
 	n.cutter.wake = make(chan struct{}, 1)
 	n.fsm = &fsm{
-		db: db, engine: n.engine,
+		db: n.db, engine: n.engine,
 		fail:     n.fail,
 		lifetime: n.collector.note,
 		advanced: func() {
@@ -144,6 +137,45 @@ func (n *Node) openParts() error {
 		},
 	}
 	return nil
+}
+
+// openGraph opens the graph. It does so apart, since Pebble tries for ever to
+// write to a disk that fails while it starts.
+func (n *Node) openGraph(ctx context.Context) error {
+	config := n.config.Graph
+	config.Dir = n.dir.state()
+	config.Logger = n.config.Logger
+	config.OnFatal = func(err error) { n.fail(fmt.Errorf("graph: %w", err)) }
+	if err := makeDirectory(config.Dir); err != nil {
+		return err
+	}
+	type opened struct {
+		db  *graph.DB
+		err error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		db, err := graph.Open(config)
+		done <- opened{db, err}
+	}()
+	var err error
+	select {
+	case o := <-done:
+		n.db = o.db
+		return o.err
+	case <-n.failed:
+		err = n.failure
+	case <-ctx.Done():
+		err = fmt.Errorf("open the graph: %w", context.Cause(ctx))
+	}
+	go func() {
+		if o := <-done; o.err == nil {
+			if err := o.db.Close(); err != nil {
+				n.config.Logger.Warn("close a graph that opened too late", "node", n.dir.nodeID, "error", err)
+			}
+		}
+	}()
+	return err
 }
 
 // keyCurrentTerm is under which Raft keeps its term.
@@ -200,7 +232,7 @@ func (n *Node) bootstrap() error {
 			"use an empty data directory", n.dir.log(), term)
 	}
 	if term == 0 {
-		if err := n.log.SetUint64(keyCurrentTerm, 1); err != nil {
+		if err := n.log.Log.SetUint64(keyCurrentTerm, 1); err != nil {
 			return err
 		}
 	}
@@ -208,7 +240,7 @@ func (n *Node) bootstrap() error {
 		Suffrage: raft.Voter, ID: raft.ServerID(n.dir.nodeID), Address: raft.ServerAddress(n.config.RaftAddr),
 	}}}
 	n.config.Logger.Info("bootstrapping a cluster of one", "node", n.dir.nodeID, "dir", n.dir.path)
-	return n.log.StoreLog(&raft.Log{
+	return n.log.Log.StoreLog(&raft.Log{
 		Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(configuration),
 	})
 }

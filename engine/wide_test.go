@@ -222,3 +222,27 @@ func BenchmarkCheck(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkApply applies mutations of one tuple and of a hundred.
+func BenchmarkApply(b *testing.B) {
+	for _, size := range []int{1, 100} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			e := newEnv(b, wideSchema)
+			next := 0
+			b.ReportAllocs()
+			for range b.N {
+				m := &graph.Mutation{}
+				for range size {
+					next++
+					m.Updates = append(m.Updates, graph.Update{Operation: graph.Touch, Tuple: graph.Tuple{
+						Object: graph.Object{Type: "folder", ID: fmt.Sprint("f", next)}, Relation: "viewer",
+						Subject: graph.Subject{Object: graph.Object{Type: "person", ID: fmt.Sprint("p", next%1000)}},
+					}})
+				}
+				if _, err := e.Write(m); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

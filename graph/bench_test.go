@@ -4,10 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"testing"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -70,8 +68,7 @@ func newBenchGraph(tb testing.TB, tuples int) *benchGraph {
 	return b
 }
 
-// Benchmark measures reads of a compacted graph; run one with -bench
-// Benchmark/find.
+// Benchmark measures reads of a compacted graph that the cache holds.
 func Benchmark(b *testing.B) {
 	g := newBenchGraph(b, *benchTuples)
 	s, err := g.db.Snapshot(DefaultStore, 0, 0)
@@ -101,39 +98,6 @@ func Benchmark(b *testing.B) {
 				b.Fatal(ok, err)
 			}
 		}
-	})
-	b.Run("find/iter", func(b *testing.B) {
-		b.ReportAllocs()
-		it, err := s.view.iterator()
-		if err != nil {
-			b.Fatal(err)
-		}
-		var key []byte
-		for i := range b.N {
-			r := keys[i%len(keys)].forward()
-			key = appendEdgeKey(key[:0], spaceForward, 1, &r)
-			if !it.SeekPrefixGE(key) {
-				b.Fatal()
-			}
-		}
-		_ = it.Close()
-	})
-	b.Run("find/itermiss", func(b *testing.B) {
-		b.ReportAllocs()
-		it, err := s.view.iterator()
-		if err != nil {
-			b.Fatal(err)
-		}
-		var key []byte
-		for i := range b.N {
-			k := keys[i%len(keys)]
-			k.object, k.number = k.number, k.object
-			k.relation, k.subject = k.subject, k.relation
-			r := k.forward()
-			key = appendEdgeKey(key[:0], spaceForward, 1, &r)
-			it.SeekPrefixGE(key)
-		}
-		_ = it.Close()
 	})
 	b.Run("find/miss", func(b *testing.B) {
 		b.ReportAllocs()
@@ -263,8 +227,4 @@ func BenchmarkBytes(b *testing.B) {
 		}
 	}
 	b.ReportMetric(total, "B/tuple")
-	if *benchDisk {
-		fmt.Fprintln(os.Stderr, g.db.pebble.Metrics())
-	}
-	_ = pebble.NoSync
 }

@@ -242,7 +242,10 @@ func (st *store) load(r pebble.Reader) error {
 	}
 	err = scan(r, space(spaceNext), func(key, value []byte) error {
 		d := decoder{b: value}
-		n := d.number()
+		n := Number(d.uvarint())
+		if n > EphemeralNumber {
+			d.fail("number out of range")
+		}
 		if len(key) != storeEnd+3 || c.plain(getShape(key[storeEnd:])) != getShape(key[storeEnd:]) {
 			return corruptf("key %x of a next number is not of a type", cut(key))
 		}

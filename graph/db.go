@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -150,7 +151,7 @@ func Open(config Config) (*DB, error) {
 		config.Logger = slog.Default()
 	}
 	l := &listener{logger: config.Logger, onFatal: config.OnFatal, failed: make(chan struct{})}
-	p, err := pebble.Open(config.Dir, config.options(l))
+	p, err := openPebble(config, l)
 	if err != nil {
 		return nil, fmt.Errorf("open the graph in %s: %w", config.Dir, err)
 	}
@@ -159,6 +160,34 @@ func Open(config Config) (*DB, error) {
 		return nil, errors.Join(fmt.Errorf("open the graph in %s: %w", config.Dir, err), p.Close())
 	}
 	return db, nil
+}
+
+// openPebble opens Pebble, but does not wait for it once its background work has
+// failed: Pebble would try again for ever. It is then closed if it ever opens.
+func openPebble(config Config, l *listener) (*pebble.DB, error) {
+	type result struct {
+		pebble *pebble.DB
+		err    error
+	}
+	opened := make(chan result)
+	go func() {
+		p, err := pebble.Open(config.Dir, config.options(l))
+		select {
+		case opened <- result{p, err}:
+		case <-l.failed:
+			if err == nil {
+				if err := p.Close(); err != nil {
+					l.Errorf("close after a failure: %v", err)
+				}
+			}
+		}
+	}()
+	select {
+	case r := <-opened:
+		return r.pebble, r.err
+	case <-l.failed:
+		return nil, l.err()
+	}
 }
 
 // load reads what is kept in memory, and marks a new directory.
@@ -409,10 +438,16 @@ func (l *listener) err() error {
 	}
 }
 
+// retryPause is how long Pebble is held up before it tries again what failed.
+// By itself it makes no pause and takes a whole core.
+const retryPause = 10 * time.Millisecond
+
 // fatal keeps the first error. OnFatal gets a goroutine of its own because
 // Pebble calls with its locks held.
 func (l *listener) fatal(err error) {
+	first := false
 	l.once.Do(func() {
+		first = true
 		l.cause = err
 		close(l.failed)
 		l.logger.Error("the graph can no longer be written or trusted", "error", err)
@@ -420,6 +455,9 @@ func (l *listener) fatal(err error) {
 			go l.onFatal(err)
 		}
 	})
+	if !first {
+		time.Sleep(retryPause)
+	}
 }
 
 func (l *listener) backgroundError(err error) {
@@ -438,8 +476,24 @@ func (l *listener) Errorf(format string, args ...any) {
 // comes back as an error too, and it is the caller of Commit and Flush who
 // decides how the process ends.
 func (l *listener) Fatalf(format string, args ...any) {
-	l.fatal(fmt.Errorf("the graph's background work failed: %s", fmt.Sprintf(format, args...)))
+	failure := &fatalError{message: "the graph's background work failed: " + fmt.Sprintf(format, args...)}
+	for _, arg := range args {
+		if err, ok := arg.(error); ok {
+			failure.cause = err
+		}
+	}
+	l.fatal(failure)
 }
+
+// A fatalError is what Pebble gave Fatalf to print.
+type fatalError struct {
+	message string
+	cause   error // the error among what was to be printed, or nil
+}
+
+func (e *fatalError) Error() string { return e.message }
+
+func (e *fatalError) Unwrap() error { return e.cause }
 
 // A view is the graph at one revision, shared by the snapshots that read it.
 type view struct {

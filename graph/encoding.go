@@ -92,7 +92,7 @@ func (m *Mutation) AppendBinary(dst []byte) []byte {
 // DecodeMutation reads what AppendBinary wrote, and nothing else: another
 // version, a length that does not fit and bytes that are left over are errors
 // that wrap ErrInvalidMutation. What it returns shares nothing with b. It takes
-// no more memory than a small multiple of b.
+// memory in proportion to what b holds, not to what it says.
 func DecodeMutation(b []byte) (*Mutation, error) {
 	d := decoder{b: b}
 	d.version(mutationVersion)

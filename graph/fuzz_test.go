@@ -138,7 +138,7 @@ func FuzzEdgeKey(f *testing.F) {
 	f.Add(uint32(255), uint64(1<<32-1), uint32(256), uint64(1<<32), uint32(256), uint64(1<<39), uint32(1), uint64(5))
 	f.Fuzz(func(t *testing.T, r1 uint32, o1 uint64, s1 uint32, n1 uint64, r2 uint32, o2 uint64, s2 uint32, n2 uint64) {
 		edge := func(r uint32, o uint64, s uint32, n uint64) edgeKey {
-			return edgeKey{Shape(r % 1 << 24), Number(o) % endNumber, Shape(s % 1 << 24), Number(n) % endNumber}
+			return edgeKey{Shape(r % (1 << 24)), Number(o) % endNumber, Shape(s % (1 << 24)), Number(n) % endNumber}
 		}
 		a, b := edge(r1, o1, s1, n1), edge(r2, o2, s2, n2)
 		for _, d := range []direction{forward, reverse} {

@@ -167,6 +167,11 @@ func (c *checker) edge(st *store, d direction, key, value []byte) error {
 	if v.created == 0 || v.created > c.applied.Revision || (isHistory && (v.created >= ended || ended > c.applied.Revision)) {
 		return corruptf("edge %v was created at revision %d and ended at %d, but %d is applied", k, v.created, ended, c.applied.Revision)
 	}
+	if v.hasContext && d == forward {
+		if canonical, err := CanonicalContext(v.context); err != nil || !bytes.Equal(canonical, v.context) {
+			return corruptf("edge %v has the context %q, which is not canonical", k, v.context)
+		}
+	}
 	if d == reverse {
 		return nil // Each forward record checks its reverse one, and both are as many.
 	}

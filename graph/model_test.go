@@ -295,7 +295,7 @@ func mustCommit(t testing.TB, db *DB, c Commit) {
 // revision, with and without overlays, across restarts.
 func TestModel(t *testing.T) {
 	seeds := []uint64{1, 2, 3, uint64(time.Now().UnixNano())}
-	if testing.Short() {
+	if testing.Short() || slow {
 		seeds = seeds[3:]
 	}
 	for _, seed := range seeds {
@@ -313,7 +313,11 @@ func testModel(t *testing.T, seed uint64) {
 		}
 	}()
 	g.begin(t, m, db)
-	for i := range 60 {
+	commits, step := 60, Revision(1)
+	if slow {
+		commits, step = 20, 5
+	}
+	for i := range commits {
 		c := g.commit(m)
 		mustCommit(t, db, c)
 		m.commit(c)
@@ -332,7 +336,7 @@ func testModel(t *testing.T, seed uint64) {
 			compare(t, g, m, db, m.applied)
 		}
 	}
-	for rev := Revision(1); rev <= m.applied; rev++ {
+	for rev := Revision(1); rev <= m.applied; rev += step {
 		compare(t, g, m, db, rev)
 	}
 	compareLog(t, g, m, db)
@@ -551,8 +555,8 @@ func TestCrash(t *testing.T) {
 	t.Logf("seed %d", seed)
 	g := newGenerator(seed)
 	rounds := 6
-	if testing.Short() {
-		rounds = 2
+	if testing.Short() || slow {
+		rounds = 1
 	}
 	for round := range rounds {
 		fs := vfs.NewCrashableMem()

@@ -87,7 +87,8 @@ type Tuple struct {
 // A Shape numbers a (type, relation) pair within a store. It is the shape of
 // the subject group:eng#member and, seen from the object's side, the relation
 // group#member itself; with an empty relation it is the plain type. Zero is no
-// shape. Shapes are given out when a schema first names them and never reused.
+// shape. Shapes are given out when a schema or a tuple first names them, a type
+// before its relations, and never reused.
 type Shape uint32
 
 // A Number stands for an object's id among the objects of its type within a

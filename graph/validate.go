@@ -87,10 +87,10 @@ func ValidateCaveat(name string) error { return validateName("caveat", name, tru
 func ValidateID(id string) error { return validateID("id", id) }
 
 func validateID(field, id string) error {
-	switch {
-	case id == "":
+	switch id {
+	case "":
 		return invalid(field, "", "is empty", idAllowed)
-	case id == Wildcard:
+	case Wildcard:
 		return invalid(field, id, "is the wildcard, which is no object", idAllowed+"; not *")
 	}
 	return validateText(field, id, MaxIDLength, idAllowed)

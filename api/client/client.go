@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -37,9 +38,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/pembadb/pemba/api"
-	"github.com/pembadb/pemba/graph"
-
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/graph"
 )
 
 // Config says which server to speak to, and as whom.
@@ -116,13 +116,21 @@ func reach(ctx context.Context, conn *grpc.ClientConn) error {
 			if err == nil {
 				return nil // It came after all.
 			}
-			return errors.New(status.Convert(err).Message())
+			return errors.New(dialProblem(status.Convert(err).Message()))
 		}
 		if !conn.WaitForStateChange(ctx, state) {
 			return context.Cause(ctx)
 		}
 	}
 	return nil
+}
+
+// dialProblem takes the wrapping off what gRPC says of a failed connection.
+func dialProblem(message string) string {
+	if _, problem, ok := strings.Cut(message, "Error while dialing: "); ok {
+		return strings.TrimSuffix(problem, `"`)
+	}
+	return message
 }
 
 // Close ends the connection and all calls on it.

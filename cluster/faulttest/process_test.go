@@ -18,7 +18,7 @@ import (
 )
 
 // patience bounds everything that should happen at once.
-const patience = 60 * time.Second
+const patience = 20 * time.Second
 
 // A process is a child that runs.
 type process struct {
@@ -82,13 +82,16 @@ func try(t *testing.T, s settings, before ...string) (*process, error) {
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(p.kill)
+	// SIGQUIT makes a child that hangs say where.
+	hangs := time.AfterFunc(patience, func() { _ = p.cmd.Process.Signal(syscall.SIGQUIT) })
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	p.started = time.Since(start)
+	hangs.Stop()
 	go func() {
 		_ = p.cmd.Wait() // The state says how it ended.
 		close(p.exited)
 	}()
-	t.Cleanup(p.kill)
 	if err != nil {
 		p.wait()
 		return p, errExited

@@ -9,9 +9,8 @@ import (
 
 	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/client"
-	"github.com/pembadb/pemba/graph"
-
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/graph"
 )
 
 func newCheck() *cobra.Command {

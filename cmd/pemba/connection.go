@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -11,7 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/pembadb/pemba/api/client"
-
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 )
 
@@ -32,6 +32,12 @@ func (c *connection) addFlags(cmd *cobra.Command) {
 	f.StringVar(&c.key, "key", "", "the `key` to present (PEMBA_KEY)")
 	f.StringVar(&c.store, "store", fromEnv("PEMBA_STORE", ""), "the `store` to ask; empty for the default one (PEMBA_STORE)")
 	f.StringVarP(&c.output, "output", "o", "text", "the `form` of the output: text or json")
+	before(cmd, func() error {
+		if c.output != "text" && c.output != "json" {
+			return fmt.Errorf("-o %s: text and json are allowed", c.output)
+		}
+		return nil
+	})
 }
 
 func fromEnv(name, otherwise string) string {
@@ -44,9 +50,6 @@ func fromEnv(name, otherwise string) string {
 // dial connects. The key of the environment is read here and not as the flag's
 // default, so that no help text shows it.
 func (c *connection) dial(ctx context.Context) (*client.Client, error) {
-	if c.output != "text" && c.output != "json" {
-		return nil, fmt.Errorf("-o %s: text and json are allowed", c.output)
-	}
 	key := c.key
 	if key == "" {
 		key = os.Getenv("PEMBA_KEY")
@@ -99,7 +102,12 @@ func (c *consistency) addFlags(cmd *cobra.Command) {
 	f.StringVar(&c.atLeast, "at-least", "", "answer from a state that holds everything up to this `zookie`")
 	f.StringVar(&c.at, "at", "", "answer from the state at this `zookie`")
 	f.BoolVar(&c.linearizable, "linearizable", false, "answer from a state that holds everything acknowledged before")
-	cmd.MarkFlagsMutuallyExclusive("at-least", "at", "linearizable")
+	before(cmd, func() error {
+		if c.atLeast != "" && c.at != "" || c.linearizable && c.atLeast+c.at != "" {
+			return errors.New("--at-least, --at and --linearizable exclude each other")
+		}
+		return nil
+	})
 }
 
 func (c *consistency) message() *pembav1.Consistency {
@@ -121,11 +129,13 @@ func parseJSONObject(flag, text string) (*structpb.Struct, error) {
 		return nil, nil
 	}
 	var m map[string]any
-	if err := json.Unmarshal([]byte(text), &m); err != nil {
-		return nil, fmt.Errorf("--%s: %q is not a JSON object: %w", flag, text, err)
+	err := json.Unmarshal([]byte(text), &m)
+	var otherType *json.UnmarshalTypeError
+	if err == nil && m == nil || errors.As(err, &otherType) {
+		return nil, fmt.Errorf("--%s: %q is not a JSON object such as {\"day\":\"monday\"}", flag, text)
 	}
-	if m == nil {
-		return nil, fmt.Errorf("--%s: it is null, and a JSON object such as {\"day\":\"monday\"} is needed", flag)
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %q is not JSON: %w", flag, text, err)
 	}
 	s, err := structpb.NewStruct(m)
 	if err != nil {

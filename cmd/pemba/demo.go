@@ -14,11 +14,10 @@ import (
 
 	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/client"
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/examples"
 	"github.com/pembadb/pemba/graph"
-
-	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 )
 
 func newDemo() *cobra.Command {
@@ -68,6 +67,7 @@ func demo(cmd *cobra.Command, example *examples.Example, logger *slog.Logger) (e
 	r, err := start(cmd.Context(), startConfig{
 		cluster: cluster.Config{DataDir: dir, Logger: logger},
 		api:     api.Config{GRPCAddr: freeAddr(grpcPort), HTTPAddr: freeAddr(httpPort), Logger: logger},
+		anyPort: true, // Somebody may be quicker.
 	})
 	if err != nil {
 		return err

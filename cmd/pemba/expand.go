@@ -7,9 +7,8 @@ import (
 
 	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/client"
-	"github.com/pembadb/pemba/graph"
-
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/graph"
 )
 
 func newExpand() *cobra.Command {
@@ -44,7 +43,7 @@ in their turn. Caveats are shown, not evaluated.`,
 					Zookie string    `json:"zookie"`
 				}{newTreeJSON(answer.GetTree()), answer.GetExpandedAt().GetToken()})
 			}
-			return printTree(cmd, answer.GetTree(), 0)
+			return printTree(cmd, withoutEmpty(answer.GetTree()), 0)
 		})
 	}
 	return cmd
@@ -74,6 +73,29 @@ func treeOperation(t *pembav1.Tree) string {
 	return strings.ToLower(strings.TrimPrefix(t.GetOperation().String(), "OPERATION_"))
 }
 
+// withoutEmpty leaves out, of a union, the branches that hold nobody, and the
+// union itself when a single branch is left. -o json has them all.
+func withoutEmpty(t *pembav1.Tree) *pembav1.Tree {
+	simple := &pembav1.Tree{Object: t.GetObject(), Name: t.GetName(), Operation: t.GetOperation(), Leaves: t.GetLeaves(), Note: t.GetNote()}
+	union := t.GetOperation() == pembav1.Tree_OPERATION_UNION
+	for _, child := range t.GetChildren() {
+		if child = withoutEmpty(child); !union || !isEmptyTree(child) {
+			simple.Children = append(simple.Children, child)
+		}
+	}
+	// Of a union with one branch the branch says all; but a leaf keeps the
+	// permission that it stands in.
+	if children := simple.GetChildren(); union && len(children) == 1 && t.GetNote() == "" &&
+		(children[0].GetOperation() != pembav1.Tree_OPERATION_LEAF || children[0].GetName() == t.GetName()) {
+		return children[0]
+	}
+	return simple
+}
+
+func isEmptyTree(t *pembav1.Tree) bool {
+	return len(t.GetChildren()) == 0 && len(t.GetLeaves()) == 0 && t.GetNote() == ""
+}
+
 func printTree(cmd *cobra.Command, t *pembav1.Tree, depth int) error {
 	indent := strings.Repeat("  ", depth)
 	line := indent + objectText(t.GetObject()) + "#" + t.GetName()
@@ -82,6 +104,8 @@ func printTree(cmd *cobra.Command, t *pembav1.Tree, depth int) error {
 	}
 	if t.GetNote() != "" {
 		line += "  (" + t.GetNote() + ")"
+	} else if isEmptyTree(t) {
+		line += "  (nobody)"
 	}
 	if err := printf(cmd, "%s\n", line); err != nil {
 		return err

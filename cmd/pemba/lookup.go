@@ -8,9 +8,8 @@ import (
 
 	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/client"
-	"github.com/pembadb/pemba/graph"
-
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/graph"
 )
 
 func newLookup() *cobra.Command {

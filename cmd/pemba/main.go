@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -49,13 +50,15 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 
 // explainError gives an error that came from a server its reason.
 func explainError(err error) string {
+	var fromServer interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &fromServer) {
+		return err.Error()
+	}
+	message := fromServer.GRPCStatus().Message()
 	if reason, _ := client.Reason(err); reason != "" {
-		return fmt.Sprintf("%s (%s)", status.Convert(err).Message(), reason)
+		return fmt.Sprintf("%s (%s)", message, reason)
 	}
-	if st, ok := status.FromError(err); ok {
-		return st.Message()
-	}
-	return err.Error()
+	return message
 }
 
 func newRoot() *cobra.Command {
@@ -102,9 +105,24 @@ func newGroup(use, short string, commands ...*cobra.Command) *cobra.Command {
 func names(commands []*cobra.Command) string {
 	var list []string
 	for _, c := range commands {
-		list = append(list, c.Name())
+		if !c.Hidden && c.Name() != "help" {
+			list = append(list, c.Name())
+		}
 	}
 	return strings.Join(list, ", ")
+}
+
+// before adds to what is done before a command runs.
+func before(cmd *cobra.Command, check func() error) {
+	earlier := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if earlier != nil {
+			if err := earlier(cmd, args); err != nil {
+				return err
+			}
+		}
+		return check()
+	}
 }
 
 func noArguments(cmd *cobra.Command, args []string) error {
@@ -131,7 +149,7 @@ func arguments(least, most int, form string) cobra.PositionalArgs {
 // readInput returns the content of the named file, or of the standard input for
 // "-", refusing more than bytesMax.
 func readInput(cmd *cobra.Command, name string, bytesMax int64) (content []byte, err error) {
-	var r io.Reader = cmd.InOrStdin()
+	r := cmd.InOrStdin()
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {

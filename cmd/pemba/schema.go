@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,9 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pembadb/pemba/api/client"
-	"github.com/pembadb/pemba/schema"
-
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/schema"
 )
 
 func newSchema() *cobra.Command {
@@ -34,10 +34,35 @@ func loadSchema(cmd *cobra.Command, name string) (*schema.File, error) {
 	}
 	defer func() { _ = root.Close() }() // It was only read.
 	file, err := schema.Load(root.FS(), filepath.Base(name))
+	return file, placeErrors(name, err)
+}
+
+// compileSchema reads and compiles a schema.
+func compileSchema(cmd *cobra.Command, name string) (*schema.File, *schema.Schema, error) {
+	file, err := loadSchema(cmd, name)
 	if err != nil {
-		return nil, fmt.Errorf("in %s: %w", filepath.Dir(name), err)
+		return nil, nil, err
 	}
-	return file, nil
+	compiled, err := schema.Compile(file)
+	return file, compiled, placeErrors(name, err)
+}
+
+// placeErrors puts the folder of the named file before the file names in the
+// errors of a schema, which begin in that folder.
+func placeErrors(name string, err error) error {
+	var errs schema.Errors
+	if name == "-" || !errors.As(err, &errs) {
+		return err
+	}
+	placed := make(schema.Errors, len(errs))
+	for i, e := range errs {
+		copied := *e
+		if copied.File != "" {
+			copied.File = filepath.Join(filepath.Dir(name), copied.File)
+		}
+		placed[i] = &copied
+	}
+	return placed
 }
 
 // hasImports reports whether the text alone does not hold the schema.
@@ -71,11 +96,7 @@ the server then gets one text in canonical form.`,
 		}
 		// What does not compile is better refused here, where imports and file
 		// names are known.
-		file, err := loadSchema(cmd, args[0])
-		if err != nil {
-			return err
-		}
-		compiled, err := schema.Compile(file)
+		file, compiled, err := compileSchema(cmd, args[0])
 		if err != nil {
 			return err
 		}
@@ -140,15 +161,11 @@ func newSchemaCheck() *cobra.Command {
 		Example: "  pemba schema check schema.pemba",
 		Args:    arguments(1, 1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			file, err := loadSchema(cmd, args[0])
+			_, compiled, err := compileSchema(cmd, args[0])
 			if err != nil {
 				return err
 			}
-			compiled, err := schema.Compile(file)
-			if err != nil {
-				return err
-			}
-			return printf(cmd, "%s: correct; %d definitions, %d caveats\n", args[0], len(compiled.Definitions), len(compiled.Caveats))
+			return printf(cmd, "%s: correct; definitions: %d, caveats: %d\n", args[0], len(compiled.Definitions), len(compiled.Caveats))
 		},
 	}
 }
@@ -228,13 +245,13 @@ Nothing is printed when they mean the same.`,
 	}
 	conn.addFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		newer, err := compileFile(cmd, args[len(args)-1])
+		_, newer, err := compileSchema(cmd, args[len(args)-1])
 		if err != nil {
 			return err
 		}
 		var older *schema.Schema
 		if len(args) == 2 {
-			if older, err = compileFile(cmd, args[0]); err != nil {
+			if _, older, err = compileSchema(cmd, args[0]); err != nil {
 				return err
 			}
 			return printDiff(cmd, &conn, older, newer)
@@ -248,14 +265,6 @@ Nothing is printed when they mean the same.`,
 		})
 	}
 	return cmd
-}
-
-func compileFile(cmd *cobra.Command, name string) (*schema.Schema, error) {
-	file, err := loadSchema(cmd, name)
-	if err != nil {
-		return nil, err
-	}
-	return schema.Compile(file)
 }
 
 // storedSchema compiles the schema of a store; where there is none it is empty.
@@ -307,21 +316,21 @@ statement switches a rule off for it.`,
 		Example: "  pemba schema lint schema.pemba",
 		Args:    arguments(1, 1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			file, err := loadSchema(cmd, args[0])
+			file, _, err := compileSchema(cmd, args[0])
 			if err != nil {
-				return err
-			}
-			if _, err := schema.Compile(file); err != nil {
 				return err
 			}
 			warnings := schema.Lint(file)
 			for _, w := range warnings {
+				if args[0] != "-" {
+					w.File = filepath.Join(filepath.Dir(args[0]), w.File)
+				}
 				if err := printf(cmd, "%s\n", w); err != nil {
 					return err
 				}
 			}
 			if len(warnings) > 0 {
-				return fmt.Errorf("%s: %d warnings", args[0], len(warnings))
+				return fmt.Errorf("%s: warnings: %d", args[0], len(warnings))
 			}
 			return nil
 		},

@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -143,10 +142,6 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 	if err != nil {
 		return err
 	}
-	fresh, err := isFresh(f.dataDir)
-	if err != nil {
-		return err
-	}
 	running, err := start(cmd.Context(), startConfig{
 		cluster: cluster.Config{DataDir: f.dataDir, NodeID: f.nodeID, Logger: logger},
 		api:     api.Config{GRPCAddr: f.grpcAddr, HTTPAddr: f.httpAddr, Keys: f.keys, Limits: f.limits, Logger: logger},
@@ -154,24 +149,10 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 	if err != nil {
 		return err
 	}
-	if fresh {
-		logger.Info("made a cluster of one", "data_dir", f.dataDir)
-	} else {
-		logger.Info("resumed", "data_dir", f.dataDir, "bootstrap_ignored", f.bootstrap)
-	}
 	if err := printf(cmd, "%s\n", running.where()); err != nil {
 		return errors.Join(err, running.close())
 	}
 	return running.wait(cmd.Context(), logger)
-}
-
-// isFresh reports whether a directory is missing or empty.
-func isFresh(dir string) (bool, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return true, nil
-	}
-	return len(entries) == 0, err
 }
 
 // A startConfig says what start starts; api.Node and the callbacks for faults
@@ -179,6 +160,8 @@ func isFresh(dir string) (bool, error) {
 type startConfig struct {
 	cluster cluster.Config
 	api     api.Config
+	// anyPort takes free ports of this machine where those of api are taken.
+	anyPort bool
 }
 
 // A running server is a node with the wire on it.
@@ -191,6 +174,10 @@ type running struct {
 
 // start opens the node and serves it.
 func start(ctx context.Context, c startConfig) (*running, error) {
+	// A mistake in the flags is better found before a directory is made.
+	if err := c.api.Validate(); err != nil {
+		return nil, err
+	}
 	r := &running{failed: make(chan error, 2)}
 	fail := func(err error) {
 		select {
@@ -207,7 +194,12 @@ func start(ctx context.Context, c startConfig) (*running, error) {
 	}
 	r.node = node
 	c.api.Node, c.api.OnFault = node, fail
-	if r.server, err = api.Listen(c.api); err != nil {
+	r.server, err = api.Listen(c.api)
+	if c.anyPort && errors.Is(err, syscall.EADDRINUSE) {
+		c.api.GRPCAddr, c.api.HTTPAddr = "127.0.0.1:0", "127.0.0.1:0"
+		r.server, err = api.Listen(c.api)
+	}
+	if err != nil {
 		return nil, errors.Join(err, closeNode(node))
 	}
 	go func() {

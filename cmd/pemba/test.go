@@ -41,7 +41,6 @@ func runTest(cmd *cobra.Command, args []string) error {
 	}
 	failed, asked := 0, 0
 	for _, name := range files {
-		started := time.Now()
 		report, err := testFile(cmd, name)
 		if err != nil {
 			failed++
@@ -61,15 +60,15 @@ func runTest(cmd *cobra.Command, args []string) error {
 		if len(report.Failures) > 0 {
 			verdict = "FAIL"
 		}
-		if err := printf(cmd, "%-4s %s: %d assertions, %d expected relations, %d failures (%v)\n",
-			verdict, name, report.Assertions, report.Relations, len(report.Failures), time.Since(started).Round(time.Millisecond)); err != nil {
+		if err := printf(cmd, "%-4s %s: assertions: %d, expected relations: %d, failures: %d\n",
+			verdict, name, report.Assertions, report.Relations, len(report.Failures)); err != nil {
 			return err
 		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d failures in %d files", failed, len(files))
+		return fmt.Errorf("failures: %d, files: %d", failed, len(files))
 	}
-	return printf(cmd, "%d files, %d expectations, all hold\n", len(files), asked)
+	return printf(cmd, "files: %d, expectations: %d, all hold\n", len(files), asked)
 }
 
 // assertionFiles returns the file, or those below the folder, of that name.

@@ -14,9 +14,8 @@ import (
 
 	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/client"
-	"github.com/pembadb/pemba/graph"
-
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/graph"
 )
 
 func newTuple() *cobra.Command {
@@ -321,7 +320,8 @@ func newTupleImport() *cobra.Command {
 		Short: "Write the tuples of a file",
 		Long: `Import writes the tuples in FILE ("-" for the standard input), in batches, each at
 a revision of its own. What is there already is kept, and gets the caveat and
-expiration of the file; importing a file twice changes nothing the second time.
+expiration of the file; importing a file again changes nothing but tuples whose
+expiration is over.
 
 The form follows from the name, or from --format:
   .csv    a heading with the columns ` + strings.Join(tupleColumns, ", ") + `,
@@ -482,7 +482,7 @@ func (i *importer) progress() string {
 	if i.imported == 0 {
 		return "; nothing was imported"
 	}
-	return fmt.Sprintf("; the first %d tuples are imported", i.imported)
+	return fmt.Sprintf("; tuples imported before: %d", i.imported)
 }
 
 func newTupleExport() *cobra.Command {

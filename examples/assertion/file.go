@@ -383,7 +383,11 @@ func parseAssertion(text string) (assertion, error) {
 		raw := strings.TrimSpace(text[i+len(" with "):])
 		dec := json.NewDecoder(strings.NewReader(raw))
 		if err := dec.Decode(&a.context); err != nil {
-			return a, fmt.Errorf("%q: the context behind \"with\" is not a JSON object: %w", text, err)
+			var otherType *json.UnmarshalTypeError
+			if errors.As(err, &otherType) {
+				return a, fmt.Errorf("%q: the context behind \"with\" is not a JSON object", text)
+			}
+			return a, fmt.Errorf("%q: the context behind \"with\" is not JSON: %w", text, err)
 		}
 		if dec.More() {
 			return a, fmt.Errorf("%q: there is more behind the context's JSON object", text)
@@ -440,7 +444,7 @@ func parseExpectedSubject(text string) (expectedSubject, error) {
 	if !ok {
 		return bad("it does not begin with [")
 	}
-	inside, relations := rest, ""
+	var inside, relations string
 	if i := indexOutsideQuotes(rest, "] is "); i >= 0 {
 		inside, relations = rest[:i], rest[i+len("] is "):]
 	} else if inside, ok = strings.CutSuffix(rest, "]"); !ok {

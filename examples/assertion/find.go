@@ -3,6 +3,8 @@ package assertion
 import (
 	"context"
 	"errors"
+	"maps"
+	"math"
 
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
@@ -13,7 +15,7 @@ import (
 // Expand; whether they hold is asked of Check and LookupSubjects, so that
 // caveats and exclusions have one meaning only.
 func (r *runner) find(ctx context.Context, object graph.Object, name string) (map[graph.Subject]*foundSubject, error) {
-	w := &treeWalk{runner: r, open: make(map[graph.Subject]bool)}
+	w := &treeWalk{runner: r, open: make(map[graph.Subject]int), done: make(map[graph.Subject]places), lowest: math.MaxInt}
 	named, err := w.userset(ctx, graph.Subject{Object: object, Relation: name})
 	if err != nil {
 		return nil, err
@@ -77,16 +79,38 @@ type places map[graph.Subject]*place
 // A treeWalk follows trees through usersets to the end.
 type treeWalk struct {
 	runner *runner
-	// open holds the usersets above the current one: a cycle adds nobody.
-	open map[graph.Subject]bool
+	// open holds the usersets above the current one, with how many stand above
+	// each: a cycle adds nobody.
+	open map[graph.Subject]int
+	// done holds what was found for usersets that no cycle cut short, so that a
+	// userset with many ways to it is walked once.
+	done map[graph.Subject]places
+	// lowest is the least value in open of a userset that a cycle came back to
+	// since it was last set.
+	lowest int
 }
 
 func (w *treeWalk) userset(ctx context.Context, of graph.Subject) (places, error) {
-	if w.open[of] {
+	if depth, ok := w.open[of]; ok {
+		w.lowest = min(w.lowest, depth)
 		return nil, nil
 	}
-	w.open[of] = true
-	defer delete(w.open, of)
+	if found, ok := w.done[of]; ok {
+		return found.clone(), nil
+	}
+	depth, outer := len(w.open), w.lowest
+	w.open[of], w.lowest = depth, math.MaxInt
+	found, err := w.expand(ctx, of)
+	delete(w.open, of)
+	if err == nil && w.lowest >= depth {
+		w.done[of] = found.clone()
+		w.lowest = math.MaxInt
+	}
+	w.lowest = min(w.lowest, outer)
+	return found, err
+}
+
+func (w *treeWalk) expand(ctx context.Context, of graph.Subject) (places, error) {
 	tree, err := w.runner.snapshot.Expand(ctx, engine.Expand{Object: of.Object, Name: of.Relation})
 	var refusal *engine.Refusal
 	if len(w.open) > 1 && errors.As(err, &refusal) && refusal.Reason == engine.UnknownName {
@@ -204,6 +228,15 @@ func (p places) wildcardFor(s graph.Subject) *place {
 		return nil
 	}
 	return p[graph.Subject{Object: graph.Object{Type: s.Type, ID: graph.Wildcard}}]
+}
+
+// clone returns a copy that shares nothing with p.
+func (p places) clone() places {
+	result := make(places, len(p))
+	for s, from := range p {
+		result[s] = &place{relations: maps.Clone(from.relations), maybe: from.maybe}
+	}
+	return result
 }
 
 func (p *place) add(other *place) {

@@ -1,9 +1,11 @@
 package assertion
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -21,7 +23,7 @@ type Report struct {
 	// expected relations below "validation".
 	Assertions int
 	Relations  int
-	// Failures are in the order of the file; it is empty when everything holds.
+	// Failures are sorted by file and line; it is empty when everything holds.
 	Failures []Failure
 }
 
@@ -79,6 +81,9 @@ func (f *File) Run(ctx context.Context, now time.Time) (report *Report, err erro
 			return nil, err
 		}
 	}
+	slices.SortStableFunc(r.report.Failures, func(a, b Failure) int {
+		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line))
+	})
 	return r.report, nil
 }
 
