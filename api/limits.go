@@ -30,7 +30,7 @@ type Limits struct {
 	// MetadataBytes bounds the metadata of a change, as JSON: 65,000.
 	MetadataBytes int
 	// Steps and MemoryBytes are the budget of one question; zero leaves them to
-	// the engine: 1,000,000 and 256 MiB.
+	// the engine: 10,000,000 and 256 MiB.
 	Steps       int
 	MemoryBytes int64
 	// Streams bounds the calls that one connection may have open: 1000.

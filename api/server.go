@@ -168,7 +168,9 @@ func Listen(c Config) (*Server, error) {
 		grpc.MaxHeaderListSize(headerBytesMax),
 		grpc.MaxConcurrentStreams(uint32(s.limits.Streams)),
 		grpc.ConnectionTimeout(10*time.Second),
-		grpc.NumStreamWorkers(uint32(8*runtime.GOMAXPROCS(0))),
+		// A worker keeps the stack that a deep question has grown; with too few
+		// of them every call begins with a small one and copies it several times.
+		grpc.NumStreamWorkers(uint32(64*runtime.GOMAXPROCS(0))),
 		grpc.WaitForHandlers(true),
 		// A client that is gone without a word is noticed, so that its streams
 		// are let go; one that pings often is put up with.

@@ -365,10 +365,7 @@ func TestPages(t *testing.T) {
 	const docs = 2*pageTuples + 17
 	c := dial(t, testServer(t, Config{}))
 	writeDocs(t, c, docs)
-	for _, limit := range []uint32{0, 1, 100, pageTuples, pageTuples + 1} {
-		if limit == 1 && testing.Short() {
-			continue
-		}
+	for _, limit := range []uint32{0, 10, 100, pageTuples, pageTuples + 1} {
 		var ids, found []string
 		for cursor := ""; ; {
 			stream, err := c.ReadTuples(testContext(t), &pembav1.ReadTuplesRequest{Limit: limit, Cursor: cursor})

@@ -41,7 +41,7 @@ func (s *Snapshot) Check(ctx context.Context, q Check) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	if w.fault != nil && v.low.truth != v.high.truth {
+	if v.failed {
 		return Answer{}, w.fault
 	}
 	answer := Answer{Verdict: v.verdict(), Steps: w.steps, Cycles: w.cycles}
@@ -135,6 +135,14 @@ func (w *walk[V, A]) begin(q question, algebra A) {
 	w.low, w.solving = 0, false
 }
 
+// forgetAll drops what was evaluated. No name is open.
+func (w *walk[V, A]) forgetAll() {
+	w.memory -= int64(len(w.cells)) * cellBytes
+	clear(w.cells)
+	w.cells = w.cells[:0]
+	w.table.reset()
+}
+
 // release drops what the question held. A sync.Pool may then keep the walk.
 func (w *checkWalk) release() {
 	edges := w.edges
@@ -155,18 +163,19 @@ type checkAlgebra struct {
 	subject subjectNumbers
 }
 
-func (checkAlgebra) denied() value                { return denied }
-func (checkAlgebra) undefined() value             { return undefined }
-func (checkAlgebra) or(a, b value) value          { return a.or(b) }
-func (checkAlgebra) and(a, b value) value         { return a.and(b) }
-func (checkAlgebra) except(a, b value) value      { return a.except(b) }
-func (checkAlgebra) guard(c, v value) value       { return c.and(v) }
-func (checkAlgebra) isAllowed(v value) bool       { return v.isAllowed() }
-func (checkAlgebra) isDenied(v value) bool        { return v.isDenied() }
-func (checkAlgebra) isSettled(v value) bool       { return v.isSettled() }
-func (checkAlgebra) equal(a, b value) bool        { return a.equal(b) }
-func (checkAlgebra) splice(low, high value) value { return value{low.low, high.high} }
-func (checkAlgebra) bare(v value) value           { return v.bare() }
+func (checkAlgebra) add(a value, _ bool, b value) (value, bool) { return a.or(b), false }
+func (checkAlgebra) denied() value                              { return denied }
+func (checkAlgebra) undefined() value                           { return undefined }
+func (checkAlgebra) or(a, b value) value                        { return a.or(b) }
+func (checkAlgebra) and(a, b value) value                       { return a.and(b) }
+func (checkAlgebra) except(a, b value) value                    { return a.except(b) }
+func (checkAlgebra) guard(c, v value) value                     { return c.and(v) }
+func (checkAlgebra) isAllowed(v value) bool                     { return v.isAllowed() }
+func (checkAlgebra) isDenied(v value) bool                      { return v.isDenied() }
+func (checkAlgebra) isSettled(v value) bool                     { return v.isSettled() }
+func (checkAlgebra) equal(a, b value) bool                      { return a.equal(b) }
+func (checkAlgebra) splice(low, high value) value               { return value{low: low.low, high: high.high} }
+func (checkAlgebra) bare(v value) value                         { return v.bare() }
 
 func (c checkAlgebra) reflexive(n *name, object graph.Number) value {
 	if !c.subject.plain && n.shape == c.subject.shape && object == c.subject.number {

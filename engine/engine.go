@@ -13,7 +13,7 @@ import (
 
 // The budget of a question that names none.
 const (
-	DefaultBudgetSteps       = 1_000_000
+	DefaultBudgetSteps       = 10_000_000
 	DefaultBudgetMemoryBytes = 256 << 20
 )
 

@@ -189,7 +189,7 @@ func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 				tuple.Caveat = x.graph.CaveatName(e.Caveat)
 			}
 			t.Leaves = append(t.Leaves, tuple)
-			return true, x.hold(treeBytes)
+			return true, x.hold(treeBytes + int64(len(e.Context)))
 		}
 		if s.wildcard {
 			e, found, err := x.graph.Find(n.shape, object, s.shape, graph.WildcardNumber)

@@ -17,8 +17,8 @@ var bugs = flag.Int("bugs", 2, "how many of the planted bugs TestPlantedBugs pla
 var planted = []struct{ name, file, text, bug string }{
 	{
 		"an exclusion takes its low from the low of what it subtracts", "verdict.go",
-		"value{v.low.and(w.high.not()), v.high.and(w.low.not())}",
-		"value{v.low.and(w.low.not()), v.high.and(w.high.not())}",
+		"combined(v, w, v.low.and(w.high.not()), v.high.and(w.low.not()))",
+		"combined(v, w, v.low.and(w.low.not()), v.high.and(w.high.not()))",
 	},
 	{
 		"an intersection stops at the first operand that allows", "walk.go",
@@ -32,8 +32,8 @@ var planted = []struct{ name, file, text, bug string }{
 	},
 	{
 		"an open name is denied instead of undefined", "verdict.go",
-		"undefined = value{high: bound{truth: yes}}",
-		"undefined = value{}",
+		"undefined = value{high: bound{truth: yes}}\n",
+		"undefined = value{}\n",
 	},
 	{
 		"a caveat is not asked on the tuple to a userset", "walk.go",
@@ -47,8 +47,8 @@ var planted = []struct{ name, file, text, bug string }{
 	},
 	{
 		"an intersection arrow over nothing allows", "walk.go",
-		"	v, first := w.algebra.denied(), true\n	for i := range op.targets {",
-		"	v, first := w.algebra.denied(), true\n	if op.all {\n		v = w.algebra.or(v, w.algebra.splice(w.algebra.undefined(), w.algebra.undefined()))\n	}\n	for i := range op.targets {",
+		"	v, owned, first := w.algebra.denied(), false, true\n	for i := range op.targets {",
+		"	v, owned, first := w.algebra.denied(), false, true\n	if op.all {\n		v = w.algebra.or(v, w.algebra.splice(w.algebra.undefined(), w.algebra.undefined()))\n	}\n	for i := range op.targets {",
 	},
 	{
 		"a userset is no member of itself", "check.go",
@@ -59,6 +59,11 @@ var planted = []struct{ name, file, text, bug string }{
 		"a lookup does not start from the wildcard", "resources.go",
 		"subject.shape, graph.WildcardNumber); err != nil {",
 		"subject.shape, subject.number); err != nil {",
+	},
+	{
+		"a set is added to though others have it", "subjects.go",
+		"	case !owned || !t.rest.isDenied():",
+		"	case !t.rest.isDenied():",
 	},
 	{
 		"an excluded subject keeps the wildcard", "subjects.go",

@@ -40,11 +40,15 @@ func (s *Snapshot) LookupResources(ctx context.Context, q LookupResources, yield
 		if position <= q.After {
 			continue
 		}
+		if w.memory > w.memoryMax/2 {
+			// What was evaluated for other objects only saves work.
+			w.forgetAll()
+		}
 		v, err := w.evaluate(n, object)
 		if err != nil {
 			return err
 		}
-		if w.fault != nil && v.low.truth != v.high.truth {
+		if v.failed {
 			return w.fault
 		}
 		verdict := v.verdict()
@@ -74,6 +78,7 @@ func (w *checkWalk) candidates(n *name) ([]graph.Number, error) {
 		seen    index
 		queue   []place
 		results []graph.Number
+		arrived int64
 	)
 	seen.reset()
 	arrive := func(to *name, object graph.Number) error {
@@ -89,7 +94,8 @@ func (w *checkWalk) candidates(n *name) ([]graph.Number, error) {
 		if to == n {
 			results = append(results, object)
 		}
-		return w.hold(cellBytes)
+		arrived++
+		return w.hold(placeBytes)
 	}
 	follow := func(to, via *name, shape graph.Shape, number graph.Number) error {
 		if !leads[to.index] {
@@ -142,8 +148,16 @@ func (w *checkWalk) candidates(n *name) ([]graph.Number, error) {
 		}
 	}
 	slices.Sort(results)
-	return results, nil
+	// Of all this only the results are kept.
+	return results, w.hold(int64(len(results))*resultBytes - arrived*placeBytes)
 }
+
+// placeBytes is the estimate of what a place takes while candidates are looked
+// for, resultBytes that of a candidate.
+const (
+	placeBytes  = 96
+	resultBytes = 16
+)
 
 // leadingTo marks, by index, the names from which feeds lead to n.
 func leadingTo(p *program, n *name) []bool {

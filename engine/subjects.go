@@ -109,7 +109,7 @@ type subjectsAlgebra struct {
 }
 
 // memberBytes is the estimate of what a member of a set takes.
-const memberBytes = 256
+const memberBytes = 224
 
 func (subjectsAlgebra) denied() *subjectSet    { return emptySet }
 func (subjectsAlgebra) undefined() *subjectSet { return undefinedSet }
@@ -129,10 +129,14 @@ func (a subjectsAlgebra) combine(s, t *subjectSet, rest value, f func(m, n membe
 	return set
 }
 
-// grown accounts for a set made. The walk finds out at its next step whether
+// membersPerStep is how many members of a set are combined in the time of one
+// step.
+const membersPerStep = 8
+
+// grown accounts for work on a set. The walk finds out at its next step whether
 // that was too much.
 func (q *question) grown(members int) {
-	q.steps += members
+	q.steps += members / membersPerStep
 	q.memory += int64(members) * memberBytes
 }
 
@@ -143,12 +147,32 @@ func (a subjectsAlgebra) or(s, t *subjectSet) *subjectSet {
 	case s == emptySet:
 		return t
 	}
-	return a.combine(s, t, s.rest.or(t.rest), func(m, n member) member {
-		return member{
-			value: m.value.or(n.value),
-			named: m.named.or(n.named), covered: m.covered.or(n.covered), cut: m.cut || n.cut,
-		}
-	})
+	return a.combine(s, t, s.rest.or(t.rest), member.or)
+}
+
+func (m member) or(n member) member {
+	return member{
+		value: m.value.or(n.value),
+		named: m.named.or(n.named), covered: m.covered.or(n.covered), cut: m.cut || n.cut,
+	}
+}
+
+// add merges t into an owned set: it costs what t has, not what was gathered so
+// far, unless t holds a wildcard.
+func (a subjectsAlgebra) add(s *subjectSet, owned bool, t *subjectSet) (*subjectSet, bool) {
+	switch {
+	case t == emptySet:
+		return s, owned
+	case s == emptySet:
+		return t, false
+	case !owned || !t.rest.isDenied():
+		return a.combine(s, t, s.rest.or(t.rest), member.or), true
+	}
+	for number, n := range t.members {
+		s.members[number] = s.member(number).or(n)
+	}
+	a.w.grown(len(t.members))
+	return s, true
 }
 
 func (a subjectsAlgebra) and(s, t *subjectSet) *subjectSet {
@@ -243,11 +267,11 @@ func (subjectsAlgebra) equal(s, t *subjectSet) bool {
 }
 
 func (a subjectsAlgebra) splice(low, high *subjectSet) *subjectSet {
-	return a.combine(low, high, value{low.rest.low, high.rest.high}, func(m, n member) member {
+	return a.combine(low, high, value{low: low.rest.low, high: high.rest.high}, func(m, n member) member {
 		return member{
-			value:   value{m.value.low, n.value.high},
-			named:   value{m.named.low, n.named.high},
-			covered: value{m.covered.low, n.covered.high},
+			value:   value{low: m.value.low, high: n.value.high},
+			named:   value{low: m.named.low, high: n.named.high},
+			covered: value{low: m.covered.low, high: n.covered.high},
 		}
 	})
 }
@@ -311,7 +335,7 @@ func (a subjectsAlgebra) direct(n *name, object graph.Number) (*subjectSet, erro
 // yield gives the results of a finished walk.
 func (w *subjectsWalk) yield(q LookupSubjects, set *subjectSet, yield func(FoundSubject) error) error {
 	hangs := func(v value) error {
-		if w.fault != nil && v.low.truth != v.high.truth {
+		if v.failed {
 			return w.fault
 		}
 		return nil

@@ -15,7 +15,16 @@ func traceVerdict(v any) Verdict {
 	return Verdict{}
 }
 
+// traceBytes is the estimate of what a node of a trace takes.
+const traceBytes = 512
+
+// traceUnder hangs a node under the current one and makes it the current one.
+// The walk finds out at its next step whether its memory was too much.
 func (q *question) traceUnder(t *Trace) (parent *Trace) {
+	q.memory += traceBytes
+	if t.Tuple != nil {
+		q.memory += int64(len(t.Tuple.Context))
+	}
 	parent = q.trace
 	parent.Children = append(parent.Children, t)
 	q.trace = t
@@ -37,6 +46,7 @@ func (w *walk[V, A]) traceSeen(n *name, object graph.Number, v V, note string) {
 	if w.trace == nil {
 		return
 	}
+	w.memory += traceBytes
 	w.trace.Children = append(w.trace.Children, &Trace{
 		Kind: TraceName, Object: w.traceObject(n.typ, object), Name: n.name,
 		Expression: n.rewrite.text, Verdict: traceVerdict(v), Note: note,
@@ -89,10 +99,13 @@ func (w *walk[V, A]) traceText(note string) {
 	}
 }
 
-func (q *question) traceNote(kind TraceKind, name string, v value, note string) {
-	if q.trace != nil {
-		q.trace.Children = append(q.trace.Children, &Trace{Kind: kind, Name: name, Verdict: v.verdict(), Note: note})
+// traceCaveat notes what a caveat came to.
+func (q *question) traceCaveat(caveat string, v value, note string) error {
+	if q.trace == nil {
+		return nil
 	}
+	q.trace.Children = append(q.trace.Children, &Trace{Kind: TraceCaveat, Name: caveat, Verdict: v.verdict(), Note: note})
+	return q.hold(traceBytes + int64(len(note)))
 }
 
 func (q *question) traceObject(typ *objectType, number graph.Number) graph.Object {

@@ -20,27 +20,38 @@ const (
 func (t truth) not() truth { return yes - t }
 
 // missing names the caveat parameters that a maybe waits for, sorted, without
-// repeats. It is shared and never changed once made; nil when there is none.
-type missing []string
+// repeats. It is shared and never changed once made. A value carries a pointer
+// to it, for values are copied much and seldom wait for anything.
+type missing struct{ names []string }
 
-func (m missing) union(n missing) missing {
-	if len(n) == 0 {
+func (m *missing) union(n *missing) *missing {
+	switch {
+	case n == nil || m == n:
 		return m
-	}
-	if len(m) == 0 || slices.Equal(m, n) {
+	case m == nil:
 		return n
 	}
-	both := make(missing, 0, len(m)+len(n))
-	both = append(append(both, m...), n...)
+	both := slices.Concat(m.names, n.names)
 	slices.Sort(both)
-	return slices.Compact(both)
+	both = slices.Compact(both)
+	switch len(both) {
+	case len(m.names):
+		return m
+	case len(n.names):
+		return n
+	}
+	return &missing{both}
+}
+
+func (m *missing) equal(n *missing) bool {
+	return m == n || m != nil && n != nil && slices.Equal(m.names, n.names)
 }
 
 // A bound is a truth with what is missing to say more.
-// Invariant: len(missing) > 0 only if truth == maybe.
+// Invariant: missing is nil unless truth is maybe.
 type bound struct {
 	truth   truth
-	missing missing
+	missing *missing
 }
 
 func (b bound) or(c bound) bound {
@@ -66,7 +77,7 @@ func (b bound) and(c bound) bound {
 func (b bound) not() bound { return bound{b.truth.not(), b.missing} }
 
 func (b bound) equal(c bound) bool {
-	return b.truth == c.truth && slices.Equal(b.missing, c.missing)
+	return b.truth == c.truth && b.missing.equal(c.missing)
 }
 
 // A value is what the evaluator knows of one name of one object for one
@@ -82,17 +93,22 @@ func (b bound) equal(c bound) bool {
 // on either side of any number of exclusions.
 type value struct {
 	low, high bound
+	// failed says that low and high differ because a caveat could not be
+	// evaluated: such an answer is an error, not a denial.
+	// Invariant: failed only if low.truth != high.truth.
+	failed bool
 }
 
 var (
 	denied    = value{}
 	allowed   = value{low: bound{truth: yes}, high: bound{truth: yes}}
 	undefined = value{high: bound{truth: yes}}
+	failed    = value{high: bound{truth: yes}, failed: true}
 )
 
-func conditional(m missing) value {
-	b := bound{maybe, m}
-	return value{b, b}
+func conditional(names []string) value {
+	b := bound{maybe, &missing{names}}
+	return value{low: b, high: b}
 }
 
 // isAllowed and isDenied say that nothing can change the value any more.
@@ -105,14 +121,25 @@ func (v value) isDenied() bool  { return v.low.truth == no && v.high.truth == no
 // may turn out to wait for.
 func (v value) isSettled() bool { return v.isAllowed() || v.isDenied() }
 
-func (v value) or(w value) value     { return value{v.low.or(w.low), v.high.or(w.high)} }
-func (v value) and(w value) value    { return value{v.low.and(w.low), v.high.and(w.high)} }
-func (v value) except(w value) value { return value{v.low.and(w.high.not()), v.high.and(w.low.not())} }
-func (v value) equal(w value) bool   { return v.low.equal(w.low) && v.high.equal(w.high) }
+// combined is a value made of v and w: it has failed if one of them has and it
+// matters.
+func combined(v, w value, low, high bound) value {
+	return value{low, high, (v.failed || w.failed) && low.truth != high.truth}
+}
 
-// bare drops the missing parameters.
+func (v value) or(w value) value  { return combined(v, w, v.low.or(w.low), v.high.or(w.high)) }
+func (v value) and(w value) value { return combined(v, w, v.low.and(w.low), v.high.and(w.high)) }
+func (v value) except(w value) value {
+	return combined(v, w, v.low.and(w.high.not()), v.high.and(w.low.not()))
+}
+
+func (v value) equal(w value) bool {
+	return v.low.equal(w.low) && v.high.equal(w.high) && v.failed == w.failed
+}
+
+// bare is the truths alone.
 func (v value) bare() value {
-	return value{bound{truth: v.low.truth}, bound{truth: v.high.truth}}
+	return value{low: bound{truth: v.low.truth}, high: bound{truth: v.high.truth}}
 }
 
 // verdict gives the answer.
@@ -121,7 +148,7 @@ func (v value) verdict() Verdict {
 	case yes:
 		return Verdict{Decision: Allowed}
 	case maybe:
-		return Verdict{Decision: Conditional, Missing: v.low.missing}
+		return Verdict{Decision: Conditional, Missing: v.low.missing.names}
 	}
 	return Verdict{Decision: Denied}
 }
@@ -132,7 +159,7 @@ func valueOf(r schema.Result) value {
 	case schema.True:
 		return allowed
 	case schema.Unknown:
-		return conditional(missing(r.Missing))
+		return conditional(r.Missing)
 	}
 	return denied
 }

@@ -31,6 +31,9 @@ type algebra[V any] interface {
 	self(typ *objectType, object graph.Number) V
 
 	or(a, b V) V
+	// add is or, for unions of many: it may change a if a is owned, that is, was
+	// returned by add as owned, and nobody else has it.
+	add(a V, owned bool, b V) (sum V, sumOwned bool)
 	and(a, b V) V
 	except(a, b V) V
 	// guard is v where the condition holds.
@@ -139,13 +142,13 @@ type question struct {
 	steps    int
 	stepsMax int
 	memory   int64
-	// memoryMax bounds memory. Both maxima are 0 inside Apply, where nothing is
-	// ever cut short.
+	// memoryMax bounds memory. stepsMax is 0 and memoryMax endless inside Apply,
+	// where nothing is ever cut short.
 	memoryMax int64
 	// cycles counts the components solved.
 	cycles int
-	// fault is the first caveat that could not be evaluated. Its value counts
-	// as undefined, so it is an error only if the answer hangs on it.
+	// fault is the first caveat that could not be evaluated, the error of an
+	// answer that has failed.
 	fault error
 	// trace is the node under which the walk writes; nil when nobody asked.
 	trace *Trace
@@ -164,13 +167,16 @@ func (q *question) step() error {
 	if q.steps&255 == 0 {
 		return q.ctx.Err()
 	}
+	if q.memory > q.memoryMax {
+		return q.hold(0)
+	}
 	return nil
 }
 
 // hold counts memory that the walk takes (or gives back).
 func (q *question) hold(bytes int64) error {
 	q.memory += bytes
-	if q.memoryMax > 0 && q.memory > q.memoryMax {
+	if q.memory > q.memoryMax {
 		return refuse(BudgetExceeded, "", "the question needs more than its budget of %d bytes of memory", q.memoryMax).
 			with("budget_memory_bytes", fmt.Sprint(q.memoryMax))
 	}
@@ -191,7 +197,18 @@ func (q *question) condition(e graph.Edge) (value, error) {
 	if err != nil {
 		return denied, err
 	}
-	result, err := caveat.Eval(stored, q.context)
+	if err := q.hold(int64(len(e.Context))); err != nil {
+		return denied, err
+	}
+	defer func() { q.memory -= int64(len(e.Context)) }()
+	var result schema.Result
+	if q.stepsMax > 0 {
+		// A question may end with its caller's patience; what Apply evaluates
+		// may not.
+		result, err = caveat.EvalContext(q.ctx, stored, q.context)
+	} else {
+		result, err = caveat.Eval(stored, q.context)
+	}
 	if err != nil {
 		var refusal *Refusal
 		if refusal, err = refuseContext("context", err); refusal == nil {
@@ -200,12 +217,10 @@ func (q *question) condition(e graph.Edge) (value, error) {
 		if q.fault == nil {
 			q.fault = refusal
 		}
-		q.traceNote(TraceCaveat, caveat.Name, undefined, refusal.Message)
-		return undefined, nil
+		return failed, q.traceCaveat(caveat.Name, failed, refusal.Message)
 	}
 	v := valueOf(result)
-	q.traceNote(TraceCaveat, caveat.Name, v, caveat.Expression)
-	return v, nil
+	return v, q.traceCaveat(caveat.Name, v, caveat.Expression)
 }
 
 // evaluate gives the value of n of object, final.
@@ -416,12 +431,13 @@ func (w *walk[V, A]) operate(op *operation, object graph.Number) (V, error) {
 		v, err = w.arrow(op, object)
 	case TraceUnion:
 		v = w.algebra.denied()
+		owned := false
 		for _, c := range op.children {
 			var x V
 			if x, err = w.operate(c, object); err != nil {
 				return v, err
 			}
-			if v = w.algebra.or(v, x); w.algebra.isAllowed(v) {
+			if v, owned = w.algebra.add(v, owned, x); w.algebra.isAllowed(v) {
 				break
 			}
 		}
@@ -464,6 +480,7 @@ func (w *walk[V, A]) stored(n *name, object graph.Number) (V, error) {
 	if err != nil {
 		return v, err
 	}
+	owned := false
 	for i := range n.stored {
 		s := &n.stored[i]
 		if s.userset == nil {
@@ -477,7 +494,7 @@ func (w *walk[V, A]) stored(n *name, object graph.Number) (V, error) {
 			if err != nil {
 				return false, err
 			}
-			v = w.algebra.or(v, x)
+			v, owned = w.algebra.add(v, owned, x)
 			return !w.algebra.isAllowed(v), nil
 		})
 		if err != nil {
@@ -491,7 +508,7 @@ func (w *walk[V, A]) stored(n *name, object graph.Number) (V, error) {
 // relation leads to. A tuple whose caveat does not hold contributes nothing to
 // a union and denies an intersection, as it does in the language this follows.
 func (w *walk[V, A]) arrow(op *operation, object graph.Number) (V, error) {
-	v, first := w.algebra.denied(), true
+	v, owned, first := w.algebra.denied(), false, true
 	for i := range op.targets {
 		t := &op.targets[i]
 		if t.name == nil && !op.all {
@@ -505,7 +522,7 @@ func (w *walk[V, A]) arrow(op *operation, object graph.Number) (V, error) {
 			}
 			switch {
 			case !op.all:
-				v = w.algebra.or(v, x)
+				v, owned = w.algebra.add(v, owned, x)
 				more = !w.algebra.isAllowed(v)
 			case first:
 				v, first = x, false

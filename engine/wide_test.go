@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/pembadb/pemba/engine"
@@ -135,10 +136,7 @@ func TestDeep(t *testing.T) {
 		Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "top"}},
 		Budget:  engine.Budget{MemoryBytes: 1 << 20},
 	})
-	var refusal *engine.Refusal
-	if !errors.As(err, &refusal) || refusal.Reason != engine.BudgetExceeded {
-		t.Errorf("a chain of %d folders in 1 MiB: %v, want %v", depth, err, engine.BudgetExceeded)
-	}
+	wantRefusal(t, fmt.Sprintf("a chain of %d folders in 1 MiB", depth), err, engine.BudgetExceeded)
 }
 
 // TestDiamonds holds that many ways to the same place cost no more than the
@@ -175,6 +173,116 @@ func TestCheckAllocates(t *testing.T) {
 	})
 	if got > 0 {
 		t.Errorf("a check allocates %v times, want 0", got)
+	}
+}
+
+// TestManyGroups holds that looking up the subjects of a group of many groups
+// costs what there is, not the square of it.
+func TestManyGroups(t *testing.T) {
+	var tuples []string
+	for i := range 5000 {
+		tuples = append(tuples, fmt.Sprintf("group:all#member@group:g%d#member", i))
+		for j := range 3 {
+			tuples = append(tuples, fmt.Sprintf("group:g%d#member@person:p%d", i, 3*i+j))
+		}
+	}
+	s := snapshot(t, newEnv(t, wideSchema, tuples...))
+	found := 0
+	err := s.LookupSubjects(context.Background(), engine.LookupSubjects{
+		Object: graph.Object{Type: "group", ID: "all"}, Name: "member", SubjectType: "person",
+		Budget: engine.Budget{Steps: 60_000, MemoryBytes: 16 << 20},
+	}, func(engine.FoundSubject) error { found++; return nil })
+	if err != nil || found != 15_000 {
+		t.Errorf("%d subjects (%v), want 15000", found, err)
+	}
+}
+
+// TestManyResources holds that the memory of a lookup does not grow with what
+// was evaluated on the way.
+func TestManyResources(t *testing.T) {
+	var tuples []string
+	for i := range 10_000 {
+		tuples = append(tuples, fmt.Sprintf("folder:f%d#viewer@person:p", i))
+	}
+	s := snapshot(t, newEnv(t, wideSchema, tuples...))
+	found := 0
+	err := s.LookupResources(context.Background(), engine.LookupResources{
+		Type: "folder", Name: "view", Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "p"}},
+		Budget: engine.Budget{MemoryBytes: 3 << 20},
+	}, func(engine.Resource) error { found++; return nil })
+	if err != nil || found != 10_000 {
+		t.Errorf("%d resources (%v), want 10000", found, err)
+	}
+}
+
+// TestTraceBudget holds that a trace and a tree count for the budget, with the
+// contexts in them.
+func TestTraceBudget(t *testing.T) {
+	big := strings.Repeat("x", 20_000)
+	var tuples []string
+	for i := range 200 {
+		tuples = append(tuples, fmt.Sprintf(`doc:d#viewer@group:g%d#member[c:{"a":"%s"}]`, i, big))
+	}
+	var s *engine.Snapshot
+	e := newEnv(t, `
+caveat c(a string, k int) { a != "" && k > 1 }
+definition person {}
+definition group { relation member: person }
+definition doc { relation viewer: group#member with c }`)
+	for _, tuple := range tuples {
+		if err := e.Touch(tuple); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = snapshot(t, e)
+	budget := engine.Budget{MemoryBytes: 1 << 20}
+	doc := graph.Object{Type: "doc", ID: "d"}
+	_, err := s.Check(context.Background(), engine.Check{
+		Object: doc, Name: "viewer", Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "p"}},
+		Trace: true, Budget: budget,
+	})
+	wantRefusal(t, "trace", err, engine.BudgetExceeded)
+	_, err = s.Expand(context.Background(), engine.Expand{Object: doc, Name: "viewer", Budget: budget})
+	wantRefusal(t, "expand", err, engine.BudgetExceeded)
+}
+
+func wantRefusal(t *testing.T, what string, err error, want engine.Reason) {
+	t.Helper()
+	var refusal *engine.Refusal
+	if !errors.As(err, &refusal) || refusal.Reason != want {
+		t.Errorf("%s: %v, want %v", what, err, want)
+	}
+}
+
+// TestFailingCaveat holds that a caveat that cannot be evaluated is an error
+// where the answer hangs on it, and only there: not behind another branch that
+// allows, and not for a denial that comes from a cycle.
+func TestFailingCaveat(t *testing.T) {
+	s := snapshot(t, newEnv(t, `
+caveat divides(n int) { 1 / n == 1 }
+definition person {}
+definition group {
+	relation member: person | person with divides | group#left
+	relation banned: group#left
+	permission left = member - banned
+}`,
+		`group:bad#member@person:p[divides:{"n":0}]`,
+		`group:good#member@person:p`, `group:good#member@group:bad#left`,
+		`group:x#member@person:p`, `group:x#banned@group:x#left`,
+		`group:both#member@group:bad#left`, `group:both#member@group:x#left`))
+	_, err := check(t, s, "group:bad#left@person:p")
+	wantRefusal(t, "the caveat alone", err, engine.CaveatFailed)
+	_, err = check(t, s, "group:both#left@person:p")
+	wantRefusal(t, "the caveat beside a cycle", err, engine.CaveatFailed)
+	mustCheck(t, s, "group:good#left@person:p", engine.Allowed)
+	mustCheck(t, s, "group:bad#left@person:q", engine.Denied)
+	mustCheck(t, s, "group:x#left@person:p", engine.Denied)
+	var found []string
+	err = s.LookupSubjects(context.Background(), engine.LookupSubjects{
+		Object: graph.Object{Type: "group", ID: "x"}, Name: "left", SubjectType: "person",
+	}, func(f engine.FoundSubject) error { found = append(found, f.Subject.ID); return nil })
+	if err != nil || len(found) > 0 {
+		t.Errorf("lookup of what a cycle leaves undefined: %v (%v), want nobody", found, err)
 	}
 }
 

@@ -55,6 +55,7 @@ There are these examples: ` + strings.Join(examples.Names(), ", ") + `.`,
 
 func demo(cmd *cobra.Command, example *examples.Example, logger *slog.Logger) (err error) {
 	started := time.Now()
+	surviveBrokenPipes()
 	dir, err := os.MkdirTemp("", "pemba-demo-")
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os/signal"
 	"syscall"
 	"time"
 
@@ -90,7 +91,7 @@ func addLimitFlags(flags *pflag.FlagSet, l *api.Limits) {
 	flags.IntVar(&l.ContextBytes, "limit-context-bytes", d.ContextBytes, "how large the context of a question may be")
 	flags.IntVar(&l.TupleContextBytes, "limit-tuple-context-bytes", d.TupleContextBytes, "how large the context of a tuple may be")
 	flags.IntVar(&l.MetadataBytes, "limit-metadata-bytes", d.MetadataBytes, "how large the metadata of a change may be")
-	flags.IntVar(&l.Steps, "limit-steps", 0, "how many steps a question may take; 0 for 1,000,000")
+	flags.IntVar(&l.Steps, "limit-steps", 0, "how many steps a question may take; 0 for 10,000,000")
 	flags.Int64Var(&l.MemoryBytes, "limit-memory-bytes", 0, "how much memory a question may take; 0 for 256 MiB")
 	flags.IntVar(&l.Streams, "limit-streams", d.Streams, "how many calls a connection may have open")
 	flags.DurationVar(&l.StreamStall, "limit-stream-stall", d.StreamStall, "how long an answer waits for a client that takes no results")
@@ -137,6 +138,7 @@ func (f *serveFlags) defaultAddrs() {
 }
 
 func serve(cmd *cobra.Command, f *serveFlags) error {
+	surviveBrokenPipes()
 	f.defaultAddrs()
 	logger, err := f.log.logger(cmd)
 	if err != nil {
@@ -154,6 +156,10 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 	}
 	return running.wait(cmd.Context(), logger)
 }
+
+// surviveBrokenPipes keeps a reader of the output that goes away from ending the
+// process without an orderly end. Writing then fails like any other writing.
+func surviveBrokenPipes() { signal.Ignore(syscall.SIGPIPE) }
 
 // A startConfig says what start starts; api.Node and the callbacks for faults
 // are filled in there.
