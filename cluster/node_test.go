@@ -574,10 +574,10 @@ func TestForeignEntryStopsTheNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	entry := fmt.Sprintf("log entry %d", index)
-	mustBeStopped(t, n, faults, entry, "malformed")
+	mustBeStopped(t, n, faults, entry, "8 bytes")
 	closeNode(t, n)
-	refusedWith(t, config, entry, "malformed")
-	refusedWith(t, config, entry, "malformed")
+	refusedWith(t, config, entry, "8 bytes")
+	refusedWith(t, config, entry, "8 bytes")
 }
 
 // After the first entry that could not be stored nothing is answered: Raft would
@@ -648,8 +648,8 @@ func TestWritesThatAreNotTaken(t *testing.T) {
 		says   string
 	}{
 		{name: "ended context", ctx: ended, m: small, want: context.Canceled},
-		{name: "nothing asked", m: &graph.Mutation{Store: 1}, says: "exactly one of updates"},
-		{name: "no store", m: &graph.Mutation{Collect: &graph.Collect{Limit: 1}}, says: "store 0"},
+		{name: "nothing asked", m: &graph.Mutation{Store: 1}, says: "one of updates"},
+		{name: "no store", m: &graph.Mutation{Collect: &graph.Collect{Limit: 1}}, says: `store "0"`},
 		{name: "nil", says: "no mutation"},
 		{name: "too large", m: large, want: ErrEntryTooLarge, says: "4000"},
 		{

@@ -78,9 +78,6 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 // encode stamps m and makes an entry of it. What it refuses would be a fault of
 // every node if it stood in the log.
 func (n *Node) encode(m *graph.Mutation) ([]byte, error) {
-	if m != nil && m.Init == nil && m.Store == 0 {
-		return nil, errors.New("the mutation names store 0, which is no store; stores are numbered from 1")
-	}
 	stamp := n.now()
 	if stamp <= 0 || stamp > graph.MaxInstant {
 		return nil, fmt.Errorf("the node's clock says %v, which is not between 1970 and %v", n.config.Now(), graph.MaxInstant.Time())

@@ -50,9 +50,13 @@ func (e *Engine) Apply(revision graph.Revision, term uint64, stamp graph.Instant
 		commit = graph.Commit{Revision: revision, Term: term, Stamp: stamp}
 	}
 	_, err := e.db.Commit(commit)
-	if errors.Is(err, graph.ErrExhausted) {
-		// Nothing was written; every node finds the same.
-		result = Result{Revision: revision, Instant: stamp, Refusal: refuse(NumbersExhausted, "", "%v", err)}
+	var invalid *graph.InvalidError
+	if exhausted := errors.Is(err, graph.ErrExhausted); exhausted || errors.As(err, &invalid) {
+		// Nothing was written, and every node finds the same.
+		result = Result{Revision: revision, Instant: stamp, Refusal: refuseMalformed("", err)}
+		if exhausted {
+			result.Refusal.Reason = NumbersExhausted
+		}
 		_, err = e.db.Commit(graph.Commit{Revision: revision, Term: term, Stamp: stamp})
 	}
 	if err != nil {
@@ -71,6 +75,11 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 		commit.Init = m.Init
 		return nil
 	}
+	if err := m.Validate(); err != nil && len(m.Updates) == 0 {
+		// What is wrong with an update is told below, with its place.
+		result.Refusal = refuseMalformed("", err)
+		return nil
+	}
 	if m.Store == 0 {
 		result.Refusal = refuse(Malformed, "store", "the mutation names no store")
 		return nil
@@ -82,6 +91,12 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 	defer s.Close()
 	commit.Store = m.Store
 	j := &judgement{snapshot: s, commit: commit, result: result}
+	s.graph.Guard(func(looked int) error {
+		if looked > lookedMax {
+			return errTooMuchToRead
+		}
+		return nil
+	})
 	switch {
 	case m.Schema != nil:
 		result.Refusal, err = j.schema(m.Schema)
@@ -90,8 +105,19 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 	default:
 		result.Refusal, err = j.tuples(m)
 	}
+	if errors.Is(err, errTooMuchToRead) {
+		result.Refusal, err = refuse(TooMuchToRead, "",
+			"preconditions and filters of one change may look at %d tuples, and these look at more; name ids in them", lookedMax), nil
+	}
 	return err
 }
+
+// lookedMax bounds how many tuples one mutation looks at, for all others wait
+// meanwhile. It is counted, not timed, and no setting, so that every node draws
+// the line at the same place.
+const lookedMax = 1_000_000
+
+var errTooMuchToRead = errors.New("too many tuples to look at")
 
 // A judgement is the work of judging one mutation.
 type judgement struct {
@@ -141,9 +167,6 @@ func (j *judgement) tuples(m *graph.Mutation) (*Refusal, error) {
 	if m.Delete != nil {
 		if err := j.snapshot.JudgeFilter("filter", m.Delete.Filter); err != nil {
 			return asRefusal(err)
-		}
-		if m.Delete.Limit < 1 {
-			return refuse(Malformed, "limit", "the limit of a delete is %d; it must be at least 1", m.Delete.Limit), nil
 		}
 	}
 
@@ -246,9 +269,6 @@ const deletePage = 1024
 
 // collect ends tuples whose lifetime is over.
 func (j *judgement) collect(c *graph.Collect) (*Refusal, error) {
-	if c.Limit < 1 {
-		return refuse(Malformed, "limit", "the limit of a collection is %d; it must be at least 1", c.Limit), nil
-	}
 	over, err := j.snapshot.graph.Expired(c.Limit)
 	if err != nil {
 		return nil, err
@@ -263,7 +283,7 @@ func (j *judgement) collect(c *graph.Collect) (*Refusal, error) {
 // schema judges a new schema: it must compile, and every stored tuple must fit
 // it.
 func (j *judgement) schema(w *graph.WriteSchema) (*Refusal, error) {
-	compiled, err := compileSchema(w.Text)
+	compiled, err := j.snapshot.engine.compileSchema(w.Text)
 	if err != nil {
 		return refuseSchema(err), nil
 	}
@@ -283,6 +303,9 @@ func (j *judgement) schema(w *graph.WriteSchema) (*Refusal, error) {
 		}
 	}
 	commit := &graph.SchemaCommit{Text: w.Text}
+	if refusal := storable(compiled); refusal != nil {
+		return refusal, nil
+	}
 	for _, c := range compiled.Caveats {
 		commit.Caveats = append(commit.Caveats, c.Name)
 	}
@@ -297,6 +320,38 @@ func (j *judgement) schema(w *graph.WriteSchema) (*Refusal, error) {
 	}
 	j.commit.Schema = commit
 	return nil, nil
+}
+
+// storable refuses names that the language can write, quoted, and the graph
+// cannot store.
+func storable(s *schema.Schema) *Refusal {
+	check := func(err error) *Refusal {
+		if err == nil {
+			return nil
+		}
+		return &Refusal{Reason: SchemaType, Field: "schema", Message: err.Error(), Cause: err}
+	}
+	for _, c := range s.Caveats {
+		if r := check(graph.ValidateCaveat(c.Name)); r != nil {
+			return r
+		}
+	}
+	for _, d := range s.Definitions {
+		if r := check(graph.ValidateType(d.Name)); r != nil {
+			return r
+		}
+		for _, x := range d.Relations {
+			if r := check(graph.ValidateRelation(x.Name)); r != nil {
+				return r
+			}
+		}
+		for _, x := range d.Permissions {
+			if r := check(graph.ValidateRelation(x.Name)); r != nil {
+				return r
+			}
+		}
+	}
+	return nil
 }
 
 // fit refuses a schema that stored tuples do not fit. What is stored is known
@@ -445,6 +500,9 @@ func (p *program) judgeTuple(field string, t *graph.Tuple) *Refusal {
 	r, refusal := p.relation(field, t)
 	if refusal != nil {
 		return refusal
+	}
+	if t.ValidFrom != 0 || len(t.Sources) > 0 {
+		return refuse(Malformed, field, "%s begins later or names sources, for which the stored form has room but which this version does not write", edgeString(t))
 	}
 	stored := subjectTypeOf(t)
 	if p.types[stored.Type] == nil {

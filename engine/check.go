@@ -12,7 +12,7 @@ import (
 // a *Refusal when the question cannot be answered as asked, and ctx's error
 // when the caller's time is up.
 func (s *Snapshot) Check(ctx context.Context, q Check) (Answer, error) {
-	n, err := s.name("permission", q.Object.Type, q.Name)
+	n, err := s.name("object.type", "permission", q.Object.Type, q.Name)
 	if err != nil {
 		return Answer{}, err
 	}
@@ -105,7 +105,7 @@ func (s *Snapshot) subject(field string, subject graph.Subject) (subjectNumbers,
 	if subject.Relation == "" {
 		return subjectNumbers{shape: t.shape, number: number, plain: true}, nil
 	}
-	n, err := p.lookup(field+".relation", subject.Type, subject.Relation)
+	n, err := p.lookup(field+".object.type", field+".relation", subject.Type, subject.Relation)
 	if err != nil {
 		return none, err
 	}
@@ -175,6 +175,7 @@ func (checkAlgebra) isDenied(v value) bool                      { return v.isDen
 func (checkAlgebra) isSettled(v value) bool                     { return v.isSettled() }
 func (checkAlgebra) equal(a, b value) bool                      { return a.equal(b) }
 func (checkAlgebra) splice(low, high value) value               { return value{low: low.low, high: high.high} }
+func (checkAlgebra) size(value) int64                           { return 0 }
 func (checkAlgebra) bare(v value) value                         { return v.bare() }
 
 func (c checkAlgebra) reflexive(n *name, object graph.Number) value {

@@ -36,6 +36,12 @@ type Engine struct {
 	// programs caches compiled schemas by store and revision. A program is made
 	// from a snapshot alone, so it is the same whoever makes it.
 	programs map[programKey]*program
+	// compiled is the schema compiled last: the one that is written is also the
+	// next that is asked.
+	compiled struct {
+		text   string
+		schema *schema.Schema
+	}
 }
 
 type programKey struct {
@@ -105,7 +111,12 @@ func (s *Snapshot) setOverlay(overlay graph.Overlay) error {
 			return refusal
 		}
 	}
-	return s.graph.SetOverlay(overlay)
+	err = s.graph.SetOverlay(overlay)
+	var invalid *graph.InvalidError
+	if errors.As(err, &invalid) {
+		return refuseMalformed("overlay", err)
+	}
+	return err
 }
 
 // Close gives the snapshot back.
@@ -147,7 +158,7 @@ func (s *Snapshot) program() (*program, error) {
 	p := s.engine.programs[key]
 	s.engine.mu.RUnlock()
 	if p == nil {
-		compiled, err := compileSchema(version.Text)
+		compiled, err := s.engine.compileSchema(version.Text)
 		if err != nil {
 			// It compiled when it was written: this node and that one differ.
 			return nil, fmt.Errorf("engine: the schema stored at revision %d does not compile: %w", version.Revision, err)
@@ -169,20 +180,35 @@ func (s *Snapshot) program() (*program, error) {
 // schemaName is how error messages call the one file that a stored schema is.
 const schemaName = "schema"
 
-func compileSchema(text string) (*schema.Schema, error) {
+// compileSchema compiles the text of a schema. The result is a function of the
+// text; it is remembered because large schemas take seconds.
+func (e *Engine) compileSchema(text string) (*schema.Schema, error) {
+	e.mu.RLock()
+	last := e.compiled
+	e.mu.RUnlock()
+	if last.schema != nil && last.text == text {
+		return last.schema, nil
+	}
 	file, err := schema.Parse(schemaName, text)
 	if err != nil {
 		return nil, err
 	}
-	return schema.Compile(file)
+	compiled, err := schema.Compile(file)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	e.compiled.text, e.compiled.schema = text, compiled
+	e.mu.Unlock()
+	return compiled, nil
 }
 
-func (s *Snapshot) name(field, typ, n string) (*name, error) {
+func (s *Snapshot) name(typeField, field, typ, n string) (*name, error) {
 	p, err := s.program()
 	if err != nil {
 		return nil, err
 	}
-	x, err := p.lookup(field, typ, n)
+	x, err := p.lookup(typeField, field, typ, n)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 // branch is shown, the subtracted one too. A name that stands above itself is
 // shown once and noted as a cycle. The budget bounds the tree.
 func (s *Snapshot) Expand(ctx context.Context, q Expand) (*Tree, error) {
-	n, err := s.name("permission", q.Object.Type, q.Name)
+	n, err := s.name("object.type", "permission", q.Object.Type, q.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -41,6 +41,11 @@ type expansion struct {
 	// open holds the names above the one being expanded.
 	open map[place]bool
 }
+
+// treeDepthMax bounds how many names a tree, or nodes a trace, has above one
+// another. An answer may be of any depth; what is shown of it has to be decoded
+// by clients that bound the depth of a message.
+const treeDepthMax = 1000
 
 // treeBytes is the estimate of what a node of a tree and a leaf's tuple take.
 const treeBytes = 256
@@ -68,14 +73,11 @@ func (x *expansion) nameOf(n *name, object graph.Number) (*Tree, error) {
 		}
 		return t, err
 	}
-	if err := x.hold(frameBytes); err != nil {
-		return nil, err
+	if len(x.open) >= treeDepthMax {
+		return nil, refuse(BudgetExceeded, "", "the tree is deeper than %d names; expand one that is further down", treeDepthMax)
 	}
 	x.open[at] = true
-	defer func() {
-		delete(x.open, at)
-		x.memory -= frameBytes
-	}()
+	defer delete(x.open, at)
 	t, err := x.operate(n, n.rewrite, object)
 	if err != nil || n.relation || n.rewrite.isSet() {
 		return t, err
@@ -114,6 +116,10 @@ func (x *expansion) operate(n *name, op *operation, object graph.Number) (*Tree,
 	case TraceArrow:
 		return x.arrow(n, op, object)
 	}
+	if err := x.descend(operationBytes); err != nil {
+		return nil, err
+	}
+	defer x.ascend(operationBytes)
 	operation := map[TraceKind]TreeOperation{
 		TraceUnion: TreeUnion, TraceIntersection: TreeIntersection, TraceExclusion: TreeExclusion,
 	}[op.kind]
@@ -149,7 +155,7 @@ func (x *expansion) arrow(n *name, op *operation, object graph.Number) (*Tree, e
 					return true, nil
 				}
 				// An object without the name empties the intersection.
-				child, err := x.tree(&name{typ: target.typ, name: op.text}, e.Number, TreeLeaf)
+				child, err := x.tree(&name{typ: target.typ, name: op.expression()}, e.Number, TreeLeaf)
 				t.Children = append(t.Children, child)
 				return true, err
 			}

@@ -587,7 +587,7 @@ func treeHolds(t *engine.Tree, tw *twin) (lower, upper bool) {
 	case engine.TreeIntersection:
 		return len(l) > 0 && !slices.Contains(l, false), len(u) > 0 && !slices.Contains(u, false)
 	case engine.TreeExclusion:
-		return l[0] && !u[1], u[0] && !l[1]
+		return l[0] && !slices.Contains(u[1:], true), u[0] && !slices.Contains(l[1:], true)
 	case engine.TreeLeaf:
 	}
 	for _, leaf := range t.Leaves {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
@@ -78,7 +79,20 @@ type operation struct {
 	// entry for each shape the relation stores. Its name is nil where the type
 	// has none.
 	targets []arrowTarget
-	text    string
+	rewrite schema.Rewrite
+}
+
+// expressionCharsMax bounds how much of a rewrite is shown.
+const expressionCharsMax = 256
+
+// expression is the rewrite in schema text, cut where it is long. It is made
+// anew each time: only traces show it.
+func (o *operation) expression() string {
+	text := schema.RewriteString(o.rewrite)
+	if len(text) > expressionCharsMax {
+		text = strings.ToValidUTF8(text[:expressionCharsMax], "") + "..."
+	}
+	return text
 }
 
 type arrowTarget struct {
@@ -152,8 +166,9 @@ func compileProgram(s *schema.Schema, version graph.SchemaVersion, snapshot *gra
 		}
 		n.rewrite = op
 	}
+	f := feeder{program: p, feeds: map[fed]bool{}, selves: map[*name]bool{}}
 	for _, n := range p.names {
-		p.feed(n, n.rewrite)
+		f.feed(n, n.rewrite)
 	}
 	return p, nil
 }
@@ -161,6 +176,7 @@ func compileProgram(s *schema.Schema, version graph.SchemaVersion, snapshot *gra
 // store fills in what a relation stores, one entry for each shape, plain shapes
 // first: those are answered by one look.
 func (p *program) store(n *name, allowed []schema.SubjectType) error {
+	places := make(map[graph.Shape]int, len(allowed))
 	for _, a := range allowed {
 		t := p.types[a.Type]
 		if t == nil {
@@ -173,9 +189,10 @@ func (p *program) store(n *name, allowed []schema.SubjectType) error {
 			}
 			shape = userset.shape
 		}
-		i := slices.IndexFunc(n.stored, func(s storedShape) bool { return s.shape == shape })
-		if i < 0 {
+		i, found := places[shape]
+		if !found {
 			i = len(n.stored)
+			places[shape] = i
 			n.stored = append(n.stored, storedShape{typ: t, shape: shape, userset: userset})
 		}
 		n.stored[i].wildcard = n.stored[i].wildcard || a.Wildcard
@@ -199,7 +216,7 @@ func btoi(b bool) int {
 // reordering changes no answer, since all operands are evaluated or the value
 // is already certain.
 func (p *program) operation(n *name, rewrite schema.Rewrite) (*operation, error) {
-	op := &operation{typ: n.typ, text: schema.RewriteString(rewrite)}
+	op := &operation{typ: n.typ, rewrite: rewrite}
 	var children []schema.Rewrite
 	switch r := rewrite.(type) {
 	case schema.This:
@@ -224,7 +241,16 @@ func (p *program) operation(n *name, rewrite schema.Rewrite) (*operation, error)
 	case schema.Intersection:
 		op.kind, children = TraceIntersection, r.Children
 	case schema.Exclusion:
-		op.kind, children = TraceExclusion, []schema.Rewrite{r.Base, r.Subtracted}
+		// A row a - b - c takes several things away from one: as nested as it is
+		// written, it would nest the evaluation.
+		op.kind = TraceExclusion
+		var base schema.Rewrite = r
+		for x, row := base.(schema.Exclusion); row; x, row = base.(schema.Exclusion) {
+			children = append(children, x.Subtracted)
+			base = x.Base
+		}
+		children = append(children, base)
+		slices.Reverse(children)
 	case schema.Nil:
 		op.kind = TraceNil
 	case schema.Self:
@@ -270,56 +296,74 @@ func (n *name) storedCost() int {
 	return 1
 }
 
+// A feeder enters, at each name, where its subjects become subjects of others.
+type feeder struct {
+	*program
+	// feeds and selves hold what is entered already.
+	feeds  map[fed]bool
+	selves map[*name]bool
+}
+
+// A fed is a feed with the name it starts from.
+type fed struct {
+	from *name
+	feed feed
+}
+
 // feed enters, at each name that op draws its subjects from, that they come to
 // n. It names at least every way in which a subject can come to hold n; a
 // subject that arrives may still lack it (the other operands of an
 // intersection, what an exclusion takes away), so what LookupResources finds
 // this way is checked.
-func (p *program) feed(n *name, op *operation) {
+func (f *feeder) feed(n *name, op *operation) {
 	switch op.kind {
 	case TraceTuple:
 		for _, s := range op.name.stored {
 			if s.userset != nil {
-				s.userset.addFeed(feed{to: n, via: op.name, shape: s.shape})
-			} else {
-				p.direct[s.shape] = append(p.direct[s.shape], n)
+				f.add(s.userset, feed{to: n, via: op.name, shape: s.shape})
+			} else if seed := (fed{feed: feed{to: n, shape: s.shape}}); !f.feeds[seed] {
+				f.feeds[seed] = true
+				f.direct[s.shape] = append(f.direct[s.shape], n)
 			}
 		}
 	case TraceName:
-		op.name.addFeed(feed{to: n})
+		f.add(op.name, feed{to: n})
 	case TraceArrow:
 		for _, t := range op.targets {
 			if t.name != nil {
-				t.name.addFeed(feed{to: n, via: op.name, shape: t.shape})
+				f.add(t.name, feed{to: n, via: op.name, shape: t.shape})
 			}
 		}
 	case TraceUnion:
 		for _, c := range op.children {
-			p.feed(n, c)
+			f.feed(n, c)
 		}
 	case TraceIntersection:
 		// One operand is enough, since a subject must come through all.
-		p.feed(n, op.children[0])
+		f.feed(n, op.children[0])
 	case TraceExclusion:
-		p.feed(n, op.children[0])
+		f.feed(n, op.children[0])
 	case TraceSelf:
-		if selves := p.selves[n.typ.shape]; !slices.Contains(selves, n) {
-			p.selves[n.typ.shape] = append(selves, n)
+		if !f.selves[n] {
+			f.selves[n] = true
+			f.program.selves[n.typ.shape] = append(f.program.selves[n.typ.shape], n)
 		}
 	}
 }
 
-func (n *name) addFeed(f feed) {
-	if !slices.Contains(n.feeds, f) {
-		n.feeds = append(n.feeds, f)
+func (f *feeder) add(from *name, x feed) {
+	if !f.feeds[fed{from, x}] {
+		f.feeds[fed{from, x}] = true
+		from.feeds = append(from.feeds, x)
 	}
 }
 
 // lookup finds a name or says why there is none.
-func (p *program) lookup(field, typ, n string) (*name, error) {
+// typeField and field are the places of the two names in the question.
+func (p *program) lookup(typeField, field, typ, n string) (*name, error) {
 	t := p.types[typ]
 	if t == nil {
-		return nil, p.unknownType(field, typ)
+		return nil, p.unknownType(typeField, typ)
 	}
 	if x := t.names[n]; x != nil && x.shape != 0 {
 		return x, nil

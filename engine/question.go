@@ -146,8 +146,8 @@ type Tree struct {
 	Name   string
 	// Operation is one of the Tree operations.
 	Operation TreeOperation
-	// Children are the operands; for TreeExclusion the base and the
-	// subtracted, for an arrow one child for each object reached.
+	// Children are the operands; for TreeExclusion the base and then all that
+	// is subtracted, for an arrow one child for each object reached.
 	Children []*Tree
 	// Leaves are the tuples that stand on the relation, sorted by subject type,
 	// id and relation; set only for TreeLeaf.

@@ -53,6 +53,9 @@ const (
 	// NumbersExhausted: the store has named so many types, relations or caveats
 	// in its life that no number is left for another.
 	NumbersExhausted
+	// TooMuchToRead: the preconditions and the filter of one mutation would have
+	// to look at more tuples than a change may.
+	TooMuchToRead
 )
 
 var reasonNames = [...]string{
@@ -63,6 +66,7 @@ var reasonNames = [...]string{
 	SchemaType: "SCHEMA_TYPE", SchemaData: "SCHEMA_DATA", WildcardSubject: "WILDCARD_SUBJECT",
 	CaveatFailed: "CAVEAT_FAILED", BudgetExceeded: "BUDGET_EXCEEDED", CursorInvalid: "CURSOR_INVALID",
 	AlreadyInitialized: "ALREADY_INITIALIZED", NumbersExhausted: "NUMBERS_EXHAUSTED",
+	TooMuchToRead: "TOO_MUCH_TO_READ",
 }
 
 // String returns the reason as it stands on the wire: UNKNOWN_TYPE.

@@ -16,7 +16,7 @@ import (
 // name, and checks what it arrives at. The checks share one walk, so that a
 // group or folder on many ways is evaluated once.
 func (s *Snapshot) LookupResources(ctx context.Context, q LookupResources, yield func(Resource) error) error {
-	n, err := s.name("permission", q.Type, q.Name)
+	n, err := s.name("type", "permission", q.Type, q.Name)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ func (s *Snapshot) LookupSubjects(ctx context.Context, q LookupSubjects, yield f
 	if err != nil {
 		return err
 	}
-	n, err := p.lookup("permission", q.Object.Type, q.Name)
+	n, err := p.lookup("object.type", "permission", q.Object.Type, q.Name)
 	if err != nil {
 		return err
 	}
@@ -29,7 +29,7 @@ func (s *Snapshot) LookupSubjects(ctx context.Context, q LookupSubjects, yield f
 	}
 	target := subjectShape{shape: t.shape, plain: true}
 	if q.SubjectRelation != "" {
-		userset, err := p.lookup("subject_relation", q.SubjectType, q.SubjectRelation)
+		userset, err := p.lookup("subject_type", "subject_relation", q.SubjectType, q.SubjectRelation)
 		if err != nil {
 			return err
 		}
@@ -226,6 +226,8 @@ func (a subjectsAlgebra) guard(c value, s *subjectSet) *subjectSet {
 // may name one more.
 func (subjectsAlgebra) isAllowed(*subjectSet) bool { return false }
 
+func (subjectsAlgebra) size(s *subjectSet) int64 { return int64(len(s.members)) * memberBytes }
+
 func (subjectsAlgebra) isDenied(s *subjectSet) bool {
 	return s.all(func(v value) bool { return v.isDenied() })
 }
@@ -346,10 +348,9 @@ func (w *subjectsWalk) yield(q LookupSubjects, set *subjectSet, yield func(Found
 	}
 	slices.Sort(numbers)
 	given := 0
+	// asked says whether a position is within the page.
+	asked := func(p Position) bool { return p > q.After && (q.Limit == 0 || given < q.Limit) }
 	give := func(f FoundSubject) error {
-		if f.Position <= q.After || q.Limit > 0 && given >= q.Limit {
-			return nil
-		}
 		given++
 		return yield(f)
 	}
@@ -361,10 +362,11 @@ func (w *subjectsWalk) yield(q LookupSubjects, set *subjectSet, yield func(Found
 	if err := hangs(set.rest); err != nil {
 		return err
 	}
-	if v := set.rest.verdict(); v.Decision != Denied {
+	first := Position(graph.WildcardNumber) + 1
+	if v := set.rest.verdict(); v.Decision != Denied && asked(first) {
 		found := FoundSubject{
 			Subject:  graph.Subject{Object: graph.Object{Type: q.SubjectType, ID: graph.Wildcard}},
-			Position: Position(graph.WildcardNumber) + 1, Verdict: v,
+			Position: first, Verdict: v,
 		}
 		for _, number := range numbers {
 			out := set.members[number].excluded()
@@ -383,7 +385,10 @@ func (w *subjectsWalk) yield(q LookupSubjects, set *subjectSet, yield func(Found
 		}
 	}
 	for _, number := range numbers {
-		m := set.members[number]
+		m, position := set.members[number], Position(number)+1
+		if !asked(position) {
+			continue
+		}
 		if err := hangs(m.value); err != nil {
 			return err
 		}
@@ -394,7 +399,7 @@ func (w *subjectsWalk) yield(q LookupSubjects, set *subjectSet, yield func(Found
 		if err != nil {
 			return err
 		}
-		if err := give(FoundSubject{Subject: s, Position: Position(number) + 1, Verdict: m.value.verdict()}); err != nil {
+		if err := give(FoundSubject{Subject: s, Position: position, Verdict: m.value.verdict()}); err != nil {
 			return err
 		}
 	}

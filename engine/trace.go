@@ -26,7 +26,12 @@ func (q *question) traceUnder(t *Trace) (parent *Trace) {
 		q.memory += int64(len(t.Tuple.Context))
 	}
 	parent = q.trace
-	parent.Children = append(parent.Children, t)
+	switch q.traceDepth++; {
+	case q.traceDepth <= treeDepthMax:
+		parent.Children = append(parent.Children, t)
+	case q.traceDepth == treeDepthMax+1:
+		parent.Note = "deeper steps are not shown"
+	}
 	q.trace = t
 	return parent
 }
@@ -37,7 +42,7 @@ func (w *walk[V, A]) traceOpen(n *name, object graph.Number) *Trace {
 		return nil
 	}
 	return w.traceUnder(&Trace{
-		Kind: TraceName, Object: w.traceObject(n.typ, object), Name: n.name, Expression: n.rewrite.text,
+		Kind: TraceName, Object: w.traceObject(n.typ, object), Name: n.name, Expression: n.rewrite.expression(),
 	})
 }
 
@@ -49,7 +54,7 @@ func (w *walk[V, A]) traceSeen(n *name, object graph.Number, v V, note string) {
 	w.memory += traceBytes
 	w.trace.Children = append(w.trace.Children, &Trace{
 		Kind: TraceName, Object: w.traceObject(n.typ, object), Name: n.name,
-		Expression: n.rewrite.text, Verdict: traceVerdict(v), Note: note,
+		Expression: n.rewrite.expression(), Verdict: traceVerdict(v), Note: note,
 	})
 }
 
@@ -64,7 +69,7 @@ func (w *walk[V, A]) traceOperation(op *operation) *Trace {
 	if w.trace == nil {
 		return nil
 	}
-	return w.traceUnder(&Trace{Kind: op.kind, Expression: op.text})
+	return w.traceUnder(&Trace{Kind: op.kind, Expression: op.expression()})
 }
 
 // traceTuple begins the node of a stored tuple.
@@ -90,6 +95,7 @@ func (w *walk[V, A]) traceClose(parent *Trace, v V) {
 	if parent != nil {
 		w.trace.Verdict = traceVerdict(v)
 		w.trace = parent
+		w.traceDepth--
 	}
 }
 

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
@@ -45,6 +46,9 @@ type algebra[V any] interface {
 	isAllowed(v V) bool
 	isDenied(v V) bool
 	isSettled(v V) bool
+
+	// size is the estimate, in bytes, of what v takes beyond a cell.
+	size(v V) int64
 
 	equal(a, b V) bool
 	// splice takes the low of one value and the high of another, bare drops the
@@ -126,12 +130,18 @@ const (
 // early has not read a wide set for nothing.
 const edgesChunk = 64
 
-// frameBytes is the estimate of the stack that one level of names takes, and
-// cellBytes that of a cell with its place in the table.
+// What things take, by estimate: a level of names and a nested operation on the
+// stack (the sums of their frames, rounded up), a cell with its place in the
+// table.
 const (
-	frameBytes = 2048
-	cellBytes  = 192
+	nameBytes      = 2560
+	operationBytes = 768
+	cellBytes      = 160
 )
+
+// stackBytesMax bounds the stack of a question whatever its memory budget: Go
+// ends the process at 1 GB, and stacks grow by doubling.
+const stackBytesMax = 192 << 20
 
 // A question is what every walk has, whatever its algebra.
 type question struct {
@@ -142,6 +152,7 @@ type question struct {
 	steps    int
 	stepsMax int
 	memory   int64
+	stack    int64
 	// memoryMax bounds memory. stepsMax is 0 and memoryMax endless inside Apply,
 	// where nothing is ever cut short.
 	memoryMax int64
@@ -152,6 +163,8 @@ type question struct {
 	fault error
 	// trace is the node under which the walk writes; nil when nobody asked.
 	trace *Trace
+	// traceDepth is how many nodes stand above trace.
+	traceDepth int
 	// edges is scratch space; each level of a recursion uses what lies beyond
 	// its caller's.
 	edges []graph.Edge
@@ -183,6 +196,19 @@ func (q *question) hold(bytes int64) error {
 	return nil
 }
 
+// descend counts a level of the recursion, ascend the way back.
+func (q *question) descend(bytes int64) error {
+	if q.stack += bytes; q.stack > stackBytesMax {
+		return refuse(BudgetExceeded, "", "the question nests deeper than %d bytes of stack allow", stackBytesMax)
+	}
+	return q.hold(bytes)
+}
+
+func (q *question) ascend(bytes int64) {
+	q.stack -= bytes
+	q.memory -= bytes
+}
+
 // condition evaluates the caveat of an edge.
 func (q *question) condition(e graph.Edge) (value, error) {
 	if e.Caveat == 0 {
@@ -197,10 +223,6 @@ func (q *question) condition(e graph.Edge) (value, error) {
 	if err != nil {
 		return denied, err
 	}
-	if err := q.hold(int64(len(e.Context))); err != nil {
-		return denied, err
-	}
-	defer func() { q.memory -= int64(len(e.Context)) }()
 	var result schema.Result
 	if q.stepsMax > 0 {
 		// A question may end with its caller's patience; what Apply evaluates
@@ -269,7 +291,7 @@ func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
 		name: n, object: object, value: w.algebra.undefined(),
 		position: position, low: position, state: open,
 	}
-	if err := w.hold(frameBytes); err != nil {
+	if err := w.descend(nameBytes); err != nil {
 		return w.algebra.denied(), err
 	}
 	outer := w.low
@@ -280,7 +302,7 @@ func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
 	if err != nil {
 		return v, err
 	}
-	w.memory -= frameBytes
+	w.ascend(nameBytes)
 	low := w.low
 	w.low = outer
 	c := &w.cells[at]
@@ -337,10 +359,15 @@ func (w *walk[V, A]) solve(position int32) error {
 
 	// round evaluates every member until none changes, keeping what keep makes
 	// of the old value and the new.
+	//
+	// The members opened last come first: what they find moves all the way down
+	// a chain in one round. What a round made and threw away is not held.
+	held := w.memory
 	round := func(keep func(old, new V) V) (changed bool, err error) {
 		for again := true; again; {
 			again = false
-			for _, at := range members {
+			w.memory = held
+			for _, at := range slices.Backward(members) {
 				v, err := w.body(w.cells[at].name, w.cells[at].object)
 				if err != nil {
 					return false, err
@@ -394,8 +421,10 @@ func (w *walk[V, A]) solve(position int32) error {
 	if _, err := round(func(_, new V) V { return new }); err != nil {
 		return err
 	}
+	w.memory = held
 	for _, at := range members {
 		w.cells[at].state = final
+		w.memory += w.algebra.size(w.cells[at].value)
 	}
 	w.stack = w.stack[:position]
 	return nil
@@ -422,7 +451,11 @@ func (w *walk[V, A]) operate(op *operation, object graph.Number) (V, error) {
 	}
 	parent := w.traceOperation(op)
 	var v V
-	var err error
+	err := w.descend(operationBytes)
+	if err != nil {
+		return v, err
+	}
+	defer w.ascend(operationBytes)
 	switch op.kind {
 	case TraceSelf:
 		// The leaf needs the type, which the name above knows.
@@ -457,12 +490,15 @@ func (w *walk[V, A]) operate(op *operation, object graph.Number) (V, error) {
 			}
 		}
 	case TraceExclusion:
-		if v, err = w.operate(op.children[0], object); err != nil || w.algebra.isDenied(v) {
-			break
-		}
-		var x V
-		if x, err = w.operate(op.children[1], object); err == nil {
-			v = w.algebra.except(v, x)
+		v, err = w.operate(op.children[0], object)
+		for _, c := range op.children[1:] {
+			if err != nil || w.algebra.isDenied(v) {
+				break
+			}
+			var x V
+			if x, err = w.operate(c, object); err == nil {
+				v = w.algebra.except(v, x)
+			}
 		}
 	default:
 		err = fmt.Errorf("engine: unknown operation %v", op.kind)
@@ -572,8 +608,11 @@ func (q *question) each(relation *name, object graph.Number, shape graph.Shape, 
 // eachEdge calls f with the edges that read appends, chunk by chunk, until it
 // returns false.
 func (q *question) eachEdge(read func(dst []graph.Edge, from graph.Number) ([]graph.Edge, error), f func(graph.Edge) (bool, error)) error {
-	base := len(q.edges)
-	defer func() { q.edges = q.edges[:base] }()
+	base, contexts := len(q.edges), int64(0)
+	defer func() {
+		q.edges = q.edges[:base]
+		q.memory -= contexts
+	}()
 	for from := graph.Number(0); ; {
 		edges, err := read(q.edges[:base], from)
 		if err != nil {
@@ -581,6 +620,14 @@ func (q *question) eachEdge(read func(dst []graph.Edge, from graph.Number) ([]gr
 		}
 		q.edges = edges
 		count := len(edges) - base
+		q.memory -= contexts
+		contexts = 0
+		for _, e := range edges[base:] {
+			contexts += int64(len(e.Context))
+		}
+		if err := q.hold(contexts); err != nil {
+			return err
+		}
 		for i := range count {
 			// Deeper levels may move the slice, but not change what lies below
 			// them.

@@ -215,6 +215,105 @@ func TestManyResources(t *testing.T) {
 	}
 }
 
+// TestNestedSchema holds that a schema as nested as the language allows, asked
+// over a long chain, meets the bound of the stack instead of overflowing it.
+func TestNestedSchema(t *testing.T) {
+	expression := "parent->view"
+	for range 150 {
+		expression = "(" + expression + strings.Repeat(" - banned", 20) + " + viewer) & (viewer + " + "parent->view" + ")"
+	}
+	var tuples []string
+	for i := range 3000 {
+		tuples = append(tuples, fmt.Sprintf("folder:f%d#parent@folder:f%d", i, i+1))
+	}
+	s := snapshot(t, newEnv(t, `
+definition person {}
+definition folder {
+	relation parent: folder
+	relation viewer: person
+	relation banned: person
+	permission view = viewer + `+expression+`
+}`, tuples...))
+	_, err := check(t, s, "folder:f0#view@person:nobody")
+	wantRefusal(t, "deep and nested", err, engine.BudgetExceeded)
+	mustCheck(t, s, "folder:f2995#view@person:nobody", engine.Denied)
+}
+
+// TestRing holds that a ring of groups is solved in about its own length.
+func TestRing(t *testing.T) {
+	const ring = 2000
+	var tuples []string
+	for i := range ring {
+		tuples = append(tuples,
+			fmt.Sprintf("group:g%d#member@group:g%d#member", i, (i+1)%ring),
+			fmt.Sprintf("group:g%d#member@person:p%d", i, i))
+	}
+	s := snapshot(t, newEnv(t, wideSchema, tuples...))
+	answer, err := check(t, s, "group:g0#member@person:stranger")
+	if err != nil || answer.Decision != engine.Denied || answer.Steps > 40*ring {
+		t.Errorf("a ring of %d groups: %v in %d steps (%v)", ring, answer.Decision, answer.Steps, err)
+	}
+	mustCheck(t, s, fmt.Sprintf("group:g7#member@person:p%d", 6), engine.Allowed)
+
+	tuples = tuples[:200]
+	tuples = append(tuples, "group:g99#member@group:g0#member")
+	s = snapshot(t, newEnv(t, wideSchema, tuples...))
+	found := 0
+	err = s.LookupSubjects(context.Background(), engine.LookupSubjects{
+		Object: graph.Object{Type: "group", ID: "g0"}, Name: "member", SubjectType: "person",
+	}, func(engine.FoundSubject) error { found++; return nil })
+	if err != nil || found != 100 {
+		t.Errorf("the subjects of a ring of 100 groups: %d (%v), want 100", found, err)
+	}
+}
+
+// TestApplyNeverFails holds that what is merely wrong is refused by Apply, and
+// never a fault, which would stop every node.
+func TestApplyNeverFails(t *testing.T) {
+	e := newEnv(t, wideSchema)
+	long := strings.Repeat("x", 200)
+	for _, text := range []string{
+		`definition "can.read" {}`, `definition "` + long + `" {}`, `definition "straße" {}`,
+		`definition person {} definition d { relation "` + long + `": person }`,
+		`definition person {} definition d { relation "a/b": person }`,
+		`definition person {} definition d { permission "a.b" = nil }`,
+		`caveat "` + long + `"(a int) { a > 1 } definition person {}`,
+	} {
+		wantRefusal(t, text, e.Schema(text), engine.SchemaType)
+	}
+	tuple := graph.Tuple{
+		Object: graph.Object{Type: "group", ID: "g"}, Relation: "member",
+		Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "p"}},
+	}
+	later, sourced, badID, badContext := tuple, tuple, tuple, tuple
+	later.ValidFrom = e.Now + 1
+	sourced.Sources = []string{"hr"}
+	badID.Object.ID = "a\x00b"
+	badContext.Context = []byte("{")
+	for _, bad := range []graph.Tuple{later, sourced, badID, badContext, {}} {
+		_, err := e.Write(&graph.Mutation{Updates: []graph.Update{{Operation: graph.Touch, Tuple: bad}}})
+		wantRefusal(t, fmt.Sprintf("%+v", bad), err, engine.Malformed)
+	}
+	for _, m := range []*graph.Mutation{
+		{Updates: []graph.Update{{Operation: 9, Tuple: tuple}}},
+		{Delete: &graph.DeleteMatching{Limit: 0}},
+		{Delete: &graph.DeleteMatching{Limit: 1, Filter: graph.Filter{ObjectID: "a", ObjectIDPrefix: "b"}}},
+		{Collect: &graph.Collect{}},
+	} {
+		_, err := e.Write(m)
+		wantRefusal(t, fmt.Sprintf("%+v", m), err, engine.Malformed)
+	}
+	for _, m := range []*graph.Mutation{{}, {Store: 0, Schema: &graph.WriteSchema{}}, {Init: &graph.Init{}}} {
+		if result, err := e.Apply(m); err != nil || result.Refusal == nil {
+			t.Errorf("%+v: %v, %v; want a refusal", m, result, err)
+		}
+	}
+	mustCheck(t, snapshot(t, e), "group:g#member@person:p", engine.Denied)
+
+	_, err := e.Engine.Snapshot(graph.DefaultStore, 0, e.Now, graph.Overlay{Added: []graph.Tuple{tuple, tuple}})
+	wantRefusal(t, "an overlay with a tuple twice", err, engine.Malformed)
+}
+
 // TestTraceBudget holds that a trace and a tree count for the budget, with the
 // contexts in them.
 func TestTraceBudget(t *testing.T) {

@@ -95,7 +95,6 @@ func TestValidateMutation(t *testing.T) {
 		{Mutation{Store: 1, Delete: &DeleteMatching{}}, "delete's limit"},
 		{Mutation{Store: 1, Schema: &WriteSchema{}, Preconditions: []Precondition{{}}}, "preconditions with updates and delete only"},
 		{Mutation{Store: 1, Updates: []Update{{0, tuple}}}, "operation"},
-		{Mutation{Store: 1, Updates: []Update{{Touch, tuple}, {Delete, tuple}}}, "each edge once"},
 		{Mutation{Store: 1, Updates: []Update{{Touch, wild}}}, "is the wildcard"},
 		{Mutation{Store: 1, Updates: []Update{{Touch, sources}}}, "not sorted"},
 		{Mutation{Store: 1, Updates: []Update{{Touch, context}}}, "without a caveat"},
@@ -449,10 +448,14 @@ func TestDiskErrors(t *testing.T) {
 	for round := range rounds {
 		var left atomic.Int32
 		left.Store(int32(1 + round*3))
+		// When Pebble fails to open a directory that has data, a compaction that it
+		// has begun may trip over what it closes, and end the process: a start that
+		// fails anyhow, but no test.
+		var reopening atomic.Bool
 		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
 			// Pebble ends the process by itself when a directory cannot be
 			// synced.
-			if op.Kind == errorfs.OpFileClose || op.Kind == errorfs.OpRemove || (op.Kind == errorfs.OpFileSync && op.Path == "graph") {
+			if reopening.Load() || op.Kind == errorfs.OpFileClose || op.Kind == errorfs.OpRemove || (op.Kind == errorfs.OpFileSync && op.Path == "graph") {
 				return nil
 			}
 			if left.Add(-1) == 0 {
@@ -460,7 +463,7 @@ func TestDiskErrors(t *testing.T) {
 			}
 			return nil
 		}))
-		err := diskSession(t, fs)
+		err := diskSession(t, fs, &reopening)
 		if err != nil && !strings.Contains(err.Error(), injected.Error()) {
 			t.Errorf("round %d: %v", round, err)
 		}
@@ -468,12 +471,14 @@ func TestDiskErrors(t *testing.T) {
 }
 
 // diskSession does some of everything and returns the first error.
-func diskSession(t *testing.T, fs vfs.FS) (err error) {
-	for range 2 {
+func diskSession(t *testing.T, fs vfs.FS, reopening *atomic.Bool) (err error) {
+	for session := range 2 {
+		reopening.Store(session > 0)
 		db, err := Open(Config{Dir: "graph", FS: fs, MemTableBytes: 64 << 10, CacheBytes: 1, Logger: quiet})
 		if err != nil {
 			return err
 		}
+		reopening.Store(false)
 		err = diskWork(t, db)
 		if closeErr := db.Close(); err == nil {
 			err = closeErr

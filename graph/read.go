@@ -75,7 +75,8 @@ type reader struct {
 // come as far, and a position continues the order in which it was made.
 //
 // A filter whose fields an index covers costs what it returns; one that narrows
-// both sides, but names no id, looks at every tuple of the smaller side.
+// both sides, but names no id, looks at every tuple of the smaller side. Guard
+// bounds that.
 func (s *Snapshot) Read(f Filter, after []byte, limit int) (tuples []Tuple, next []byte, err error) {
 	if err := f.Validate(); err != nil {
 		return nil, nil, fmt.Errorf("read tuples: %w", err)
@@ -101,8 +102,14 @@ func (r *reader) run(after []byte) error {
 	plans := r.plans()
 	r.plan = plans[0]
 	if len(after) == 0 {
-		if len(plans) > 1 && r.fewer() {
-			r.plan = plans[1]
+		if len(plans) > 1 {
+			subjects, none := r.fewer()
+			if none {
+				return nil
+			}
+			if subjects {
+				r.plan = plans[1]
+			}
 		}
 		return r.start(nil)
 	}
@@ -192,24 +199,32 @@ func (r *reader) plans() []plan {
 	return []plan{planForward}
 }
 
-// fewer reports whether the subject's side has fewer tuples than the relation's.
-func (r *reader) fewer() bool {
+// fewer reports whether the subject's side has fewer tuples than the relation's,
+// and whether it is certain that no tuple is of both sides.
+func (r *reader) fewer() (subjects, none bool) {
 	r.s.db.mu.Lock()
 	defer r.s.db.mu.Unlock()
 	st := r.s.db.stores[r.s.store]
 	if st == nil {
-		return false
+		return false, false
 	}
-	var byRelation, bySubject uint64
+	var byRelation, bySubject, byBoth uint64
 	for k, n := range st.counters {
-		if r.relationMatches(st.catalog.name(k.relation)) {
+		relation, subject := r.relationMatches(st.catalog.name(k.relation)), r.subjectMatches(st.catalog.name(k.subject))
+		if relation {
 			byRelation += n
 		}
-		if r.subjectMatches(st.catalog.name(k.subject)) {
+		if subject {
 			bySubject += n
 		}
+		if relation && subject {
+			byBoth += n
+		}
 	}
-	return bySubject < byRelation
+	// The counters are of the newest state: they say nothing of an older one, of
+	// an overlay, or of a view that a commit has just left behind.
+	current := r.s.newest && r.s.overlay == nil && r.s.view.applied.Revision == r.s.db.Applied().Revision
+	return bySubject < byRelation, current && byBoth == 0
 }
 
 // start reads from behind a position on.

@@ -43,7 +43,21 @@ type Snapshot struct {
 
 	key   []byte
 	value edgeValue
+
+	// guard is asked every guardEvery tuples that reads have looked at.
+	guard  func(looked int) error
+	looked int
 }
+
+// guardEvery is how many tuples a read looks at before it asks the guard.
+const guardEvery = 1024
+
+// Guard has f asked, while Read looks through tuples, after every 1,024 of them
+// (whether they match or not), with how many they were since the snapshot was
+// made. An error of f ends the read and is its error. At the newest revision and
+// without an overlay the count depends on what is stored and asked alone, so a
+// limit on it means the same on every node.
+func (s *Snapshot) Guard(f func(looked int) error) { s.guard = f }
 
 // ephemerals are the numbers that one snapshot gives to names that no stored
 // tuple has.

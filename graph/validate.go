@@ -298,12 +298,14 @@ func (m *Mutation) Validate() error {
 		if err := m.Delete.Filter.Validate(); err != nil {
 			return err
 		}
-		if m.Delete.Limit < 1 {
-			return invalid("delete's limit", fmt.Sprint(m.Delete.Limit), "is too small", "at least 1")
+		if err := validateLimit("delete's limit", m.Delete.Limit); err != nil {
+			return err
 		}
 	}
-	if m.Collect != nil && m.Collect.Limit < 1 {
-		return invalid("collect's limit", fmt.Sprint(m.Collect.Limit), "is too small", "at least 1")
+	if m.Collect != nil {
+		if err := validateLimit("collect's limit", m.Collect.Limit); err != nil {
+			return err
+		}
 	}
 	if m.Init != nil && m.Init.ClusterID == [16]byte{} {
 		return invalid("cluster id", "", "is zero", "16 random bytes")
@@ -316,13 +318,17 @@ func (m *Mutation) Validate() error {
 	return validateText("recorded actor", m.RecordedActor, 4*MaxIDLength, "at most 4096 bytes of UTF-8 without control characters")
 }
 
-func (m *Mutation) validateUpdates() error {
-	type edge struct {
-		object   Object
-		relation string
-		subject  Subject
+// limitMax bounds the limits in a mutation.
+const limitMax = 1 << 30
+
+func validateLimit(what string, limit int) error {
+	if limit < 1 || limit > limitMax {
+		return invalid(what, fmt.Sprint(limit), "is out of range", fmt.Sprintf("1 to %d", limitMax))
 	}
-	seen := make(map[edge]bool, len(m.Updates))
+	return nil
+}
+
+func (m *Mutation) validateUpdates() error {
 	for i := range m.Updates {
 		u := &m.Updates[i]
 		if u.Operation < Touch || u.Operation > Delete {
@@ -331,11 +337,6 @@ func (m *Mutation) validateUpdates() error {
 		if err := u.Tuple.Validate(); err != nil {
 			return fmt.Errorf("update %d: %w", i+1, err)
 		}
-		e := edge{u.Tuple.Object, u.Tuple.Relation, u.Tuple.Subject}
-		if seen[e] {
-			return invalid("update", u.Tuple.String(), "is of an edge that another update has", "each edge once")
-		}
-		seen[e] = true
 	}
 	return nil
 }

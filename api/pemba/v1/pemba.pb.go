@@ -268,7 +268,7 @@ const (
 	Tree_OPERATION_LEAF         Tree_Operation = 1
 	Tree_OPERATION_UNION        Tree_Operation = 2
 	Tree_OPERATION_INTERSECTION Tree_Operation = 3
-	// The first child less the second.
+	// The first child less all others.
 	Tree_OPERATION_EXCLUSION Tree_Operation = 4
 )
 
