@@ -26,7 +26,7 @@ proto: ## Generate the Go code of the protocol.
 	$(BUF) generate
 
 rewrite: ## Rewrite the expected output of the scripts; read the diff before committing.
-	go test ./schema ./graph ./engine -rewrite
+	go test ./schema ./graph ./engine ./api -rewrite
 
 fuzz: ## Fuzz everything that reads bytes from outside, a minute each.
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do \
