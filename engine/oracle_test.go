@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	questions = flag.Int("questions", 20_000, "how many random questions TestTwin asks")
+	questions = flag.Int("questions", 10_000, "how many random questions TestTwin asks")
 	seed      = flag.Uint64("seed", 0, "the seed of the random tests; 0 takes one from the clock")
 )
 

@@ -49,7 +49,7 @@ func TestFullDisk(t *testing.T) {
 		actor := "full-" + time.Now().Format("150405.000000000")
 		updates := []update{{Document: actor, Person: "0"}}
 		asked := h.begin(actor, updates)
-		r, err := c.ask(request{Op: "write", Actor: actor, Updates: updates, Pad: 64 << 10})
+		r, err := c.ask(request{Op: "write", Actor: actor, Updates: updates, Pad: 60_000})
 		h.end(asked, r, err)
 		switch {
 		case err != nil:
