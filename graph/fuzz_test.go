@@ -19,7 +19,7 @@ func FuzzParseTuple(f *testing.F) {
 		`document:"a@b#c"#viewer@group:eng#member`,
 		`document:readme#viewer@person:*`,
 		`document:"\ud83d\ude00\""#viewer@person:a/b|c`,
-		`document:readme#viewer@person:hanna[tenant:{"b":[1.0,"}]"],"a":{}}][activation:2029-01-01T00:00:00Z][expiration:2030-01-31T12:00:00.123456Z]`,
+		`document:readme#viewer@person:hanna[tenant:{"b":[1.0,"}]"],"a":{}}][expiration:2030-01-31T12:00:00.123456Z]`,
 		`document:readme#viewer@person:hanna[expiration:{"a":1e3}]`,
 		`a/b:"*"#c@d:"*"`,
 		`a:b#c@d:e[f:{"g":"\u0000"}]`,

@@ -11,16 +11,17 @@ import (
 
 // The text of a tuple is
 //
-//	object:id#relation@subject:id[#relation][caveat_name:{json}][activation:RFC3339][expiration:RFC3339]
+//	object:id#relation@subject:id[#relation][caveat_name:{json}][expiration:RFC3339]
 //
 // where the parts in brackets are optional; the brackets of the second line of
 // parts are written. Ids stand in double quotes, with the escapes of JSON, when
 // they contain a blank, a character that cannot be printed, or one of # @ : [ ]
 // " \. An unquoted * as the subject's id is the wildcard. Caveats without a
-// context are written [caveat_name]. Sources and Created have no text.
+// context are written [caveat_name]. ValidFrom, Sources and Created
+// have no text: nothing that reads text may set them.
 
 // String returns the tuple as text. For a valid tuple ParseTuple gives it back,
-// but for Sources and Created.
+// but for ValidFrom, Sources and Created.
 func (t Tuple) String() string {
 	b := make([]byte, 0, 96)
 	b = appendObjectText(b, t.Object)
@@ -33,9 +34,6 @@ func (t Tuple) String() string {
 			b = append(append(b, ':'), t.Context...)
 		}
 		b = append(b, ']')
-	}
-	if t.ValidFrom != 0 {
-		b = append(append(append(b, "[activation:"...), t.ValidFrom.String()...), ']')
 	}
 	if t.ValidUntil != 0 {
 		b = append(append(append(b, "[expiration:"...), t.ValidUntil.String()...), ']')
@@ -416,7 +414,7 @@ func (p *parser) hex(digits int) (rune, bool) {
 func (p *parser) trait(t *Tuple) {
 	start := p.at
 	p.expect('[')
-	name := p.name("caveat, activation or expiration", true)
+	name := p.name("caveat or expiration", true)
 	if p.err != nil {
 		return
 	}
@@ -432,12 +430,9 @@ func (p *parser) trait(t *Tuple) {
 		p.expect(']')
 		return
 	}
-	switch name {
-	case "expiration":
+	if name == "expiration" {
 		t.ValidUntil = p.instant(t.ValidUntil, start, name)
-	case "activation":
-		t.ValidFrom = p.instant(t.ValidFrom, start, name)
-	default:
+	} else {
 		p.fail(p.at, p.found(p.at), "the caveat's context, a JSON object")
 	}
 	p.expect(']')

@@ -64,7 +64,7 @@ func parseQuestion(text string) (client.Question, error) {
 	if err != nil {
 		return client.Question{}, fmt.Errorf("the question has the form OBJECT#NAME@SUBJECT, as document:readme#view@user:anne: %w", err)
 	}
-	if t.Caveat != "" || t.ValidUntil != 0 || t.ValidFrom != 0 {
+	if t.Caveat != "" || t.ValidUntil != 0 {
 		return client.Question{}, fmt.Errorf("%q: a question has neither caveat nor expiration; give values by --context", text)
 	}
 	return client.Question{Object: t.Object, Permission: t.Relation, Subject: t.Subject}, nil
