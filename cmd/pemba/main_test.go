@@ -251,7 +251,6 @@ func FuzzReadTupleLines(f *testing.F) {
 					t.Fatalf("%s: %v", format, err)
 				}
 				want := first[i]
-
 				if tuple.String() != want.String() {
 					t.Fatalf("%s: %s came back as %s", format, want, tuple)
 				}
