@@ -145,6 +145,7 @@ func (w *walk[V, A]) forgetAll() {
 
 // release drops what the question held. A sync.Pool may then keep the walk.
 func (w *checkWalk) release() {
+	w.done()
 	edges := w.edges
 	*w.question = question{}
 	w.algebra = checkAlgebra{}

@@ -15,6 +15,9 @@ import (
 const (
 	DefaultBudgetSteps       = 10_000_000
 	DefaultBudgetMemoryBytes = 256 << 20
+	// DefaultQuestionsMemoryBytes is what all questions share that need more
+	// than a little.
+	DefaultQuestionsMemoryBytes = 2 << 30
 )
 
 // Config holds an engine's settings. The zero Config is ready to use.
@@ -23,6 +26,10 @@ type Config struct {
 	// mean the defaults above. Changes are not bounded by it: what Apply
 	// evaluates is never cut short.
 	Budget Budget
+	// QuestionsMemoryBytes bounds what all questions hold together, by the
+	// evaluator's estimate, beyond 256 KiB each; zero means the default. A
+	// question that finds nothing left is refused with BudgetExceeded.
+	QuestionsMemoryBytes int64
 }
 
 // An Engine answers questions over the snapshots of one DB and applies
@@ -31,6 +38,7 @@ type Config struct {
 type Engine struct {
 	db     *graph.DB
 	config Config
+	pool   pool
 
 	mu sync.RWMutex
 	// programs caches compiled schemas by store and revision. A program is made
@@ -61,7 +69,12 @@ func New(db *graph.DB, config Config) *Engine {
 	if config.Budget.MemoryBytes == 0 {
 		config.Budget.MemoryBytes = DefaultBudgetMemoryBytes
 	}
-	return &Engine{db: db, config: config, programs: make(map[programKey]*program)}
+	if config.QuestionsMemoryBytes == 0 {
+		config.QuestionsMemoryBytes = DefaultQuestionsMemoryBytes
+	}
+	e := &Engine{db: db, config: config, programs: make(map[programKey]*program)}
+	e.pool.left.Store(config.QuestionsMemoryBytes)
+	return e
 }
 
 // DB returns the database beneath.
@@ -224,7 +237,10 @@ func (s *Snapshot) question(ctx context.Context, b Budget) question {
 	if b.MemoryBytes == 0 {
 		b.MemoryBytes = s.engine.config.Budget.MemoryBytes
 	}
-	return question{ctx: ctx, program: s.prog, graph: s.graph, stepsMax: b.Steps, memoryMax: b.MemoryBytes}
+	return question{
+		ctx: ctx, program: s.prog, graph: s.graph,
+		stepsMax: b.Steps, memoryMax: b.MemoryBytes, pool: &s.engine.pool,
+	}
 }
 
 // JudgeFilter refuses a filter that names what the schema does not know, since

@@ -27,6 +27,7 @@ func (s *Snapshot) Expand(ctx context.Context, q Expand) (*Tree, error) {
 		return nil, refuse(WildcardSubject, "object.id", "a wildcard is no object to ask about; name one")
 	}
 	question := s.question(ctx, q.Budget)
+	defer question.done()
 	x := &expansion{question: &question, open: make(map[place]bool)}
 	return x.nameOf(n, object)
 }

@@ -44,6 +44,7 @@ func (s *Snapshot) LookupSubjects(ctx context.Context, q LookupSubjects, yield f
 	}
 	w := new(subjectsWalk)
 	w.begin(s.question(ctx, q.Budget), subjectsAlgebra{})
+	defer w.done()
 	w.context = q.Context
 	w.algebra = subjectsAlgebra{w: w, target: target}
 	set, err := w.evaluate(n, object)

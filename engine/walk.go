@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
@@ -153,6 +154,10 @@ type question struct {
 	stepsMax int
 	memory   int64
 	stack    int64
+	// reserved is what the question has taken of the pool; the pool is nil
+	// inside Apply.
+	reserved int64
+	pool     *pool
 	// memoryMax bounds memory. stepsMax is 0 and memoryMax endless inside Apply,
 	// where nothing is ever cut short.
 	memoryMax int64
@@ -180,7 +185,7 @@ func (q *question) step() error {
 	if q.steps&255 == 0 {
 		return q.ctx.Err()
 	}
-	if q.memory > q.memoryMax {
+	if q.memory > q.reserved+unreservedBytes {
 		return q.hold(0)
 	}
 	return nil
@@ -193,8 +198,40 @@ func (q *question) hold(bytes int64) error {
 		return refuse(BudgetExceeded, "", "the question needs more than its budget of %d bytes of memory", q.memoryMax).
 			with("budget_memory_bytes", fmt.Sprint(q.memoryMax))
 	}
+	if q.pool != nil && q.memory > q.reserved+unreservedBytes {
+		return q.reserve()
+	}
 	return nil
 }
+
+// Most questions are small and need no part of the pool; the others take theirs
+// in pieces, so that it is seldom touched.
+const (
+	unreservedBytes = 256 << 10
+	reserveBytes    = 4 << 20
+)
+
+// reserve takes a piece of the memory that all questions share.
+func (q *question) reserve() error {
+	piece := max(reserveBytes, q.memory-q.reserved)
+	if q.pool.left.Add(-piece) < 0 {
+		q.pool.left.Add(piece)
+		return refuse(BudgetExceeded, "", "the memory for large questions is used up by others at the moment; ask again")
+	}
+	q.reserved += piece
+	return nil
+}
+
+// done gives back what the question took of the pool.
+func (q *question) done() {
+	if q.reserved > 0 {
+		q.pool.left.Add(q.reserved)
+		q.reserved = 0
+	}
+}
+
+// A pool is the memory that the large questions of an engine share.
+type pool struct{ left atomic.Int64 }
 
 // descend counts a level of the recursion, ascend the way back.
 func (q *question) descend(bytes int64) error {

@@ -314,6 +314,51 @@ func TestApplyNeverFails(t *testing.T) {
 	wantRefusal(t, "an overlay with a tuple twice", err, engine.Malformed)
 }
 
+// TestQuestionsShareMemory holds that many large questions at once are bounded
+// together, and that each gives back what it took.
+func TestQuestionsShareMemory(t *testing.T) {
+	e, err := enginetest.New(engine.Config{QuestionsMemoryBytes: 6 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := e.Schema(wideSchema); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		var tuples []string
+		for j := range 1000 {
+			tuples = append(tuples, fmt.Sprintf("group:g#member@person:p%d", 1000*i+j))
+		}
+		if err := e.Touch(tuples...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func(inside func() error) error {
+		s, err := e.Snapshot()
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		return s.LookupSubjects(context.Background(), engine.LookupSubjects{
+			Object: graph.Object{Type: "group", ID: "g"}, Name: "member", SubjectType: "person", Limit: 1,
+		}, func(engine.FoundSubject) error { return inside() })
+	}
+	for range 10 {
+		err := ask(func() error {
+			wantRefusal(t, "a second large question", ask(func() error { return nil }), engine.BudgetExceeded)
+			return nil
+		})
+		if err != nil {
+			t.Fatalf("the first large question: %v", err)
+		}
+	}
+}
+
 // TestTraceBudget holds that a trace and a tree count for the budget, with the
 // contexts in them.
 func TestTraceBudget(t *testing.T) {
