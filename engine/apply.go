@@ -303,8 +303,8 @@ func (j *judgement) schema(w *graph.WriteSchema) (*Refusal, error) {
 		}
 	}
 	commit := &graph.SchemaCommit{Text: w.Text}
-	if refusal := storable(compiled); refusal != nil {
-		return refusal, nil
+	if err := Storable(compiled); err != nil {
+		return asRefusal(err)
 	}
 	for _, c := range compiled.Caveats {
 		commit.Caveats = append(commit.Caveats, c.Name)
@@ -322,32 +322,32 @@ func (j *judgement) schema(w *graph.WriteSchema) (*Refusal, error) {
 	return nil, nil
 }
 
-// storable refuses names that the language can write, quoted, and the graph
-// cannot store.
-func storable(s *schema.Schema) *Refusal {
-	check := func(err error) *Refusal {
+// Storable refuses, with SchemaType, names that the language can write in quotes
+// and the graph cannot store. Apply asks it of every schema.
+func Storable(s *schema.Schema) error {
+	check := func(err error) error {
 		if err == nil {
 			return nil
 		}
 		return &Refusal{Reason: SchemaType, Field: "schema", Message: err.Error(), Cause: err}
 	}
 	for _, c := range s.Caveats {
-		if r := check(graph.ValidateCaveat(c.Name)); r != nil {
-			return r
+		if err := check(graph.ValidateCaveat(c.Name)); err != nil {
+			return err
 		}
 	}
 	for _, d := range s.Definitions {
-		if r := check(graph.ValidateType(d.Name)); r != nil {
-			return r
+		if err := check(graph.ValidateType(d.Name)); err != nil {
+			return err
 		}
 		for _, x := range d.Relations {
-			if r := check(graph.ValidateRelation(x.Name)); r != nil {
-				return r
+			if err := check(graph.ValidateRelation(x.Name)); err != nil {
+				return err
 			}
 		}
 		for _, x := range d.Permissions {
-			if r := check(graph.ValidateRelation(x.Name)); r != nil {
-				return r
+			if err := check(graph.ValidateRelation(x.Name)); err != nil {
+				return err
 			}
 		}
 	}

@@ -152,8 +152,10 @@ type question struct {
 	context  schema.Context
 	steps    int
 	stepsMax int
-	memory   int64
-	stack    int64
+	// look is the number of steps at which to look again whether anybody waits.
+	look   int
+	memory int64
+	stack  int64
 	// reserved is what the question has taken of the pool; the pool is nil
 	// inside Apply.
 	reserved int64
@@ -182,8 +184,11 @@ func (q *question) step() error {
 		return refuse(BudgetExceeded, "", "the question needs more than its budget of %d steps", q.stepsMax).
 			with("budget_steps", fmt.Sprint(q.stepsMax))
 	}
-	if q.steps&255 == 0 {
-		return q.ctx.Err()
+	if q.steps >= q.look {
+		q.look = q.steps + 256
+		if err := q.ctx.Err(); err != nil {
+			return err
+		}
 	}
 	if q.memory > q.reserved+unreservedBytes {
 		return q.hold(0)
@@ -337,6 +342,10 @@ func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
 
 	v, err := w.body(n, object)
 	if err != nil {
+		return v, err
+	}
+	// On the way back no name is opened, but sets are made.
+	if err := w.step(); err != nil {
 		return v, err
 	}
 	w.ascend(nameBytes)

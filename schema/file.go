@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"fmt"
 	"sort"
 	"strings"
 	"unicode"
@@ -272,7 +273,7 @@ func reservedBy(word string, flags flag) string {
 }
 
 // nameBytesMax bounds the length of every name.
-const nameBytesMax = 256
+const nameBytesMax = 128
 
 // plainName reports whether the name needs no quotes. In an expression a dash is
 // an operator, so names with one are not plain there.
@@ -309,7 +310,7 @@ func checkName(name string) string {
 	case name == "":
 		return "a name may not be empty"
 	case len(name) > nameBytesMax:
-		return "a name may have at most 256 bytes"
+		return fmt.Sprintf("a name may have at most %d bytes", nameBytesMax)
 	case !utf8.ValidString(name):
 		return "a name must be valid UTF-8"
 	}

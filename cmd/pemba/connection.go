@@ -103,6 +103,12 @@ func (c *consistency) addFlags(cmd *cobra.Command) {
 	f.StringVar(&c.at, "at", "", "answer from the state at this `zookie`")
 	f.BoolVar(&c.linearizable, "linearizable", false, "answer from a state that holds everything acknowledged before")
 	before(cmd, func() error {
+		for _, name := range []string{"at-least", "at"} {
+			if flag := f.Lookup(name); flag.Changed && flag.Value.String() == "" {
+				// An unset variable in a script must not drop what it asks for.
+				return fmt.Errorf("--%s is empty; leave it out for the newest state", name)
+			}
+		}
 		if c.atLeast != "" && c.at != "" || c.linearizable && c.atLeast+c.at != "" {
 			return errors.New("--at-least, --at and --linearizable exclude each other")
 		}

@@ -43,7 +43,15 @@ in their turn. Caveats are shown, not evaluated.`,
 					Zookie string    `json:"zookie"`
 				}{newTreeJSON(answer.GetTree()), answer.GetExpandedAt().GetToken()})
 			}
-			return printTree(cmd, withoutEmpty(answer.GetTree()), 0)
+			asked, shown := answer.GetTree(), withoutEmpty(answer.GetTree())
+			if shown.GetName() != asked.GetName() || objectText(shown.GetObject()) != objectText(asked.GetObject()) {
+				// All of it comes from one other place; what was asked stands above.
+				shown = &pembav1.Tree{
+					Object: asked.GetObject(), Name: asked.GetName(),
+					Operation: pembav1.Tree_OPERATION_UNION, Children: []*pembav1.Tree{shown},
+				}
+			}
+			return printTree(cmd, shown, 0)
 		})
 	}
 	return cmd

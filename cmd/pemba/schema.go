@@ -10,6 +10,7 @@ import (
 
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/schema"
 )
 
@@ -44,7 +45,10 @@ func compileSchema(cmd *cobra.Command, name string) (*schema.File, *schema.Schem
 		return nil, nil, err
 	}
 	compiled, err := schema.Compile(file)
-	return file, compiled, placeErrors(name, err)
+	if err != nil {
+		return nil, nil, placeErrors(name, err)
+	}
+	return file, compiled, engine.Storable(compiled)
 }
 
 // placeErrors puts the folder of the named file before the file names in the
@@ -82,8 +86,8 @@ func newSchemaWrite() *cobra.Command {
 		Use:   "write FILE",
 		Short: "Make a file the store's schema",
 		Long: `Write makes the schema in FILE ("-" for the standard input) the store's. It is
-refused when stored tuples would no longer fit. Imports are resolved beforehand;
-the server then gets one text in canonical form.`,
+refused when stored tuples would no longer fit. A file goes as it is written; one
+with imports goes as one text in canonical form.`,
 		Example: "  pemba schema write schema.pemba",
 		Args:    arguments(1, 1, "FILE"),
 	}

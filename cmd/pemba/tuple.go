@@ -331,7 +331,7 @@ The form follows from the name, or from --format:
           are skipped
 
 ` + tupleForm,
-		Example: "  pemba tuple import tuples.txt\n  pemba tuple export --format csv | pemba tuple import --format csv --store other -",
+		Example: "  pemba tuple import tuples.txt\n  pemba tuple export --format csv | pemba tuple import --format csv --addr 127.0.0.1:50061 -",
 		Args:    arguments(1, 1, "FILE"),
 	}
 	conn.addFlags(cmd)

@@ -246,7 +246,7 @@ func (l *loader) schema(root, text, file *yaml.Node) {
 	}
 	full := path.Join(path.Dir(l.file.Name), name)
 	// Imports of the schema may not leave its folder.
-	dir, err := fs.Sub(l.fsys, path.Dir(full))
+	dir, err := subFolder(l.fsys, path.Dir(full))
 	if err != nil {
 		l.failf(file.Line, "schemaFile %q cannot be read: %v", name, err)
 		return
@@ -495,4 +495,13 @@ func parseMarkedSubject(text string) (graph.Subject, bool, error) {
 	text, conditional := strings.CutSuffix(strings.TrimSpace(text), "[...]")
 	s, err := graph.ParseSubject(withoutEllipsis(text))
 	return s, conditional, err
+}
+
+// subFolder is fs.Sub, but lets a file system that knows names of its own (those
+// of a command line) have them.
+func subFolder(fsys fs.FS, dir string) (fs.FS, error) {
+	if s, ok := fsys.(fs.SubFS); ok {
+		return s.Sub(dir)
+	}
+	return fs.Sub(fsys, dir)
 }
