@@ -1,5 +1,5 @@
-// Pemba is a permission graph database in one binary: the server, the commands
-// that speak to it, and the tools that need none.
+// Command pemba is a permission graph database in one binary: the server, the
+// commands that speak to it, and the tools that need none.
 //
 // The file main.go holds the root command and what all commands share; each
 // verb has a file of its own.
