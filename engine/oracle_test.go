@@ -113,9 +113,7 @@ func runWorld(t *testing.T, w *world, m *mix) {
 			}
 		}
 		at := moment{revision: e.Engine.DB().Applied().Revision}
-		for _, tuple := range sorted(model) {
-			at.tuples = append(at.tuples, tuple)
-		}
+		at.tuples = sorted(model)
 		moments = append(moments, at)
 		if w.oneIn(3) {
 			if err := e.Restart(); err != nil {
@@ -202,17 +200,15 @@ func change(e *enginetest.Env, w *world, model map[string]graph.Tuple, fail func
 		}
 	}
 	if w.oneIn(5) && len(model) > 0 {
-		for _, t := range sorted(model) {
-			c := graph.Precondition{Filter: graph.Filter{
-				ObjectType: t.Object.Type, ObjectID: t.Object.ID, Relation: t.Relation,
-				SubjectType: t.Subject.Type, SubjectID: t.Subject.ID, SubjectRelation: &t.Subject.Relation,
-			}, MustNotMatch: w.oneIn(2)}
-			if _, there := stored(t); there == c.MustNotMatch {
-				want = "PRECONDITION_FAILED"
-			}
-			mutation.Preconditions = append(mutation.Preconditions, c)
-			break
+		t := sorted(model)[w.IntN(len(model))]
+		c := graph.Precondition{Filter: graph.Filter{
+			ObjectType: t.Object.Type, ObjectID: t.Object.ID, Relation: t.Relation,
+			SubjectType: t.Subject.Type, SubjectID: t.Subject.ID, SubjectRelation: &t.Subject.Relation,
+		}, MustNotMatch: w.oneIn(2)}
+		if _, there := stored(t); there == c.MustNotMatch {
+			want = "PRECONDITION_FAILED"
 		}
+		mutation.Preconditions = append(mutation.Preconditions, c)
 	}
 	if len(mutation.Updates) == 0 {
 		return true // a world whose types store nearly nothing
