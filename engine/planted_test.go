@@ -130,7 +130,7 @@ func TestPlantedBugs(t *testing.T) {
 			if out, err := run("test", "-c", "-o", binary, "-overlay", overlayFile, "."); err != nil {
 				t.Fatalf("the planted bug does not compile: %v\n%s", err, out)
 			}
-			cmd := exec.Command(binary, "-test.run", "^(TestTwin|TestWide)$", "-test.timeout", "60s", "-questions", "20000", "-seed", "7")
+			cmd := exec.Command(binary, "-test.run", "^(TestTwin|TestWide)$", "-test.timeout", "120s", "-questions", "60000", "-seed", "7")
 			cmd.Env = append(os.Environ(), "PEMBA_PLANTED=1")
 			out, err := cmd.CombinedOutput()
 			if err == nil {
