@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestMain makes the test binary a server where the driver starts it as one.
+func TestMain(m *testing.M) {
+	if spec := os.Getenv(serveVariable); spec != "" {
+		if err := serve(spec, os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// TestRun runs the smallest workloads with real servers: the table and the JSON
+// lines must show calls of both.
+func TestRun(t *testing.T) {
+	lines := filepath.Join(t.TempDir(), "figures.jsonl")
+	var table bytes.Buffer
+	args := []string{
+		"--run", "^business/10k/check/view/(hot|cold)/callers=16$", "--rounds", "2", "--seconds", "0.05",
+		"--json", lines, "--dir", t.TempDir(), "--profile", t.TempDir(),
+	}
+	if err := drive(args, &table); err != nil {
+		t.Fatalf("%v\n%s", err, &table)
+	}
+	for _, want := range []string{
+		"business/10k/load by writes: 10002 tuples", "hot/callers=16", "cold/callers=16", "p50/echo", "resident after questions",
+	} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("the table does not show %q:\n%s", want, &table)
+		}
+	}
+	file, err := os.Open(lines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := file.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	found := 0
+	for scanner := bufio.NewScanner(file); scanner.Scan(); {
+		var m measure
+		if err := json.Unmarshal(scanner.Bytes(), &m); err != nil {
+			t.Fatalf("%v: %s", err, scanner.Bytes())
+		}
+		if m.Measure != measureCalls {
+			continue
+		}
+		found++
+		if m.Median <= 0 || m.Rounds != 2 || m.Echo == nil || m.Echo.Median <= 0 || m.Ratio == nil || m.Unit != "1/s" ||
+			m.Parameters["callers"] != 16.0 || m.Min > m.Median || m.Median > m.Max {
+			t.Errorf("a line is wrong: %s", scanner.Bytes())
+		}
+	}
+	if found != 2 {
+		t.Errorf("the JSON lines have the calls of %d workloads; want 2", found)
+	}
+}
+
+// TestWrongAnswer holds that a wrong answer ends a run: here the questions claim
+// the opposite of what is right.
+func TestWrongAnswer(t *testing.T) {
+	const name = "liar"
+	liar := *models["depth"]
+	liar.generate = func(size int, seed uint64) *dataset {
+		data := generateDepth(size, seed)
+		next := data.checks["groups=1"].next
+		data.checks["groups=1"].next = func(r *rand.Rand, allowed bool) question {
+			q := next(r, allowed)
+			q.allowed = !q.allowed
+			return q
+		}
+		return data
+	}
+	models[name] = &liar
+	defer delete(models, name)
+	c, err := parse([]string{"--rounds", "1", "--seconds", "0.05", "--dir", t.TempDir()}, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &driver{config: c}
+	if d.report, err = newReport(c); err != nil {
+		t.Fatal(err)
+	}
+	if d.echo, err = launch(serveSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := d.echo.stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	err = d.runGroup(context.Background(), []workload{{
+		source: source{model: name, size: 200, byWrites: true}, kind: check, ask: "groups=1", callers: 2, questions: hotQuestions,
+	}})
+	if err == nil || !strings.Contains(err.Error(), "wrong answer") {
+		t.Errorf("a wrong answer gives: %v", err)
+	}
+}
+
+// TestOpenLoop holds that a server that stands still is charged with the calls
+// that should have been made meanwhile, and that no call is lost.
+func TestOpenLoop(t *testing.T) {
+	const (
+		rate   = 1000.0
+		length = 100 * time.Millisecond
+		still  = 50 * time.Millisecond
+	)
+	var made atomic.Uint64
+	begin := time.Now()
+	loop, pace := openLoop(t.Context(), begin, begin.Add(length), rate, 1, func(_ context.Context, _ *caller, i uint64) error {
+		if i == 0 {
+			time.Sleep(still)
+		}
+		made.Add(1)
+		return nil
+	})
+	go pace()
+	var c caller
+	if err := loop(t.Context(), &c); err != nil {
+		t.Fatal(err)
+	}
+	if want := uint64(rate * length.Seconds()); c.latency.count != want || made.Load()+c.unsent != want {
+		t.Errorf("%d calls are counted, %d made and %d unsent; want %d", c.latency.count, made.Load(), c.unsent, want)
+	}
+	// The calls that were due in the first half of the pause waited for at least
+	// its other half; without charging them one call would be slow.
+	if quarter := c.latency.quantile(0.76); quarter < still/2 {
+		t.Errorf("three quarters of the calls took at most %v; a quarter should have waited %v", quarter, still/2)
+	}
+}
+
+// TestOpenLoopOverload holds that an overloaded server ends a slice in time, and
+// that the calls that could not be sent are counted.
+func TestOpenLoopOverload(t *testing.T) {
+	const length = 20 * time.Millisecond
+	begin := time.Now()
+	loop, pace := openLoop(t.Context(), begin, begin.Add(length), 2000, 1, func(context.Context, *caller, uint64) error {
+		time.Sleep(5 * time.Millisecond)
+		return nil
+	})
+	go pace()
+	var c caller
+	if err := loop(t.Context(), &c); err != nil {
+		t.Fatal(err)
+	}
+	if c.latency.count != 40 || c.unsent == 0 {
+		t.Errorf("%d calls are counted and %d unsent; want 40 and some", c.latency.count, c.unsent)
+	}
+}
