@@ -10,6 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -292,15 +293,64 @@ func (l *Limits) setReasons(m *graph.Mutation, actor string, metadata *structpb.
 	return err
 }
 
-// toStore resolves the name of a store. There is one, the default.
-func toStore(name string) (graph.StoreID, error) {
-	if name == "" || name == DefaultStoreName {
-		return graph.DefaultStore, nil
+// toStoreChange converts the settings that are set.
+func toStoreChange(p *pembav1.StoreSettings) (*graph.StoreChange, error) {
+	var c graph.StoreChange
+	var err error
+	if c.History, err = toRetention("history", p.GetHistory()); err != nil {
+		return nil, err
 	}
-	if err := checkText("store", name, storeBytesMax); err != nil {
-		return 0, err
+	if c.Log, err = toRetention("log", p.GetLog()); err != nil {
+		return nil, err
 	}
-	return 0, unknownStore(name)
+	if p != nil {
+		c.TuplesMax, c.CallsPerSecond = p.TuplesMax, p.CallsPerSecond
+	}
+	return &c, nil
+}
+
+// toRetention converts a retention; nil stays nil.
+func toRetention(field string, p *pembav1.Retention) (*graph.Retention, error) {
+	if p == nil {
+		return nil, nil
+	}
+	var r graph.Retention
+	switch kept := p.GetKept().(type) {
+	case *pembav1.Retention_Forever:
+		if !kept.Forever {
+			return nil, malformed(field+".forever", "it is false; set it to true, or set a duration")
+		}
+		r = graph.Forever
+	case *pembav1.Retention_Duration:
+		d := kept.Duration
+		if err := d.CheckValid(); err != nil {
+			return nil, malformed(field+".duration", "it is out of range; a second to 315,576,000,000 seconds are allowed")
+		}
+		// time.Duration would end at 292 years.
+		r = graph.Retention(d.GetSeconds()*1_000_000 + int64(d.GetNanos())/1000)
+		if r < graph.MinRetention {
+			return nil, malformed(field+".duration", "it is %v; at least a second is allowed", d.AsDuration())
+		}
+	default:
+		return nil, malformed(field, "it is empty; a duration, or forever, is allowed")
+	}
+	return &r, nil
+}
+
+// setSettings applies a change to settings.
+func setSettings(settings *graph.StoreSettings, c *graph.StoreChange) {
+	if c.History != nil {
+		settings.History = *c.History
+	}
+	if c.Log != nil {
+		settings.Log = *c.Log
+	}
+	if c.TuplesMax != nil {
+		settings.TuplesMax = *c.TuplesMax
+	}
+	if c.CallsPerSecond != nil {
+		settings.CallsPerSecond = *c.CallsPerSecond
+	}
 }
 
 // toConsistency turns a zookie into the state a read needs.
@@ -325,6 +375,11 @@ func toConsistency(p *pembav1.Consistency, clusterID [16]byte) (cluster.Consiste
 		c.Mode, field, token = cluster.AtLeast, "consistency.at_least_as_fresh", r.AtLeastAsFresh
 	case *pembav1.Consistency_ExactlyAt:
 		c.Mode, field, token = cluster.Exactly, "consistency.exactly_at", r.ExactlyAt
+	case *pembav1.Consistency_AsOf:
+		c.Mode = cluster.AsOf
+		var err error
+		c.Instant, err = toInstant("consistency.as_of", r.AsOf)
+		return c, err
 	}
 	z, err := parseZookie(token, clusterID)
 	if err != nil {
@@ -517,7 +572,158 @@ func toLimit(limit uint32) (int, error) {
 	return int(limit), nil
 }
 
+// toPageLimit converts how many entries of a list are wanted.
+func toPageLimit(limit uint32) (int, error) {
+	switch {
+	case limit == 0:
+		return pageDefault, nil
+	case limit > pageMax:
+		return 0, malformed("limit", "it is %d; 0 (which means %d) to %d are allowed", limit, pageDefault, pageMax)
+	}
+	return int(limit), nil
+}
+
+// The sizes of a page of a list.
+const (
+	pageDefault = 100
+	pageMax     = 1000
+)
+
+// toChangeFilters converts filters of changes. There is none among them that
+// passes everything.
+func toChangeFilters(filters []*pembav1.ChangeFilter) ([]graph.Filter, error) {
+	if len(filters) > changeFiltersMax {
+		return nil, tooMany("filters", "TOO_MANY_FILTERS", len(filters), changeFiltersMax)
+	}
+	result := make([]graph.Filter, len(filters))
+	for i, p := range filters {
+		at := fmt.Sprintf("filters[%d]", i)
+		tuples := &pembav1.TupleFilter{
+			ObjectType: p.GetObjectType(), ObjectId: p.GetObjectId(), Relation: p.GetRelation(),
+			SubjectType: p.GetSubjectType(), SubjectId: p.GetSubjectId(),
+		}
+		if p != nil {
+			tuples.SubjectRelation = p.SubjectRelation
+		}
+		f, err := toFilter(tuples)
+		if err != nil {
+			return nil, within(at, err)
+		}
+		if isEmpty(f) {
+			return nil, malformed(at, "it is empty; leave all filters out to be told of every change")
+		}
+		result[i] = f
+	}
+	return result, nil
+}
+
+// changeFiltersMax bounds the filters of one watch.
+const changeFiltersMax = 100
+
 // From here on: what goes out.
+
+func fromStore(info graph.StoreInfo) *pembav1.Store {
+	tuplesMax, calls := info.Settings.TuplesMax, info.Settings.CallsPerSecond
+	return &pembav1.Store{
+		Name: info.Name, CreatedAt: fromInstant(info.CreatedAt), Tuples: info.Tuples,
+		Settings: &pembav1.StoreSettings{
+			History: fromRetention(info.Settings.History), Log: fromRetention(info.Settings.Log),
+			TuplesMax: &tuplesMax, CallsPerSecond: &calls,
+		},
+		OldestHistory: fromInstant(info.OldestHistoryAt), OldestChange: fromInstant(info.OldestLogAt),
+	}
+}
+
+func fromRetention(r graph.Retention) *pembav1.Retention {
+	if r == graph.Forever {
+		return &pembav1.Retention{Kept: &pembav1.Retention_Forever{Forever: true}}
+	}
+	d := &durationpb.Duration{Seconds: int64(r) / 1_000_000, Nanos: int32(int64(r) % 1_000_000 * 1000)}
+	return &pembav1.Retention{Kept: &pembav1.Retention_Duration{Duration: d}}
+}
+
+// fromInstant returns a moment, or nil for none.
+func fromInstant(i graph.Instant) *timestamppb.Timestamp {
+	if i == 0 {
+		return nil
+	}
+	return timestamppb.New(i.Time())
+}
+
+// fromMetadata returns the metadata of a change, which is a JSON object or nil.
+func fromMetadata(metadata []byte) (*structpb.Struct, error) {
+	if len(metadata) == 0 {
+		return nil, nil
+	}
+	var m map[string]any
+	if err := json.Unmarshal(metadata, &m); err != nil {
+		return nil, fmt.Errorf("the metadata of a change is not a JSON object: %w", err)
+	}
+	return structpb.NewStruct(m)
+}
+
+var changeKinds = map[graph.ChangeKind]pembav1.Change_Kind{
+	graph.Created:  pembav1.Change_KIND_CREATED,
+	graph.Replaced: pembav1.Change_KIND_REPLACED,
+	graph.Deleted:  pembav1.Change_KIND_DELETED,
+	graph.Expired:  pembav1.Change_KIND_EXPIRED,
+}
+
+func fromChange(c *graph.LoggedChange, sequence uint64) (*pembav1.Change, error) {
+	tuple, err := TupleMessage(c.Tuple)
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.Change{Kind: changeKinds[c.Kind], Tuple: tuple, Sequence: sequence}, nil
+}
+
+func fromSchemaChanges(changes []schema.Change) []*pembav1.SchemaChange {
+	result := make([]*pembav1.SchemaChange, len(changes))
+	for i, c := range changes {
+		p := &pembav1.SchemaChange{
+			Kind: c.Kind.String(), Definition: c.Definition, Caveat: c.Caveat, Name: c.Name, From: c.Old, To: c.New, Text: c.String(),
+		}
+		switch c.Kind {
+		case schema.SubjectTypeAdded:
+			p.To = c.Subject.String()
+		case schema.SubjectTypeRemoved:
+			p.From = c.Subject.String()
+		default:
+		}
+		result[i] = p
+	}
+	return result
+}
+
+func fromAffected(affected []schema.AffectedPermission) []*pembav1.AffectedPermission {
+	result := make([]*pembav1.AffectedPermission, len(affected))
+	for i, a := range affected {
+		result[i] = &pembav1.AffectedPermission{Definition: a.Definition, Permission: a.Permission, Rewritten: a.Rewritten}
+	}
+	return result
+}
+
+func fromStored(k engine.StoredKind) *pembav1.StoredKind {
+	return &pembav1.StoredKind{Type: k.Type, Relation: k.Relation, Subject: k.Subject.String(), Count: k.Count}
+}
+
+func fromTrial(t engine.Trial) *pembav1.TrySchemaResponse {
+	response := &pembav1.TrySchemaResponse{
+		Accepted: t.Refusal == nil && len(t.Misfits) == 0,
+		Changes:  fromSchemaChanges(t.Changes), Affected: fromAffected(t.Affected),
+	}
+	if t.Refusal != nil {
+		// A refusal is no fault.
+		response.Error, _ = toItemError(t.Refusal)
+	}
+	for _, m := range t.Misfits {
+		response.Misfits = append(response.Misfits, &pembav1.Misfit{Stored: fromStored(m.StoredKind), Why: m.Why, Sample: m.Sample})
+	}
+	for _, k := range t.Stored {
+		response.Stored = append(response.Stored, fromStored(k))
+	}
+	return response
+}
 
 // ObjectMessage returns o as a message.
 func ObjectMessage(o graph.Object) *pembav1.Object { return &pembav1.Object{Type: o.Type, Id: o.ID} }

@@ -98,6 +98,8 @@ func FuzzRequests(f *testing.F) {
 		func() proto.Message { return new(pembav1.LookupResourcesRequest) },
 		func() proto.Message { return new(pembav1.LookupSubjectsRequest) },
 		func() proto.Message { return new(pembav1.ReadTuplesRequest) },
+		func() proto.Message { return new(pembav1.CreateStoreRequest) },
+		func() proto.Message { return new(pembav1.WatchRequest) },
 	}
 	seed := &pembav1.WriteTuplesRequest{}
 	if err := prototext.Unmarshal([]byte(`
@@ -157,7 +159,6 @@ func convertAll(m proto.Message) []error {
 		add(toCheck(r.GetObject(), r.GetPermission(), r.GetSubject()))
 		add(l.toContext(r.GetContext()))
 		add(toConsistency(r.GetConsistency(), [16]byte{1}))
-		add(toStore(r.GetStore()))
 	case *pembav1.CheckBulkRequest:
 		for _, item := range r.GetItems() {
 			add(toCheck(item.GetObject(), item.GetPermission(), item.GetSubject()))
@@ -171,6 +172,15 @@ func convertAll(m proto.Message) []error {
 	case *pembav1.ReadTuplesRequest:
 		add(toFilter(r.GetFilter()))
 		add(toLimit(r.GetLimit()))
+	case *pembav1.CreateStoreRequest:
+		c, err := toStoreChange(r.GetSettings())
+		if err == nil {
+			c.Operation, c.Name = graph.CreateStore, "x"
+			err = (&graph.Mutation{StoreChange: c}).Validate()
+		}
+		add(nil, err)
+	case *pembav1.WatchRequest:
+		add(toChangeFilters(r.GetFilters()))
 	}
 	return errs
 }

@@ -69,9 +69,11 @@ func testServer(t testing.TB, c Config) *Server {
 // A testClient has all services on one connection.
 type testClient struct {
 	conn *grpc.ClientConn
+	pembav1.StoreServiceClient
 	pembav1.SchemaServiceClient
 	pembav1.TupleServiceClient
 	pembav1.PermissionServiceClient
+	pembav1.WatchServiceClient
 }
 
 func dial(t testing.TB, s *Server, options ...grpc.DialOption) *testClient {
@@ -88,7 +90,8 @@ func dial(t testing.TB, s *Server, options ...grpc.DialOption) *testClient {
 		}
 	})
 	return &testClient{
-		conn, pembav1.NewSchemaServiceClient(conn), pembav1.NewTupleServiceClient(conn), pembav1.NewPermissionServiceClient(conn),
+		conn, pembav1.NewStoreServiceClient(conn), pembav1.NewSchemaServiceClient(conn), pembav1.NewTupleServiceClient(conn),
+		pembav1.NewPermissionServiceClient(conn), pembav1.NewWatchServiceClient(conn),
 	}
 }
 

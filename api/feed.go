@@ -11,15 +11,15 @@ import (
 )
 
 // feed runs produce and sends what it puts out, in order. The two run side by
-// side, a bounded number of results apart, so that a client that takes nothing
+// side, at most ahead results apart, so that a client that takes nothing
 // for longer than stall makes produce end, and with it the snapshot it holds,
 // even while the sending is stuck in the connection's flow control.
 //
 // produce must return soon after its put failed, with that error. A panic in it
 // becomes one here.
-func feed[T any](ctx context.Context, stall time.Duration, produce func(ctx context.Context, put func(T) error) error, send func(T) error) error {
+func feed[T any](ctx context.Context, stall time.Duration, ahead int, produce func(ctx context.Context, put func(T) error) error, send func(T) error) error {
 	ctx, cancel := context.WithCancel(ctx)
-	results := make(chan T, sendAheadResults)
+	results := make(chan T, ahead)
 	var failed error
 	var panicked any
 	done := make(chan struct{})

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -25,9 +26,11 @@ const healthPause = 500 * time.Millisecond
 // healthNames are the services it knows; the empty name is the whole server.
 var healthNames = map[string]bool{
 	"": true,
+	pembav1.StoreService_ServiceDesc.ServiceName:      true,
 	pembav1.SchemaService_ServiceDesc.ServiceName:     true,
 	pembav1.TupleService_ServiceDesc.ServiceName:      true,
 	pembav1.PermissionService_ServiceDesc.ServiceName: true,
+	pembav1.WatchService_ServiceDesc.ServiceName:      true,
 }
 
 func (h *healthService) status() grpc_health_v1.HealthCheckResponse_ServingStatus {
@@ -79,10 +82,10 @@ func (h *healthService) Watch(r *grpc_health_v1.HealthCheckRequest, stream grpc_
 	}
 }
 
-// httpHandler serves /healthz, which says that the process lives, and /readyz,
-// which says whether it may be given work. Neither asks for a key.
+// httpHandler serves /healthz, which says that the process lives, /readyz, which
+// says whether it may be given work, both without a key; /metrics; and the HTTP
+// form of the protocol.
 func (s *Server) httpHandler() http.Handler {
-	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, code int, text string) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("Cache-Control", "no-store")
@@ -91,15 +94,33 @@ func (s *Server) httpHandler() http.Handler {
 		// The prober has gone when this fails; there is no one to tell.
 		_, _ = w.Write([]byte(text + "\n"))
 	}
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, "ok")
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := s.ready(); err != nil {
-			answer(w, http.StatusServiceUnavailable, "not ready: "+err.Error())
-			return
+	metrics := s.metricsHandler()
+	// http.ServeMux would answer some paths with redirections and errors of its own
+	// form.
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-s.stopping:
+			w.Header().Set("Connection", "close") // See drain.
+		default:
 		}
-		answer(w, http.StatusOK, "ready")
+		read := r.Method == http.MethodGet || r.Method == http.MethodHead
+		switch path := r.URL.Path; {
+		case strings.HasPrefix(path, httpPrefix):
+			s.gateway.ServeHTTP(w, r)
+		case path != "/healthz" && path != "/readyz" && path != "/metrics":
+			s.refusePath(w, r)
+		case !read:
+			s.refuseMethod(w, r, "GET")
+		case path == "/metrics":
+			metrics.ServeHTTP(w, r)
+		case path == "/healthz":
+			answer(w, http.StatusOK, "ok")
+		default:
+			if err := s.ready(); err != nil {
+				answer(w, http.StatusServiceUnavailable, "not ready: "+err.Error())
+				return
+			}
+			answer(w, http.StatusOK, "ready")
+		}
 	})
-	return mux
 }

@@ -2,15 +2,18 @@ package api
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/pembadb/pemba/engine"
 )
 
-// Limits bound what one request may ask. A zero field means the default that
-// its comment gives; DefaultLimits has them all.
+// Limits bound what callers may ask. A zero field means the default that its
+// comment gives; DefaultLimits has them all. docs/limits.md lists every limit of
+// the product, those that are no settings as well.
 type Limits struct {
-	// RequestBytes bounds the encoded size of a request: 8 MiB.
+	// RequestBytes bounds the encoded size of one message of a request, and of
+	// its JSON form: 8 MiB. A chunk of an import is such a message.
 	RequestBytes int
 	// SchemaBytes bounds the text of a schema: 768 KiB. A schema is one entry of
 	// the log, whose entries are bounded too: see cluster.Config.EntryBytesMax.
@@ -23,6 +26,8 @@ type Limits struct {
 	Deletes int
 	// Checks bounds the items of a bulk check: 1000.
 	Checks int
+	// ImportTuples bounds the tuples of one message of an import: 10,000.
+	ImportTuples int
 	// ContextBytes bounds the context of a question, as JSON: 64 KiB.
 	ContextBytes int
 	// TupleContextBytes bounds the context a tuple carries, as JSON: 25,000.
@@ -33,11 +38,30 @@ type Limits struct {
 	// the engine: 10,000,000 and 256 MiB.
 	Steps       int
 	MemoryBytes int64
+	// Stores bounds how many stores there may be: 1000. It is judged by the node
+	// that is asked to make one, so that requests at once may exceed it a little.
+	Stores int
+	// Watches bounds the watches that the node has open: 1000.
+	Watches int
+	// WatchHeartbeat is after how long without a change a watch says that it is
+	// alive: 10 s.
+	WatchHeartbeat time.Duration
+	// Connections bounds the open connections of each of the two addresses:
+	// 10,000. One beyond is closed at once.
+	Connections int
 	// Streams bounds the calls that one connection may have open: 1000.
 	Streams int
 	// StreamStall bounds how long an answer waits for a client that takes no
-	// results: 30 s. The stream then ends, so that the state it reads is let go.
+	// results, and an import over HTTP for one that sends none: 30 s. The call
+	// then ends, so that the state it holds is let go.
 	StreamStall time.Duration
+	// CallTimeout is the deadline of a call that names none, if it has one
+	// answer and not a stream of them: 60 s.
+	CallTimeout time.Duration
+	// CallsPerSecond bounds the calls that one key may make, on average over a
+	// second or so; zero means any number. A store has such a limit too, in its
+	// settings.
+	CallsPerSecond int
 }
 
 // DefaultLimits returns the limits that hold where nothing else is said.
@@ -49,11 +73,17 @@ func DefaultLimits() Limits {
 		Preconditions:     1000,
 		Deletes:           10_000,
 		Checks:            1000,
+		ImportTuples:      10_000,
 		ContextBytes:      64 << 10,
 		TupleContextBytes: 25_000,
 		MetadataBytes:     65_000,
+		Stores:            1000,
+		Watches:           1000,
+		WatchHeartbeat:    10 * time.Second,
+		Connections:       10_000,
 		Streams:           1000,
 		StreamStall:       30 * time.Second,
+		CallTimeout:       time.Minute,
 	}
 }
 
@@ -65,6 +95,8 @@ const (
 	cursorBytesMax   = 16 << 10
 	pageTuples       = 256
 	keyBytesMax      = 4096
+	keysMax          = 1000
+	fileBytesMax     = 4 << 20
 	headerBytesMax   = 64 << 10
 	sendAheadResults = 128
 )
@@ -82,17 +114,30 @@ func (l Limits) withDefaults() Limits {
 		{&l.Preconditions, d.Preconditions},
 		{&l.Deletes, d.Deletes},
 		{&l.Checks, d.Checks},
+		{&l.ImportTuples, d.ImportTuples},
 		{&l.ContextBytes, d.ContextBytes},
 		{&l.TupleContextBytes, d.TupleContextBytes},
 		{&l.MetadataBytes, d.MetadataBytes},
+		{&l.Stores, d.Stores},
+		{&l.Watches, d.Watches},
+		{&l.Connections, d.Connections},
 		{&l.Streams, d.Streams},
 	} {
 		if *f.value == 0 {
 			*f.value = f.otherwise
 		}
 	}
-	if l.StreamStall == 0 {
-		l.StreamStall = d.StreamStall
+	for _, f := range []struct {
+		value     *time.Duration
+		otherwise time.Duration
+	}{
+		{&l.WatchHeartbeat, d.WatchHeartbeat},
+		{&l.StreamStall, d.StreamStall},
+		{&l.CallTimeout, d.CallTimeout},
+	} {
+		if *f.value == 0 {
+			*f.value = f.otherwise
+		}
 	}
 	return l
 }
@@ -101,31 +146,42 @@ func (l Limits) withDefaults() Limits {
 // wire. Zero is allowed and means the default.
 func (l Limits) Validate() error {
 	for _, f := range []struct {
-		name  string
-		value int64
+		name       string
+		value, max int64
 	}{
-		{"request bytes", int64(l.RequestBytes)},
-		{"schema bytes", int64(l.SchemaBytes)},
-		{"updates", int64(l.Updates)},
-		{"preconditions", int64(l.Preconditions)},
-		{"deletes", int64(l.Deletes)},
-		{"checks", int64(l.Checks)},
-		{"context bytes", int64(l.ContextBytes)},
-		{"tuple context bytes", int64(l.TupleContextBytes)},
-		{"metadata bytes", int64(l.MetadataBytes)},
-		{"streams", int64(l.Streams)},
+		{"request bytes", int64(l.RequestBytes), 1 << 30},
+		{"schema bytes", int64(l.SchemaBytes), 1 << 30},
+		{"updates", int64(l.Updates), 1 << 30},
+		{"preconditions", int64(l.Preconditions), 1 << 30},
+		{"deletes", int64(l.Deletes), 1 << 30},
+		{"checks", int64(l.Checks), 1 << 30},
+		{"import tuples", int64(l.ImportTuples), 1 << 30},
+		{"context bytes", int64(l.ContextBytes), 1 << 30},
+		{"tuple context bytes", int64(l.TupleContextBytes), 1 << 30},
+		{"metadata bytes", int64(l.MetadataBytes), 1 << 30},
+		{"steps", int64(l.Steps), math.MaxInt64},
+		{"memory bytes", l.MemoryBytes, math.MaxInt64},
+		{"stores", int64(l.Stores), 1 << 30},
+		{"watches", int64(l.Watches), 1 << 30},
+		{"connections", int64(l.Connections), 1 << 30},
+		{"streams", int64(l.Streams), 1 << 30},
+		{"calls per second", int64(l.CallsPerSecond), 1 << 30},
 	} {
-		if f.value < 0 || f.value > 1<<30 {
-			return fmt.Errorf("limit of %s: %d is out of range; allowed are 0 (the default) to %d", f.name, f.value, 1<<30)
+		if f.value < 0 || f.value > f.max {
+			return fmt.Errorf("limit of %s: %d is out of range; allowed are 0 (the default) to %d", f.name, f.value, f.max)
 		}
 	}
-	switch {
-	case l.Steps < 0:
-		return fmt.Errorf("limit of steps: %d is negative; allowed are 0 (the default) and more", l.Steps)
-	case l.MemoryBytes < 0:
-		return fmt.Errorf("limit of memory bytes: %d is negative; allowed are 0 (the default) and more", l.MemoryBytes)
-	case l.StreamStall < 0:
-		return fmt.Errorf("limit of stream stall: %v is negative; allowed are 0 (the default) and more", l.StreamStall)
+	for _, f := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"watch heartbeat", l.WatchHeartbeat},
+		{"stream stall", l.StreamStall},
+		{"call timeout", l.CallTimeout},
+	} {
+		if f.value != 0 && f.value < time.Millisecond || f.value > 24*time.Hour {
+			return fmt.Errorf("limit of %s: %v is out of range; allowed are 0 (the default) and 1ms to 24h", f.name, f.value)
+		}
 	}
 	return nil
 }

@@ -19,6 +19,10 @@ type permissionService struct {
 }
 
 func (s *permissionService) Check(ctx context.Context, r *pembav1.CheckRequest) (*pembav1.CheckResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
 	q, err := toCheck(r.GetObject(), r.GetPermission(), r.GetSubject())
 	if err != nil {
 		return nil, err
@@ -28,7 +32,7 @@ func (s *permissionService) Check(ctx context.Context, r *pembav1.CheckRequest) 
 		return nil, err
 	}
 	q.Budget, q.Trace = limits.budget(), r.GetExplain()
-	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), nil)
+	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -48,6 +52,10 @@ func (s *permissionService) Check(ctx context.Context, r *pembav1.CheckRequest) 
 }
 
 func (s *permissionService) CheckBulk(ctx context.Context, r *pembav1.CheckBulkRequest) (*pembav1.CheckBulkResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
 	limits := &s.server.limits
 	items := r.GetItems()
 	if len(items) == 0 {
@@ -80,7 +88,7 @@ func (s *permissionService) CheckBulk(ctx context.Context, r *pembav1.CheckBulkR
 		q.Budget = limits.budget()
 		questions, places = append(questions, q), append(places, i)
 	}
-	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), nil)
+	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -101,11 +109,15 @@ func (s *permissionService) CheckBulk(ctx context.Context, r *pembav1.CheckBulkR
 }
 
 func (s *permissionService) Expand(ctx context.Context, r *pembav1.ExpandRequest) (*pembav1.ExpandResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
 	q, err := s.server.limits.toExpand(r)
 	if err != nil {
 		return nil, err
 	}
-	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), nil)
+	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -123,11 +135,15 @@ func (s *permissionService) Expand(ctx context.Context, r *pembav1.ExpandRequest
 
 func (s *permissionService) LookupResources(r *pembav1.LookupResourcesRequest, stream grpc.ServerStreamingServer[pembav1.LookupResourcesResponse]) error {
 	ctx := stream.Context()
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return err
+	}
 	q, err := s.server.limits.toLookupResources(r)
 	if err != nil {
 		return err
 	}
-	hasher := hashArguments(lookupResources, canonicalStore(r.GetStore()), q.Type, q.Name, q.Subject.Type, q.Subject.ID, q.Subject.Relation)
+	hasher := hashArguments(lookupResources, storeArgument(store), q.Type, q.Name, q.Subject.Type, q.Subject.ID, q.Subject.Relation)
 	if err := hasher.addContext(q.Context); err != nil {
 		return err
 	}
@@ -137,13 +153,17 @@ func (s *permissionService) LookupResources(r *pembav1.LookupResourcesRequest, s
 		return err
 	}
 	q.After = after
-	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), from)
+	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), from)
 	if err != nil {
+		return err
+	}
+	at := s.server.zookie(snapshot)
+	if err := at.announce(stream); err != nil {
+		snapshot.Close()
 		return err
 	}
 	produce := func(ctx context.Context, put func(*pembav1.LookupResourcesResponse) error) error {
 		defer snapshot.Close()
-		at := s.server.zookie(snapshot)
 		lookedUpAt := at.proto()
 		return snapshot.LookupResources(ctx, q, func(found engine.Resource) error {
 			return put(&pembav1.LookupResourcesResponse{
@@ -152,16 +172,20 @@ func (s *permissionService) LookupResources(r *pembav1.LookupResourcesRequest, s
 			})
 		})
 	}
-	return feed(ctx, s.server.limits.StreamStall, produce, stream.Send)
+	return feed(ctx, s.server.limits.StreamStall, sendAheadResults, produce, stream.Send)
 }
 
 func (s *permissionService) LookupSubjects(r *pembav1.LookupSubjectsRequest, stream grpc.ServerStreamingServer[pembav1.LookupSubjectsResponse]) error {
 	ctx := stream.Context()
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return err
+	}
 	q, err := s.server.limits.toLookupSubjects(r)
 	if err != nil {
 		return err
 	}
-	hasher := hashArguments(lookupSubjects, canonicalStore(r.GetStore()), q.Object.Type, q.Object.ID, q.Name, q.SubjectType, q.SubjectRelation)
+	hasher := hashArguments(lookupSubjects, storeArgument(store), q.Object.Type, q.Object.ID, q.Name, q.SubjectType, q.SubjectRelation)
 	if err := hasher.addContext(q.Context); err != nil {
 		return err
 	}
@@ -171,13 +195,17 @@ func (s *permissionService) LookupSubjects(r *pembav1.LookupSubjectsRequest, str
 		return err
 	}
 	q.After = after
-	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), from)
+	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), from)
 	if err != nil {
+		return err
+	}
+	at := s.server.zookie(snapshot)
+	if err := at.announce(stream); err != nil {
+		snapshot.Close()
 		return err
 	}
 	produce := func(ctx context.Context, put func(*pembav1.LookupSubjectsResponse) error) error {
 		defer snapshot.Close()
-		at := s.server.zookie(snapshot)
 		lookedUpAt := at.proto()
 		return snapshot.LookupSubjects(ctx, q, func(found engine.FoundSubject) error {
 			return put(&pembav1.LookupSubjectsResponse{
@@ -187,7 +215,63 @@ func (s *permissionService) LookupSubjects(r *pembav1.LookupSubjectsRequest, str
 			})
 		})
 	}
-	return feed(ctx, s.server.limits.StreamStall, produce, stream.Send)
+	return feed(ctx, s.server.limits.StreamStall, sendAheadResults, produce, stream.Send)
+}
+
+func (s *permissionService) CountResources(ctx context.Context, r *pembav1.CountResourcesRequest) (*pembav1.CountResourcesResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	q, err := s.server.limits.toLookupResources(&pembav1.LookupResourcesRequest{
+		Type: r.GetType(), Permission: r.GetPermission(), Subject: r.GetSubject(), Context: r.GetContext(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	counts, err := snapshot.CountResources(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.CountResourcesResponse{
+		Allowed: uint64(counts.Allowed), Conditional: uint64(counts.Conditional), CountedAt: s.server.zookie(snapshot).proto(),
+	}, nil
+}
+
+func (s *permissionService) CountSubjects(ctx context.Context, r *pembav1.CountSubjectsRequest) (*pembav1.CountSubjectsResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	q, err := s.server.limits.toLookupSubjects(&pembav1.LookupSubjectsRequest{
+		Object: r.GetObject(), Permission: r.GetPermission(),
+		SubjectType: r.GetSubjectType(), SubjectRelation: r.GetSubjectRelation(), Context: r.GetContext(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	counts, wildcard, err := snapshot.CountSubjects(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	decision := engine.Denied
+	if wildcard != nil {
+		decision = wildcard.Decision
+	}
+	return &pembav1.CountSubjectsResponse{
+		Allowed: uint64(counts.Allowed), Conditional: uint64(counts.Conditional),
+		Wildcard: fromDecision(decision), CountedAt: s.server.zookie(snapshot).proto(),
+	}, nil
 }
 
 // resume reads the cursor of a lookup, if there is one.

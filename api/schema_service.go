@@ -2,10 +2,13 @@ package api
 
 import (
 	"context"
+	"errors"
 	"unicode/utf8"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
 )
 
 // schemaService implements pemba.v1.SchemaService.
@@ -14,23 +17,31 @@ type schemaService struct {
 	server *Server
 }
 
+// checkSchema refuses texts that are too large, or no texts.
+func (l *Limits) checkSchema(field, text string) error {
+	if n := len(text); n > l.SchemaBytes {
+		return tooLarge(field, n, l.SchemaBytes)
+	}
+	if !utf8.ValidString(text) {
+		return malformed(field, "it is not valid UTF-8")
+	}
+	return nil
+}
+
 func (s *schemaService) WriteSchema(ctx context.Context, r *pembav1.WriteSchemaRequest) (*pembav1.WriteSchemaResponse, error) {
 	limits := &s.server.limits
-	store, err := toStore(r.GetStore())
+	store, err := s.server.store(ctx, r.GetStore())
 	if err != nil {
 		return nil, err
 	}
-	if n := len(r.GetSchema()); n > limits.SchemaBytes {
-		return nil, tooLarge("schema", n, limits.SchemaBytes)
+	if err := limits.checkSchema("schema", r.GetSchema()); err != nil {
+		return nil, err
 	}
-	if !utf8.ValidString(r.GetSchema()) {
-		return nil, malformed("schema", "it is not valid UTF-8")
-	}
-	m := &graph.Mutation{Store: store, Schema: &graph.WriteSchema{Text: r.GetSchema()}}
+	m := &graph.Mutation{Schema: &graph.WriteSchema{Text: r.GetSchema()}}
 	if err := limits.setReasons(m, r.GetRecordedActor(), r.GetMetadata()); err != nil {
 		return nil, err
 	}
-	result, err := s.server.write(ctx, m)
+	result, err := s.server.change(ctx, store, m)
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +49,11 @@ func (s *schemaService) WriteSchema(ctx context.Context, r *pembav1.WriteSchemaR
 }
 
 func (s *schemaService) ReadSchema(ctx context.Context, r *pembav1.ReadSchemaRequest) (*pembav1.ReadSchemaResponse, error) {
-	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), nil)
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -53,4 +68,174 @@ func (s *schemaService) ReadSchema(ctx context.Context, r *pembav1.ReadSchemaReq
 	return &pembav1.ReadSchemaResponse{
 		Schema: version.Text, WrittenAt: written.proto(), ReadAt: s.server.zookie(snapshot).proto(),
 	}, nil
+}
+
+// versionsAtOnce is how many schemas ListSchemaVersions holds at once: it reads
+// their texts, of which it tells the sizes alone.
+const versionsAtOnce = 8
+
+func (s *schemaService) ListSchemaVersions(ctx context.Context, r *pembav1.ListSchemaVersionsRequest) (*pembav1.ListSchemaVersionsResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	limit, err := toPageLimit(r.GetLimit())
+	if err != nil {
+		return nil, err
+	}
+	arguments := hashArguments(listSchemaVersions, storeArgument(store)).sum()
+	var before graph.Revision
+	if r.GetCursor() != "" {
+		from, err := parseCursor(r.GetCursor(), s.server.clusterID, listSchemaVersions, arguments)
+		if err != nil {
+			return nil, err
+		}
+		before = from.revision
+	}
+	response := new(pembav1.ListSchemaVersionsResponse)
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		versions, err := s.server.node.SchemaVersions(store.ID, before, versionsAtOnce)
+		if err != nil {
+			return nil, ofStore(store, err)
+		}
+		for _, v := range versions {
+			if len(response.Versions) == limit {
+				c := cursor{zookie: zookie{cluster: s.server.clusterID, revision: before}, kind: listSchemaVersions, arguments: arguments}
+				response.Cursor = c.token()
+				return response, nil
+			}
+			version, err := s.describe(store, v)
+			if err != nil {
+				return nil, ofStore(store, err)
+			}
+			response.Versions = append(response.Versions, version)
+			before = v.Revision
+		}
+		if len(versions) < versionsAtOnce {
+			return response, nil
+		}
+	}
+}
+
+// describe says when and on whose behalf a schema was written, as far as the
+// change log knows.
+func (s *schemaService) describe(store graph.StoreInfo, v graph.SchemaVersion) (*pembav1.SchemaVersion, error) {
+	if v.Revision < store.OldestLog {
+		return s.server.schemaVersion(v.Revision, 0, "", nil, len(v.Text))
+	}
+	changes, err := s.server.node.Changes(store.ID, graph.Position{Revision: v.Revision}, 1)
+	if err != nil && !errors.Is(err, graph.ErrRevisionGone) {
+		return nil, err
+	}
+	if len(changes) == 0 || changes[0].Revision != v.Revision {
+		// The change log was pruned in between.
+		return s.server.schemaVersion(v.Revision, 0, "", nil, len(v.Text))
+	}
+	r := &changes[0]
+	return s.server.schemaVersion(v.Revision, r.Stamp, r.RecordedActor, r.Metadata, len(v.Text))
+}
+
+// schemaVersion makes the message of a version; what is not known is zero.
+func (s *Server) schemaVersion(written graph.Revision, at graph.Instant, actor string, metadata []byte, size int) (*pembav1.SchemaVersion, error) {
+	data, err := fromMetadata(metadata)
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.SchemaVersion{
+		WrittenAt: zookie{cluster: s.clusterID, revision: written, instant: at}.proto(), Instant: fromInstant(at),
+		RecordedActor: actor, Metadata: data, Size: toCount(size),
+	}, nil
+}
+
+func (s *schemaService) DiffSchema(ctx context.Context, r *pembav1.DiffSchemaRequest) (*pembav1.DiffSchemaResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	if r.GetFrom() == nil && r.GetTo() == nil {
+		return nil, malformed("", "neither from nor to is set, and a schema does not differ from itself")
+	}
+	var from, to *schema.Schema
+	switch x := r.GetFrom().(type) {
+	case *pembav1.DiffSchemaRequest_FromSchema:
+		from, err = s.compile("from_schema", x.FromSchema)
+	case *pembav1.DiffSchemaRequest_FromZookie:
+		from, err = s.schemaAt(ctx, store, "from_zookie", x.FromZookie)
+	default:
+		from, err = s.schemaAt(ctx, store, "", nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch x := r.GetTo().(type) {
+	case *pembav1.DiffSchemaRequest_ToSchema:
+		to, err = s.compile("to_schema", x.ToSchema)
+	case *pembav1.DiffSchemaRequest_ToZookie:
+		to, err = s.schemaAt(ctx, store, "to_zookie", x.ToZookie)
+	default:
+		to, err = s.schemaAt(ctx, store, "", nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.DiffSchemaResponse{
+		Changes: fromSchemaChanges(schema.Diff(from, to)), Affected: fromAffected(schema.Affected(from, to)),
+	}, nil
+}
+
+// compile compiles a schema of a request.
+func (s *schemaService) compile(field, text string) (*schema.Schema, error) {
+	if err := s.server.limits.checkSchema(field, text); err != nil {
+		return nil, err
+	}
+	return engine.CompileSchema(field, text)
+}
+
+// schemaAt returns the schema that a store had at a zookie, or the newest one
+// without a field.
+func (s *schemaService) schemaAt(ctx context.Context, store graph.StoreInfo, field string, at *pembav1.Zookie) (*schema.Schema, error) {
+	var consistency *pembav1.Consistency
+	if field != "" {
+		// The zookie's own errors name its field; that of a consistency would not.
+		z, err := parseZookie(at, s.server.clusterID)
+		if err == nil && z.revision == 0 {
+			err = malformed("token", "it names no revision")
+		}
+		if err != nil {
+			return nil, within(field, err)
+		}
+		consistency = &pembav1.Consistency{Requirement: &pembav1.Consistency_ExactlyAt{ExactlyAt: at}}
+	}
+	snapshot, err := s.server.snapshot(ctx, store, consistency, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	compiled, _, err := snapshot.Schema()
+	return compiled, err
+}
+
+func (s *schemaService) TrySchema(ctx context.Context, r *pembav1.TrySchemaRequest) (*pembav1.TrySchemaResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	if err := s.server.limits.checkSchema("schema", r.GetSchema()); err != nil {
+		return nil, err
+	}
+	snapshot, err := s.server.snapshot(ctx, store, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	trial, err := snapshot.TrySchema(ctx, r.GetSchema())
+	if err != nil {
+		return nil, ofStore(store, err)
+	}
+	response := fromTrial(trial)
+	response.TriedAt = s.server.zookie(snapshot).proto()
+	return response, nil
 }

@@ -28,9 +28,12 @@ import (
 // TestScripts runs the scripts in testdata/script against a server over gRPC. A
 // command is the name of a call, its input the request as prototext, its output
 // the answer: one JSON object for each message, or the error's code, reason,
-// message and metadata.
+// message and metadata. The messages of a request that is a stream stand between
+// lines "==="; with take=N no more than so many messages of an answer that has
+// no end are taken.
 //
-// Zookies and cursors differ from run to run, so they are shown as "...". With
+// Zookies, cursors and moments differ from run to run, so they are shown as
+// "...". With
 // as=NAME the zookie of the answer (the cursor of the last message, if there is
 // one) is kept, and $NAME in a later request stands for it. Errors are checked
 // for what must hold of all of them: a known code, a reason, the domain.
@@ -44,11 +47,17 @@ func TestScripts(t *testing.T) {
 				input = strings.ReplaceAll(input, "$"+name, token)
 			}
 			method := findMethod(t, d.Cmd)
-			request := dynamicpb.NewMessage(method.Input())
-			if err := prototext.Unmarshal([]byte(input), request); err != nil {
-				d.Fatalf(t, "the request: %v", err)
+			var requests []proto.Message
+			for text := range strings.SplitSeq(input, "===\n") {
+				request := dynamicpb.NewMessage(method.Input())
+				if err := prototext.Unmarshal([]byte(text), request); err != nil {
+					d.Fatalf(t, "the request: %v", err)
+				}
+				requests = append(requests, request)
 			}
-			messages, err := invoke(testContext(t), client.conn, method, request)
+			take := -1
+			d.MaybeScanArgs(t, "take", &take)
+			messages, err := invoke(testContext(t), client.conn, method, take, requests...)
 			var b strings.Builder
 			for _, m := range messages {
 				b.WriteString(printMessage(t, m) + "\n")
@@ -65,7 +74,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-func findMethod(t *testing.T, name string) protoreflect.MethodDescriptor {
+func findMethod(t testing.TB, name string) protoreflect.MethodDescriptor {
 	t.Helper()
 	services := pembav1.File_pemba_v1_pemba_proto.Services()
 	for i := range services.Len() {
@@ -77,44 +86,51 @@ func findMethod(t *testing.T, name string) protoreflect.MethodDescriptor {
 	return nil
 }
 
-// invoke makes a call and returns all messages of the answer.
-func invoke(ctx context.Context, conn *grpc.ClientConn, m protoreflect.MethodDescriptor, request proto.Message) ([]protoreflect.Message, error) {
+// invoke makes a call and returns the messages of the answer: all of them, or
+// with take not negative so many at most. Only a call whose request is a stream
+// takes several requests.
+func invoke(ctx context.Context, conn *grpc.ClientConn, m protoreflect.MethodDescriptor, take int, requests ...proto.Message) ([]protoreflect.Message, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	name := fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
-	if !m.IsStreamingServer() {
-		answer := dynamicpb.NewMessage(m.Output())
-		if err := conn.Invoke(ctx, name, request, answer); err != nil {
-			return nil, err
-		}
-		return []protoreflect.Message{answer}, nil
-	}
-	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, name)
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: m.IsStreamingServer(), ClientStreams: m.IsStreamingClient()}, name)
 	if err != nil {
 		return nil, err
 	}
-	if err := stream.SendMsg(request); err != nil {
-		return nil, err
+	for _, request := range requests {
+		// An early end of the call is told by RecvMsg.
+		if err := stream.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
 	}
 	if err := stream.CloseSend(); err != nil {
 		return nil, err
 	}
 	var messages []protoreflect.Message
-	for {
+	for len(messages) != take {
 		answer := dynamicpb.NewMessage(m.Output())
 		err := stream.RecvMsg(answer)
 		if errors.Is(err, io.EOF) {
-			return messages, nil
+			break
 		}
 		if err != nil {
 			return messages, err
 		}
 		messages = append(messages, answer)
+		if !m.IsStreamingServer() {
+			break
+		}
 	}
+	return messages, nil
 }
 
 // tokenPattern matches the fields whose values differ from run to run.
-var tokenPattern = regexp.MustCompile(`"(token|cursor)":"[^"]+"`)
+var tokenPattern = regexp.MustCompile(`"(token|cursor|instant|created_at|oldest_history|oldest_change)":"[^"]+"`)
 
-func printMessage(t *testing.T, m protoreflect.Message) string {
+// soonPattern matches the moment at which an import is forgotten.
+var soonPattern = regexp.MustCompile(`^(\{"next_chunk".*"expires_at"):"[^"]+"`)
+
+func printMessage(t testing.TB, m protoreflect.Message) string {
 	t.Helper()
 	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m.Interface())
 	if err != nil {
@@ -125,7 +141,8 @@ func printMessage(t *testing.T, m protoreflect.Message) string {
 	if err := json.Compact(&compact, raw); err != nil {
 		t.Fatal(err)
 	}
-	return tokenPattern.ReplaceAllString(compact.String(), `"$1":"..."`)
+	text := tokenPattern.ReplaceAllString(compact.String(), `"$1":"..."`)
+	return soonPattern.ReplaceAllString(text, `$1:"..."`)
 }
 
 // findToken returns the cursor of a message or the token of its zookie.
@@ -133,6 +150,9 @@ func findToken(m protoreflect.Message) string {
 	token := ""
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {
+		case f.Name() == "changes" && !f.IsList():
+			token = findToken(v.Message())
+			return false
 		case f.Name() == "cursor":
 			token = v.String()
 			return false
@@ -144,7 +164,7 @@ func findToken(m protoreflect.Message) string {
 	return token
 }
 
-func printError(t *testing.T, err error) string {
+func printError(t testing.TB, err error) string {
 	t.Helper()
 	st := status.Convert(err)
 	var info *errdetails.ErrorInfo

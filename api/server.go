@@ -10,12 +10,15 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
@@ -38,6 +41,25 @@ type Node interface {
 	Write(ctx context.Context, m *graph.Mutation) (engine.Result, error)
 	// Snapshot waits until the node has the state that c asks for.
 	Snapshot(ctx context.Context, store graph.StoreID, c cluster.Consistency, overlay graph.Overlay) (*engine.Snapshot, error)
+	// Stores returns the stores, by name.
+	Stores() []graph.StoreInfo
+	// StoreNamed returns the store of a name.
+	StoreNamed(name string) (graph.StoreInfo, bool)
+	// SchemaVersions returns up to limit schemas of a store, the newest first, only
+	// those before a revision unless that is zero.
+	SchemaVersions(id graph.StoreID, before graph.Revision, limit int) ([]graph.SchemaVersion, error)
+	// Changes reads the change log from a position on.
+	Changes(id graph.StoreID, from graph.Position, limit int) ([]graph.LoggedRevision, error)
+	// Stages returns the staged changes of a store, by id.
+	Stages(id graph.StoreID) ([]graph.StageInfo, error)
+	// RevisionAt returns the revision that a store had at a moment.
+	RevisionAt(id graph.StoreID, at graph.Instant) (graph.Revision, error)
+	// Watch follows the changes of a store from a position on.
+	Watch(store graph.StoreID, from graph.Position) (*cluster.Watcher, error)
+	// Metrics gathers the figures of the node; it may cost a millisecond.
+	Metrics() (cluster.Metrics, error)
+	// Engine returns what evaluates, for its counts.
+	Engine() *engine.Engine
 }
 
 // Config says what to serve and where.
@@ -47,11 +69,31 @@ type Config struct {
 	// GRPCAddr is the address to serve gRPC on, as "127.0.0.1:50051"; port 0
 	// takes a free one.
 	GRPCAddr string
-	// HTTPAddr is the address of /healthz and /readyz; empty for none.
+	// HTTPAddr is the address of the HTTP form of the protocol, of /healthz,
+	// /readyz and /metrics; empty for none.
 	HTTPAddr string
-	// Keys are the keys of which a caller must present one. Without any, both
-	// addresses must be loopback addresses.
+	// Keys are operators' keys. A caller must present one of them or of KeyFile.
+	// Without either, both addresses must be loopback addresses.
 	Keys []string
+	// KeyFile names a file of further keys, a line each: "KEY" for an operator's,
+	// "KEY store NAME,NAME" for one that is bound to stores; # begins a comment.
+	// It is read again when it changes; one that cannot be read leaves the keys as
+	// they are. Empty for none.
+	KeyFile string
+	// TLSCert and TLSKey name the PEM files of the certificate (with its chain)
+	// and key that both addresses show; empty for no TLS. They are read again when
+	// they change, like KeyFile.
+	TLSCert string
+	TLSKey  string
+	// ClientCA names a PEM file of authorities; every client must then show a
+	// certificate that one of them signed, besides a key. Empty for none; it needs
+	// TLSCert. It is read again as well.
+	ClientCA string
+	// OTLPEndpoint is the collector that traces are sent to, as
+	// "http://localhost:4317", or with TLS "https://..."; it speaks OTLP over gRPC.
+	// When empty, the environment variable OTEL_EXPORTER_OTLP_ENDPOINT says, and
+	// without that there are no traces.
+	OTLPEndpoint string
 	// Limits bound requests; its zero value has the defaults.
 	Limits Limits
 	// Logger gets a line for each change of state and each fault; nil means
@@ -74,15 +116,52 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("api: key %d: %w", i+1, err)
 		}
 	}
+	if len(c.Keys) > keysMax {
+		return fmt.Errorf("api: there are %d keys; at most %d are allowed", len(c.Keys), keysMax)
+	}
+	if c.KeyFile != "" {
+		if _, err := c.readKeys(); err != nil {
+			return fmt.Errorf("api: %w", err)
+		}
+	}
+	if err := c.tlsFiles().validate(); err != nil {
+		return fmt.Errorf("api: %w", err)
+	}
+	if err := validateEndpoint(c.OTLPEndpoint); err != nil {
+		return fmt.Errorf("api: collector of traces: %w", err)
+	}
 	for _, a := range [...]struct{ what, addr string }{{"gRPC", c.GRPCAddr}, {"HTTP", c.HTTPAddr}} {
 		if a.addr == "" && a.what == "HTTP" {
 			continue
 		}
-		if err := validateAddr(a.addr, len(c.Keys) > 0); err != nil {
+		if err := validateAddr(a.addr, c.hasKeys()); err != nil {
 			return fmt.Errorf("api: %s address: %w", a.what, err)
 		}
 	}
 	return nil
+}
+
+func (c *Config) hasKeys() bool { return len(c.Keys) > 0 || c.KeyFile != "" }
+
+func (c *Config) tlsFiles() tlsFiles {
+	return tlsFiles{cert: c.TLSCert, key: c.TLSKey, clientCA: c.ClientCA}
+}
+
+// readKeys returns the keys of the configuration and of its file.
+func (c *Config) readKeys() (keyring, error) {
+	ring := operatorKeys(c.Keys)
+	if c.KeyFile == "" {
+		return ring, nil
+	}
+	content, err := readFile(c.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("key file: %w", err)
+	}
+	more, err := parseKeyFile(content)
+	if err != nil {
+		return nil, fmt.Errorf("key file %s: %w", c.KeyFile, err)
+	}
+	return append(ring, more...), nil
 }
 
 // validateAddr refuses an address that is none and, unless others is set, one
@@ -118,10 +197,26 @@ type Server struct {
 	logger    *slog.Logger
 	onFault   func(error)
 
+	gate    *gate
+	rate    *rates
+	metrics *metrics
+	tracer  *tracer      // nil without a collector
+	tls     *tlsIdentity // nil without TLS
+
 	grpc         *grpc.Server
-	grpcListener net.Listener
+	grpcListener *boundedListener
 	http         *http.Server // nil without HTTPAddr
-	httpListener net.Listener
+	httpListener *boundedListener
+	gateway      *gateway
+
+	// files are those of the configuration; they are followed until stopFollowing
+	// is called, and following ends with it.
+	files         []*fileSet
+	stopFollowing context.CancelFunc
+	following     sync.WaitGroup
+
+	// watches counts the open watches.
+	watches atomic.Int64
 
 	// stopping is closed when Close begins.
 	stopping  chan struct{}
@@ -145,44 +240,149 @@ func Listen(c Config) (*Server, error) {
 	if s.logger == nil {
 		s.logger = slog.Default()
 	}
+	s.metrics = newMetrics(s)
+	s.rate = newRates(s.limits.CallsPerSecond, s.metrics.rateLimited)
+	s.gate = &gate{metrics: s.metrics}
+	if err := s.load(c); err != nil {
+		return nil, fmt.Errorf("api: %w", err)
+	}
 	var err error
-	if s.grpcListener, err = net.Listen("tcp", c.GRPCAddr); err != nil {
-		return nil, fmt.Errorf("api: listen for gRPC: %w", err)
+	if s.tracer, err = newTracer(c.OTLPEndpoint); err != nil {
+		return nil, fmt.Errorf("api: %w", err)
 	}
+	if s.grpcListener, err = s.listen("gRPC", c.GRPCAddr); err != nil {
+		return nil, errors.Join(err, s.tracer.close(context.Background()))
+	}
+	var more []grpc.ServerOption
+	if s.tls != nil {
+		more = append(more, grpc.Creds(credentials.NewTLS(s.tls.config("h2"))))
+	}
+	s.grpc = s.newGRPC(append(more, grpc.MaxConcurrentStreams(uint32(s.limits.Streams)))...)
+	reflection.Register(s.grpc)
 	if c.HTTPAddr != "" {
-		if s.httpListener, err = net.Listen("tcp", c.HTTPAddr); err != nil {
-			return nil, errors.Join(fmt.Errorf("api: listen for HTTP: %w", err), s.grpcListener.Close())
-		}
-		s.http = &http.Server{
-			Handler: s.httpHandler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-			WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: headerBytesMax,
-			ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+		if err := s.listenHTTP(c.HTTPAddr); err != nil {
+			return nil, errors.Join(err, s.grpcListener.Close(), s.tracer.close(context.Background()))
 		}
 	}
-	keys := newKeyring(c.Keys)
-	s.grpc = grpc.NewServer(
-		grpc.InTapHandle(keys.authenticate),
+	if s.tls == nil {
+		for _, l := range []*boundedListener{s.grpcListener, s.httpListener} {
+			if l != nil && !isLoopback(l.Addr()) {
+				s.logger.Warn("keys and answers cross the network in the clear: an address that other machines can reach has no TLS", "addr", l.Addr().String())
+			}
+		}
+	}
+	var ctx context.Context
+	ctx, s.stopFollowing = context.WithCancel(context.Background())
+	s.following.Go(func() { follow(ctx, s.logger, s.files) })
+	return s, nil
+}
+
+// load reads the files of the configuration, and remembers to do so again.
+func (s *Server) load(c Config) error {
+	loadKeys := func() error {
+		ring, err := c.readKeys()
+		if err == nil {
+			s.gate.ring.Store(&ring)
+		}
+		return err
+	}
+	if c.KeyFile == "" {
+		if err := loadKeys(); err != nil {
+			return err
+		}
+	} else {
+		keys, err := newFileSet("keys", []string{c.KeyFile}, loadKeys)
+		if err != nil {
+			return err
+		}
+		s.files = append(s.files, keys)
+	}
+	if c.TLSCert == "" {
+		return nil
+	}
+	files := c.tlsFiles()
+	names := []string{files.cert, files.key}
+	if files.clientCA != "" {
+		names = append(names, files.clientCA)
+	}
+	s.tls = &tlsIdentity{}
+	identity, err := newFileSet("TLS", names, func() error {
+		config, err := files.load()
+		if err == nil {
+			s.tls.current.Store(config)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.files = append(s.files, identity)
+	return nil
+}
+
+// listen takes an address.
+func (s *Server) listen(what, addr string) (*boundedListener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("api: listen for %s: %w", what, err)
+	}
+	return &boundedListener{Listener: l, max: int64(s.limits.Connections), refused: s.metrics.connectionsRefused}, nil
+}
+
+func (s *Server) listenHTTP(addr string) error {
+	var err error
+	if s.httpListener, err = s.listen("HTTP", addr); err != nil {
+		return err
+	}
+	if s.gateway, err = newGateway(s); err != nil {
+		return errors.Join(err, s.httpListener.Close())
+	}
+	s.http = &http.Server{
+		Handler: s.httpHandler(), MaxHeaderBytes: headerBytesMax,
+		// The gateway has its own, since streams last longer.
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: httpSendTimeout, WriteTimeout: httpSendTimeout, IdleTimeout: time.Minute,
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: s.limits.Streams, SendPingTimeout: time.Minute},
+		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+	}
+	if s.tls != nil {
+		s.http.TLSConfig = s.tls.config("h2", "http/1.1")
+	}
+	return nil
+}
+
+// newGRPC makes a gRPC server with all services.
+func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
+	g := grpc.NewServer(append(append([]grpc.ServerOption{
+		grpc.InTapHandle(s.gate.authenticate),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
+		grpc.ForceServerCodecV2(newMarkingCodec()),
 		grpc.MaxRecvMsgSize(s.limits.RequestBytes),
 		grpc.MaxHeaderListSize(headerBytesMax),
-		grpc.MaxConcurrentStreams(uint32(s.limits.Streams)),
-		grpc.ConnectionTimeout(10*time.Second),
+		grpc.ConnectionTimeout(10 * time.Second),
 		// A worker keeps the stack that a deep question has grown; with too few
 		// of them every call begins with a small one and copies it several times.
-		grpc.NumStreamWorkers(uint32(64*runtime.GOMAXPROCS(0))),
+		grpc.NumStreamWorkers(uint32(64 * runtime.GOMAXPROCS(0))),
 		grpc.WaitForHandlers(true),
 		// A client that is gone without a word is noticed, so that its streams
 		// are let go; one that pings often is put up with.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	)
-	pembav1.RegisterSchemaServiceServer(s.grpc, &schemaService{server: s})
-	pembav1.RegisterTupleServiceServer(s.grpc, &tupleService{server: s})
-	pembav1.RegisterPermissionServiceServer(s.grpc, &permissionService{server: s})
-	grpc_health_v1.RegisterHealthServer(s.grpc, &healthService{server: s})
-	reflection.Register(s.grpc)
-	return s, nil
+	}, s.tracer.serverOptions()...), more...)...)
+	r := registrar{g}
+	pembav1.RegisterStoreServiceServer(r, &storeService{server: s})
+	pembav1.RegisterSchemaServiceServer(r, &schemaService{server: s})
+	pembav1.RegisterTupleServiceServer(r, &tupleService{server: s})
+	pembav1.RegisterPermissionServiceServer(r, &permissionService{server: s})
+	pembav1.RegisterWatchServiceServer(r, &watchService{server: s})
+	grpc_health_v1.RegisterHealthServer(r, &healthService{server: s})
+	return g
+}
+
+// isLoopback reports whether only this machine reaches an address.
+func isLoopback(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
 }
 
 // GRPCAddr returns the address that gRPC is served on.
@@ -199,14 +399,21 @@ func (s *Server) HTTPAddr() net.Addr {
 // Serve answers until Close, and then returns nil. When one of the two
 // listeners fails it returns that error; the other still has to be closed.
 func (s *Server) Serve() error {
-	done := make(chan error, 2)
-	go func() { done <- s.grpc.Serve(s.grpcListener) }()
-	waiting := 1
+	var serve []func() error
+	serve = append(serve, func() error { return s.grpc.Serve(s.grpcListener) })
 	if s.http != nil {
-		waiting++
-		go func() { done <- s.http.Serve(s.httpListener) }()
+		serve = append(serve, s.gateway.serve, func() error {
+			if s.tls != nil {
+				return s.http.ServeTLS(s.httpListener, "", "")
+			}
+			return s.http.Serve(s.httpListener)
+		})
 	}
-	for range waiting {
+	done := make(chan error, len(serve))
+	for _, f := range serve {
+		go func() { done <- f() }()
+	}
+	for range serve {
 		err := <-done
 		select {
 		case <-s.stopping:
@@ -222,9 +429,9 @@ func (s *Server) Serve() error {
 }
 
 // Close stops the server: it takes no more calls, waits for those that are open
-// until ctx ends, and then cancels them. A write that was acknowledged stays
-// one; of a write that is cut off the caller knows nothing. It returns when no
-// call is open any more.
+// until ctx ends, and then cancels them. Watches end at once. A write that was
+// acknowledged stays one; of a write that is cut off the caller knows nothing. It
+// returns when no call is open any more.
 func (s *Server) Close(ctx context.Context) error {
 	s.closeOnce.Do(func() { s.closeErr = s.close(ctx) })
 	return s.closeErr
@@ -232,20 +439,26 @@ func (s *Server) Close(ctx context.Context) error {
 
 func (s *Server) close(ctx context.Context) error {
 	close(s.stopping)
+	s.stopFollowing()
+	s.following.Wait()
 	graceful := make(chan struct{})
 	go func() {
 		defer close(graceful)
 		s.grpc.GracefulStop()
 	}()
-	var httpErr error
+	var errs []error
 	if s.http != nil {
-		if httpErr = s.http.Shutdown(ctx); httpErr != nil {
-			httpErr = errors.Join(httpErr, s.http.Close())
+		s.drain(ctx)
+		// A client that is too slow is cut off; that is what was asked for.
+		if err := s.http.Shutdown(ctx); err != nil {
+			s.logger.Info("canceling the calls over HTTP that are still open")
+			errs = append(errs, s.http.Close())
 		}
 		// A server that was never served does not know its listener.
 		if err := s.httpListener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			httpErr = errors.Join(httpErr, err)
+			errs = append(errs, err)
 		}
+		errs = append(errs, s.gateway.close())
 	}
 	select {
 	case <-graceful:
@@ -255,10 +468,39 @@ func (s *Server) close(ctx context.Context) error {
 		<-graceful
 	}
 	if err := s.grpcListener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		httpErr = errors.Join(httpErr, err)
+		errs = append(errs, err)
 	}
-	return httpErr
+	// The last traces are worth a moment, also when the calls took all the time.
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), tracesPatience)
+	defer cancel()
+	if err := s.tracer.close(last); err != nil {
+		s.logger.Warn("the last traces are lost", "error", err)
+	}
+	return errors.Join(errs...)
 }
+
+// drain lets HTTP connections end by themselves for a moment. HTTP/1 has no way
+// to tell a client that an idle connection is about to be closed, so a request
+// that is just then on its way would be lost; answers given meanwhile say that
+// they are the last of their connection.
+func (s *Server) drain(ctx context.Context) {
+	patience := drainPatience
+	if deadline, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(deadline)/2)
+	}
+	for end := time.Now().Add(patience); s.httpListener.open.Load() > 0 && time.Now().Before(end); {
+		time.Sleep(drainPause)
+	}
+}
+
+// drainPatience is how long drain waits at most, drainPause how often it looks.
+const (
+	drainPatience = 300 * time.Millisecond
+	drainPause    = 5 * time.Millisecond
+)
+
+// tracesPatience is how long Close waits for the collector of traces.
+const tracesPatience = time.Second
 
 // ready returns why no work should be sent here, or nil.
 func (s *Server) ready() error {
@@ -270,8 +512,10 @@ func (s *Server) ready() error {
 	}
 }
 
-// unary and stream are the only interceptors: they catch panics and map errors.
+// unary and stream are the only interceptors: they catch panics, map errors and
+// count.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	call := s.metrics.begin(info.FullMethod)
 	defer func() {
 		if p := recover(); p != nil {
 			resp, err = nil, s.panicked(info.FullMethod, p)
@@ -279,11 +523,20 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		if err != nil {
 			err = s.outward(info.FullMethod, err)
 		}
+		call.end(status.Code(err), consistencyOf(req))
 	}()
+	s.tracer.annotate(ctx, req)
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.limits.CallTimeout)
+		defer cancel()
+	}
 	return handler(ctx, req)
 }
 
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	call := s.metrics.begin(info.FullMethod)
+	counted := &countedStream{ServerStream: stream, server: s}
 	defer func() {
 		if p := recover(); p != nil {
 			err = s.panicked(info.FullMethod, p)
@@ -291,8 +544,31 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 		if err != nil {
 			err = s.outward(info.FullMethod, err)
 		}
+		call.end(status.Code(err), counted.consistency)
 	}()
-	return handler(srv, stream)
+	return handler(srv, counted)
+}
+
+// A countedStream looks at the first request of a stream.
+type countedStream struct {
+	grpc.ServerStream
+	server      *Server
+	seen        bool
+	consistency consistencyLabel
+}
+
+// RecvMsg receives a request.
+func (c *countedStream) RecvMsg(m any) error {
+	err := c.ServerStream.RecvMsg(m)
+	if err == nil {
+		err = undecodable(m)
+	}
+	if err == nil && !c.seen {
+		c.seen = true
+		c.consistency = consistencyOf(m)
+		c.server.tracer.annotate(c.Context(), m)
+	}
+	return err
 }
 
 // panicked logs a panic with its stack and returns what to tell the caller. A
@@ -320,22 +596,6 @@ func (s *Server) fault(method string, err error) {
 	if graph.IsCorruptionError(err) && s.onFault != nil {
 		s.onFault(err)
 	}
-}
-
-// snapshot gives the state that a read is answered from. A cursor decides it
-// alone when there is one.
-func (s *Server) snapshot(ctx context.Context, store string, c *pembav1.Consistency, from *cursor) (*engine.Snapshot, error) {
-	id, err := toStore(store)
-	if err != nil {
-		return nil, err
-	}
-	var consistency cluster.Consistency
-	if from != nil {
-		consistency = cluster.Consistency{Mode: cluster.Exactly, Revision: from.revision, Instant: from.instant, Pinned: true}
-	} else if consistency, err = toConsistency(c, s.clusterID); err != nil {
-		return nil, err
-	}
-	return s.node.Snapshot(ctx, id, consistency, graph.Overlay{})
 }
 
 // zookie returns the zookie of what a snapshot answers.

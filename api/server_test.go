@@ -202,6 +202,7 @@ type wrappedNode struct {
 	Node
 	ready    error
 	snapshot func() (*engine.Snapshot, error)
+	wait     func(context.Context) (*engine.Snapshot, error)
 }
 
 func (n *wrappedNode) Ready() error {
@@ -214,6 +215,9 @@ func (n *wrappedNode) Ready() error {
 func (n *wrappedNode) Snapshot(ctx context.Context, store graph.StoreID, c cluster.Consistency, overlay graph.Overlay) (*engine.Snapshot, error) {
 	if n.snapshot != nil {
 		return n.snapshot()
+	}
+	if n.wait != nil {
+		return n.wait(ctx)
 	}
 	return n.Node.Snapshot(ctx, store, c, overlay)
 }
@@ -347,7 +351,7 @@ func TestForeignZookie(t *testing.T) {
 	for _, position := range [][]byte{nil, {255}, {0, 1, 2, 3}, bytes.Repeat([]byte{0}, 200)} {
 		bad := cursor{
 			zookie: zookie{cluster: s.clusterID, revision: 2, instant: 1}, kind: readTuples,
-			arguments: filterArguments("", graph.Filter{}), position: position,
+			arguments: filterArguments(readTuples, graph.StoreInfo{ID: graph.DefaultStore}, graph.Filter{}), position: position,
 		}
 		stream, err := c.ReadTuples(testContext(t), &pembav1.ReadTuplesRequest{Cursor: bad.token()})
 		if err == nil {

@@ -7,10 +7,12 @@ import (
 	"maps"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
@@ -28,6 +30,8 @@ type requestError struct {
 	field    string
 	message  string
 	metadata map[string]string
+	// retry is after what time the same request may succeed; zero says nothing.
+	retry time.Duration
 }
 
 func (e *requestError) Error() string {
@@ -50,14 +54,6 @@ func tooLarge(field string, got, allowed int) error {
 		code: codes.InvalidArgument, reason: "TOO_LARGE", field: field,
 		message:  fmt.Sprintf("it has %d bytes or more; at most %d are allowed", got, allowed),
 		metadata: map[string]string{"limit": strconv.Itoa(allowed)},
-	}
-}
-
-func unknownStore(name string) error {
-	return &requestError{
-		code: codes.NotFound, reason: "UNKNOWN_STORE", field: "store",
-		message:  fmt.Sprintf("there is no store %q; leave the field empty for the store %q", name, DefaultStoreName),
-		metadata: map[string]string{"store": name},
 	}
 }
 
@@ -87,7 +83,19 @@ var reasonCodes = map[engine.Reason]codes.Code{
 	engine.AlreadyInitialized: codes.FailedPrecondition,
 	engine.NumbersExhausted:   codes.ResourceExhausted,
 	engine.TooMuchToRead:      codes.ResourceExhausted,
+	engine.UnknownStore:       codes.NotFound,
+	engine.StoreExists:        codes.AlreadyExists,
+	engine.StoreProtected:     codes.FailedPrecondition,
+	engine.StoreFull:          codes.ResourceExhausted,
+	engine.StageUnknown:       codes.NotFound,
+	engine.StageGap:           codes.FailedPrecondition,
+	engine.StageStale:         codes.Aborted,
+	engine.StageTooLarge:      codes.ResourceExhausted,
 }
+
+// busyRetry is after what time a caller is told to try again who met a node that
+// is busy: about as long as the writes that are under way take.
+const busyRetry = 100 * time.Millisecond
 
 // sentinels gives the errors of the layers below their codes, in the order in
 // which they are looked for: an error may wrap several.
@@ -95,18 +103,21 @@ var sentinels = []struct {
 	err    error
 	code   codes.Code
 	reason string
+	retry  time.Duration
 }{
-	{cluster.ErrNotLeader, codes.Unavailable, "NOT_LEADER"},
-	{cluster.ErrShuttingDown, codes.Unavailable, "SHUTTING_DOWN"},
-	{graph.ErrClosed, codes.Unavailable, "SHUTTING_DOWN"},
-	{cluster.ErrFailed, codes.Unavailable, "NODE_FAILED"},
-	{cluster.ErrTooBusy, codes.ResourceExhausted, "TOO_BUSY"},
-	{cluster.ErrEntryTooLarge, codes.InvalidArgument, "TOO_LARGE"},
-	{cluster.ErrDiskFull, codes.ResourceExhausted, "DISK_FULL"},
-	{graph.ErrRevisionAhead, codes.Unavailable, "REVISION_AHEAD"},
-	{graph.ErrRevisionGone, codes.OutOfRange, "REVISION_GONE"},
-	{graph.ErrInvalidPosition, codes.InvalidArgument, "CURSOR_INVALID"},
-	{graph.ErrExhausted, codes.ResourceExhausted, "NUMBERS_EXHAUSTED"},
+	{cluster.ErrNotLeader, codes.Unavailable, "NOT_LEADER", 0},
+	{cluster.ErrShuttingDown, codes.Unavailable, "SHUTTING_DOWN", 0},
+	{graph.ErrClosed, codes.Unavailable, "SHUTTING_DOWN", 0},
+	{cluster.ErrFailed, codes.Unavailable, "NODE_FAILED", 0},
+	{cluster.ErrTooBusy, codes.ResourceExhausted, "TOO_BUSY", busyRetry},
+	{cluster.ErrEntryTooLarge, codes.InvalidArgument, "TOO_LARGE", 0},
+	{cluster.ErrDiskFull, codes.ResourceExhausted, "DISK_FULL", 0},
+	{graph.ErrRevisionAhead, codes.Unavailable, "REVISION_AHEAD", 0},
+	{graph.ErrRevisionGone, codes.OutOfRange, "REVISION_GONE", 0},
+	{cluster.ErrInstantAhead, codes.OutOfRange, "INSTANT_AHEAD", 0},
+	{graph.ErrUnknownStore, codes.NotFound, "UNKNOWN_STORE", 0},
+	{graph.ErrInvalidPosition, codes.InvalidArgument, "CURSOR_INVALID", 0},
+	{graph.ErrExhausted, codes.ResourceExhausted, "NUMBERS_EXHAUSTED", 0},
 }
 
 // toStatus maps any error to the status that goes over the wire. Errors that
@@ -116,53 +127,87 @@ func toStatus(err error) (st *status.Status, fault bool) {
 	if st, ok := status.FromError(err); ok {
 		return st, false
 	}
+	e, fault := toRequestError(err)
+	var chunk *chunkError
+	if errors.As(err, &chunk) {
+		e.message = chunk.prefix() + e.message
+		metadata := chunk.metadata()
+		maps.Copy(metadata, e.metadata)
+		e.metadata = metadata
+	}
+	st = newStatus(e.code, e.reason, e.field, e.message, e.metadata)
+	if e.retry > 0 {
+		if detailed, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(e.retry)}); err == nil {
+			st = detailed // Only a detail that cannot be encoded fails, and the code stands without it.
+		}
+	}
+	return st, fault
+}
+
+// toRequestError gives any error that is no status yet its code, reason and
+// words.
+func toRequestError(err error) (e requestError, fault bool) {
 	var refusal *engine.Refusal
 	if errors.As(err, &refusal) {
 		code, ok := reasonCodes[refusal.Reason]
 		if !ok {
 			code = codes.InvalidArgument
 		}
-		return newStatus(code, refusal.Reason.String(), refusal.Field, refusal.Message, refusal.Metadata), false
+		return requestError{
+			code: code, reason: refusal.Reason.String(), field: refusal.Field, message: refusal.Message, metadata: refusal.Metadata,
+		}, false
 	}
 	var request *requestError
 	if errors.As(err, &request) {
-		return newStatus(request.code, request.reason, request.field, request.message, request.metadata), false
+		return *request, false
+	}
+	var chunk *chunkError
+	if errors.As(err, &chunk) {
+		err = chunk.err // The chunk is told by toStatus.
 	}
 	var invalid *graph.InvalidError
 	if errors.As(err, &invalid) {
-		return newStatus(codes.InvalidArgument, engine.Malformed.String(), "", invalid.Error(), nil), false
+		return requestError{code: codes.InvalidArgument, reason: engine.Malformed.String(), message: invalid.Error()}, false
 	}
+	e = requestError{message: err.Error()}
 	if graph.IsCorruptionError(err) {
-		return newStatus(codes.DataLoss, "CORRUPTION", "", err.Error(), nil), true
+		e.code, e.reason = codes.DataLoss, "CORRUPTION"
+		return e, true
 	}
 	// What became of a write is worth more than why nobody knows.
 	if errors.Is(err, cluster.ErrOutcomeUnknown) {
-		code := codes.Unavailable
+		e.code, e.reason = codes.Unavailable, "OUTCOME_UNKNOWN"
 		switch {
 		case errors.Is(err, context.DeadlineExceeded):
-			code = codes.DeadlineExceeded
+			e.code = codes.DeadlineExceeded
 		case errors.Is(err, context.Canceled):
-			code = codes.Canceled
+			e.code = codes.Canceled
 		}
-		return newStatus(code, "OUTCOME_UNKNOWN", "", err.Error(), nil), false
+		return e, false
 	}
 	for _, s := range sentinels {
 		if errors.Is(err, s.err) {
+			e.code, e.reason, e.retry = s.code, s.reason, s.retry
 			var gone *graph.RevisionGoneError
-			var metadata map[string]string
 			if errors.As(err, &gone) {
-				metadata = map[string]string{"oldest_revision": strconv.FormatUint(uint64(gone.Oldest), 10)}
+				e.metadata = map[string]string{"oldest_revision": strconv.FormatUint(uint64(gone.Oldest), 10)}
+				if gone.OldestAt != 0 {
+					e.metadata["oldest_at"] = gone.OldestAt.Time().UTC().Format(time.RFC3339Nano)
+				}
 			}
-			return newStatus(s.code, s.reason, "", err.Error(), metadata), false
+			return e, false
 		}
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return newStatus(codes.DeadlineExceeded, "DEADLINE_EXCEEDED", "", err.Error(), nil), false
+		e.code, e.reason = codes.DeadlineExceeded, "DEADLINE_EXCEEDED"
+		return e, false
 	case errors.Is(err, context.Canceled):
-		return newStatus(codes.Canceled, "CANCELED", "", err.Error(), nil), false
+		e.code, e.reason = codes.Canceled, "CANCELED"
+		return e, false
 	}
-	return newStatus(codes.Internal, "FAULT", "", err.Error(), nil), true
+	e.code, e.reason = codes.Internal, "FAULT"
+	return e, true
 }
 
 // statusMessageBytesMax bounds the message of an error. gRPC sends it in the

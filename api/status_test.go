@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -47,7 +50,7 @@ func TestReasonsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reasons := []string{"KEY_MISSING", "KEY_INVALID", "UNKNOWN_STORE", "ZOOKIE_INVALID", "ZOOKIE_FOREIGN", "CLIENT_STALLED", "TOO_LARGE", "OUTCOME_UNKNOWN", "CORRUPTION", "FAULT"}
+	reasons := reasonsInSource(t)
 	for r := range reasonCodes {
 		reasons = append(reasons, r.String())
 	}
@@ -59,6 +62,36 @@ func TestReasonsAreDocumented(t *testing.T) {
 			t.Errorf("docs/errors.md does not mention %s", r)
 		}
 	}
+}
+
+// reasonsInSource finds the reasons that this package gives itself: every text of
+// capitals in its source that stands where a reason does.
+func reasonsInSource(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reasons []string
+	literal := regexp.MustCompile(`(?:reason: |reason = \S+, |codes\.\w+, |key(?:Missing|Invalid) += |tooMany\(.*)"([A-Z]+(?:_[A-Z]+)*)"`)
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, found := range literal.FindAllSubmatch(source, -1) {
+			reasons = append(reasons, string(found[1]))
+		}
+	}
+	for _, known := range []string{"KEY_MISSING", "OPERATOR_ONLY", "CLIENT_STALLED", "RATE_LIMITED", "TOO_MANY_FILTERS", "TOO_MANY_WATCHES", "FAULT"} {
+		if !slices.Contains(reasons, known) {
+			t.Fatalf("the search does not find %s", known)
+		}
+	}
+	return reasons
 }
 
 func TestStatus(t *testing.T) {
@@ -89,6 +122,10 @@ func TestStatus(t *testing.T) {
 		{wrap(&graph.InvalidError{Field: "id", Problem: "is empty"}), codes.InvalidArgument, "MALFORMED", false},
 		{wrap(tooMany("updates", "TOO_MANY_UPDATES", 2, 1)), codes.InvalidArgument, "TOO_MANY_UPDATES", false},
 		{wrap(unknownStore("other")), codes.NotFound, "UNKNOWN_STORE", false},
+		{wrap(cluster.ErrInstantAhead), codes.OutOfRange, "INSTANT_AHEAD", false},
+		{wrap(graph.ErrUnknownStore), codes.NotFound, "UNKNOWN_STORE", false},
+		{&chunkError{err: wrap(cluster.ErrTooBusy), chunk: 3}, codes.ResourceExhausted, "TOO_BUSY", false},
+		{wrap(&chunkError{err: malformed("tuples[0]", "no"), chunk: 3}), codes.InvalidArgument, "MALFORMED", false},
 		{errors.New("the disk is on fire"), codes.Internal, "FAULT", true},
 	} {
 		st, fault := toStatus(test.err)
@@ -101,6 +138,41 @@ func TestStatus(t *testing.T) {
 		if st.Code() != test.code || reason != test.reason || fault != test.fault {
 			t.Errorf("%v: %v %s fault=%v, expected %v %s fault=%v", test.err, st.Code(), reason, fault, test.code, test.reason, test.fault)
 		}
+	}
+}
+
+// TestStatusDetails: what a program needs to go on stands in the details.
+func TestStatusDetails(t *testing.T) {
+	details := func(err error) (info *errdetails.ErrorInfo, retry *errdetails.RetryInfo, message string) {
+		st, _ := toStatus(err)
+		for _, d := range st.Details() {
+			switch d := d.(type) {
+			case *errdetails.ErrorInfo:
+				info = d
+			case *errdetails.RetryInfo:
+				retry = d
+			}
+		}
+		return info, retry, st.Message()
+	}
+	if _, retry, _ := details(cluster.ErrTooBusy); retry.GetRetryDelay().AsDuration() != busyRetry {
+		t.Errorf("too busy: retry %v", retry)
+	}
+	if _, retry, _ := details(cluster.ErrDiskFull); retry != nil {
+		t.Errorf("disk full: retry %v, which helps nobody", retry)
+	}
+	gone := &graph.RevisionGoneError{Revision: 3, Oldest: 7, OldestAt: 1_500_000}
+	info, _, _ := details(fmt.Errorf("read: %w", gone))
+	if info.GetMetadata()["oldest_revision"] != "7" || info.GetMetadata()["oldest_at"] != "1970-01-01T00:00:01.5Z" {
+		t.Errorf("gone: %v", info)
+	}
+	busy := &chunkError{err: fmt.Errorf("%w: 16 are under way", cluster.ErrTooBusy), chunk: 3, batches: true, written: 2, tuples: 20}
+	info, retry, message := details(busy)
+	if m := info.GetMetadata(); m["chunk"] != "3" || m["written_chunks"] != "2" || m["written_tuples"] != "20" || retry == nil {
+		t.Errorf("a chunk: %v, %v", info, retry)
+	}
+	if want := "chunk 3 (2 before it, with 20 tuples, are written): the node is too busy: 16 are under way"; message != want {
+		t.Errorf("a chunk: %q", message)
 	}
 }
 

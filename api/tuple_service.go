@@ -5,8 +5,10 @@ import (
 	"math"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
 
@@ -18,11 +20,11 @@ type tupleService struct {
 
 func (s *tupleService) WriteTuples(ctx context.Context, r *pembav1.WriteTuplesRequest) (*pembav1.WriteTuplesResponse, error) {
 	limits := &s.server.limits
-	store, err := toStore(r.GetStore())
+	store, err := s.server.store(ctx, r.GetStore())
 	if err != nil {
 		return nil, err
 	}
-	m := &graph.Mutation{Store: store}
+	m := new(graph.Mutation)
 	if m.Updates, err = limits.toUpdates(r.GetUpdates()); err != nil {
 		return nil, err
 	}
@@ -32,7 +34,7 @@ func (s *tupleService) WriteTuples(ctx context.Context, r *pembav1.WriteTuplesRe
 	if err := limits.setReasons(m, r.GetRecordedActor(), r.GetMetadata()); err != nil {
 		return nil, err
 	}
-	result, err := s.server.write(ctx, m)
+	result, err := s.server.change(ctx, store, m)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +43,7 @@ func (s *tupleService) WriteTuples(ctx context.Context, r *pembav1.WriteTuplesRe
 
 func (s *tupleService) DeleteTuples(ctx context.Context, r *pembav1.DeleteTuplesRequest) (*pembav1.DeleteTuplesResponse, error) {
 	limits := &s.server.limits
-	store, err := toStore(r.GetStore())
+	store, err := s.server.store(ctx, r.GetStore())
 	if err != nil {
 		return nil, err
 	}
@@ -59,17 +61,14 @@ func (s *tupleService) DeleteTuples(ctx context.Context, r *pembav1.DeleteTuples
 		}
 		limit = int(r.GetLimit())
 	}
-	m := &graph.Mutation{
-		Store:  store,
-		Delete: &graph.DeleteMatching{Filter: filter, Limit: limit, AllowPartial: r.GetAllowPartial()},
-	}
+	m := &graph.Mutation{Delete: &graph.DeleteMatching{Filter: filter, Limit: limit, AllowPartial: r.GetAllowPartial()}}
 	if m.Preconditions, err = limits.toPreconditions(r.GetPreconditions()); err != nil {
 		return nil, err
 	}
 	if err := limits.setReasons(m, r.GetRecordedActor(), r.GetMetadata()); err != nil {
 		return nil, err
 	}
-	result, err := s.server.write(ctx, m)
+	result, err := s.server.change(ctx, store, m)
 	if err != nil {
 		return nil, err
 	}
@@ -82,87 +81,187 @@ func (s *tupleService) DeleteTuples(ctx context.Context, r *pembav1.DeleteTuples
 func toCount(n int) uint32 { return uint32(min(max(n, 0), math.MaxUint32)) }
 
 func (s *tupleService) ReadTuples(r *pembav1.ReadTuplesRequest, stream grpc.ServerStreamingServer[pembav1.ReadTuplesResponse]) error {
-	ctx := stream.Context()
-	filter, err := toFilter(r.GetFilter())
-	if err != nil {
-		return within("filter", err)
-	}
 	limit, err := toLimit(r.GetLimit())
 	if err != nil {
 		return err
 	}
-	arguments := filterArguments(r.GetStore(), filter)
-	var from *cursor
-	var position tuplePosition
-	if r.GetCursor() != "" {
-		if from, err = parseCursor(r.GetCursor(), s.server.clusterID, readTuples, arguments); err != nil {
-			return err
-		}
-		var ok bool
-		if position, ok = parseTuplePosition(from.position); !ok {
-			return graph.ErrInvalidPosition
-		}
-	}
-	snapshot, err := s.server.snapshot(ctx, r.GetStore(), r.GetConsistency(), from)
+	read, err := s.open(stream, readTuples, r)
 	if err != nil {
 		return err
 	}
-	// The snapshot is produce's: it is closed there, whatever becomes of the
-	// stream.
 	produce := func(ctx context.Context, put func(*pembav1.ReadTuplesResponse) error) error {
-		defer snapshot.Close()
-		// A filter that matches little may look at much before it finds it.
-		snapshot.Graph().Guard(func(int) error { return ctx.Err() })
-		if err := snapshot.JudgeFilter("filter", filter); err != nil {
+		left := limit
+		return read.each(ctx, func(tuple *pembav1.Tuple, cursor func() string) (more bool, err error) {
+			err = put(&pembav1.ReadTuplesResponse{Tuple: tuple, ReadAt: read.readAt, Cursor: cursor()})
+			left--
+			return left != 0, err
+		})
+	}
+	return feed(stream.Context(), s.server.limits.StreamStall, sendAheadResults, produce, stream.Send)
+}
+
+func (s *tupleService) ExportTuples(r *pembav1.ExportTuplesRequest, stream grpc.ServerStreamingServer[pembav1.ExportTuplesResponse]) error {
+	read, err := s.open(stream, exportTuples, r)
+	if err != nil {
+		return err
+	}
+	produce := func(ctx context.Context, put func(*pembav1.ExportTuplesResponse) error) error {
+		batch := &pembav1.ExportTuplesResponse{ReadAt: read.readAt}
+		bytes := 0
+		var last func() string
+		flush := func() error {
+			batch.Cursor = last()
+			err := put(batch)
+			batch, bytes = &pembav1.ExportTuplesResponse{ReadAt: read.readAt}, 0
 			return err
 		}
-		at := s.server.zookie(snapshot)
-		readAt := at.proto()
-		for left := limit; ; {
-			if err := ctx.Err(); err != nil {
-				return err
+		err := read.each(ctx, func(tuple *pembav1.Tuple, cursor func() string) (more bool, err error) {
+			batch.Tuples, last = append(batch.Tuples, tuple), cursor
+			if bytes += proto.Size(tuple); len(batch.Tuples) == batchTuples || bytes >= batchBytes {
+				err = flush()
 			}
-			page, next, err := snapshot.Graph().Read(filter, position.after, pageTuples)
+			return true, err
+		})
+		if err == nil && len(batch.Tuples) > 0 {
+			err = flush()
+		}
+		return err
+	}
+	return feed(stream.Context(), s.server.limits.StreamStall, batchesAhead, produce, stream.Send)
+}
+
+// A batch of an export, or of changes, ends with the tuple that makes it as
+// large as one of the first two; so many of them wait for a client at most.
+const (
+	batchTuples  = 500
+	batchBytes   = 64 << 10
+	batchesAhead = 8
+)
+
+func (s *tupleService) CountTuples(ctx context.Context, r *pembav1.CountTuplesRequest) (*pembav1.CountTuplesResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	filter, err := toFilter(r.GetFilter())
+	if err != nil {
+		return nil, within("filter", err)
+	}
+	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	snapshot.Graph().Guard(func(int) error { return ctx.Err() })
+	if err := snapshot.JudgeFilter("filter", filter); err != nil {
+		return nil, err
+	}
+	count, err := snapshot.Graph().Count(filter)
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.CountTuplesResponse{Count: count, CountedAt: s.server.zookie(snapshot).proto()}, nil
+}
+
+// A tupleRead walks the tuples that match a filter, at one revision, from where
+// a cursor left off.
+type tupleRead struct {
+	snapshot  *engine.Snapshot
+	filter    graph.Filter
+	kind      questionKind
+	arguments argumentHash
+	position  tuplePosition
+	at        zookie
+	readAt    *pembav1.Zookie
+}
+
+// open begins to read. What it returns must be walked with each, which closes
+// the snapshot.
+func (s *tupleService) open(stream grpc.ServerStream, kind questionKind, r interface {
+	GetStore() string
+	GetConsistency() *pembav1.Consistency
+	GetFilter() *pembav1.TupleFilter
+	GetCursor() string
+},
+) (*tupleRead, error) {
+	ctx := stream.Context()
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	filter, err := toFilter(r.GetFilter())
+	if err != nil {
+		return nil, within("filter", err)
+	}
+	read := &tupleRead{filter: filter, kind: kind, arguments: filterArguments(kind, store, filter)}
+	var from *cursor
+	if r.GetCursor() != "" {
+		if from, err = parseCursor(r.GetCursor(), s.server.clusterID, kind, read.arguments); err != nil {
+			return nil, err
+		}
+		var ok bool
+		if read.position, ok = parseTuplePosition(from.position); !ok {
+			return nil, graph.ErrInvalidPosition
+		}
+	}
+	if read.snapshot, err = s.server.snapshot(ctx, store, r.GetConsistency(), from); err != nil {
+		return nil, err
+	}
+	read.at = s.server.zookie(read.snapshot)
+	read.readAt = read.at.proto()
+	if err := read.at.announce(stream); err != nil {
+		read.snapshot.Close()
+		return nil, err
+	}
+	return read, nil
+}
+
+// each gives f the tuples in order, each with what makes the cursor that
+// continues behind it, which is good until the next tuple; it ends early when f
+// wants no more.
+func (r *tupleRead) each(ctx context.Context, f func(t *pembav1.Tuple, cursor func() string) (more bool, err error)) error {
+	defer r.snapshot.Close()
+	// A filter that matches little may look at much before it finds it.
+	r.snapshot.Graph().Guard(func(int) error { return ctx.Err() })
+	if err := r.snapshot.JudgeFilter("filter", r.filter); err != nil {
+		return err
+	}
+	token := func() string {
+		c := cursor{zookie: r.at, kind: r.kind, arguments: r.arguments, position: r.position.append()}
+		return c.token()
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		page, next, err := r.snapshot.Graph().Read(r.filter, r.position.after, pageTuples)
+		if err != nil {
+			return err
+		}
+		for r.position.skip < len(page) {
+			tuple, err := TupleMessage(page[r.position.skip])
 			if err != nil {
 				return err
 			}
-			for position.skip < len(page) {
-				message, err := TupleMessage(page[position.skip])
-				if err != nil {
-					return err
-				}
-				position.skip++
-				c := cursor{zookie: at, kind: readTuples, arguments: arguments, position: position.append()}
-				if err := put(&pembav1.ReadTuplesResponse{Tuple: message, ReadAt: readAt, Cursor: c.token()}); err != nil {
-					return err
-				}
-				if left--; left == 0 {
-					return nil
-				}
+			r.position.skip++
+			if more, err := f(tuple, token); err != nil || !more {
+				return err
 			}
-			if next == nil {
-				return nil
-			}
-			position = tuplePosition{after: next}
 		}
+		if next == nil {
+			return nil
+		}
+		r.position = tuplePosition{after: next}
 	}
-	return feed(ctx, s.server.limits.StreamStall, produce, stream.Send)
 }
 
-// filterArguments hashes what decides the results of ReadTuples.
-func filterArguments(store string, f graph.Filter) argumentHash {
+// filterArguments hashes what decides the results of ReadTuples and
+// ExportTuples.
+func filterArguments(kind questionKind, store graph.StoreInfo, f graph.Filter) argumentHash {
 	relation := "any"
 	if f.SubjectRelation != nil {
 		relation = "=" + *f.SubjectRelation
 	}
-	return hashArguments(readTuples, canonicalStore(store), f.ObjectType, f.ObjectID, f.ObjectIDPrefix,
+	return hashArguments(kind, storeArgument(store), f.ObjectType, f.ObjectID, f.ObjectIDPrefix,
 		f.Relation, f.SubjectType, f.SubjectID, relation).sum()
-}
-
-// canonicalStore gives the two names of the default store one form.
-func canonicalStore(name string) string {
-	if name == "" {
-		return DefaultStoreName
-	}
-	return name
 }

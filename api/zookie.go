@@ -7,8 +7,11 @@ import (
 	"encoding/json"
 	"hash"
 	"hash/crc32"
+	"strconv"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/graph"
@@ -47,7 +50,17 @@ const (
 	readTuples questionKind = iota + 1
 	lookupResources
 	lookupSubjects
+	exportTuples
+	listStores
+	listSchemaVersions
+	readChanges
 )
+
+// pinned reports whether the cursors of a question continue at the revision and
+// instant of its first answer. Those of the others are places in something that
+// goes on: of listStores the name before, of listSchemaVersions the revision
+// before, of readChanges, which watches share, a graph.Position.
+func (k questionKind) pinned() bool { return k < listStores }
 
 const (
 	zookieVersion  = 1
@@ -109,6 +122,15 @@ func (z zookie) token() string {
 
 func (z zookie) proto() *pembav1.Zookie { return &pembav1.Zookie{Token: z.token()} }
 
+// ZookieHeader is the header in which the answer to a streaming read carries its
+// zookie before the first result, and also when there is none.
+const ZookieHeader = "pemba-zookie"
+
+// announce sends z ahead of the results of a stream.
+func (z zookie) announce(stream grpc.ServerStream) error {
+	return stream.SetHeader(metadata.Pairs(ZookieHeader, z.token()))
+}
+
 // parseZookie reads a token of the given cluster.
 func parseZookie(p *pembav1.Zookie, cluster [16]byte) (zookie, error) {
 	invalid := &requestError{
@@ -158,7 +180,7 @@ func parseCursor(token string, cluster [16]byte, kind questionKind, arguments ar
 	copy(c.arguments[:], body[stateBytes+1:])
 	c.position = body[stateBytes+1+argumentsBytes:]
 	switch {
-	case !c.valid() || c.revision == 0 || c.instant == 0:
+	case !c.valid() || kind.pinned() && (c.revision == 0 || c.instant == 0):
 		return nil, invalid("this is not a cursor; send the cursor of an earlier answer unchanged")
 	case c.cluster != cluster:
 		return nil, &requestError{
@@ -197,6 +219,34 @@ func parseTuplePosition(b []byte) (tuplePosition, bool) {
 	}
 	return p, true
 }
+
+// changeCursor returns the token that continues behind a place of a store's
+// change log. It is the same for watches and for reading changes, whatever their
+// filters: it says what was looked at, not what was told.
+func (s *Server) changeCursor(store graph.StoreInfo, p graph.Position) string {
+	c := cursor{
+		zookie: zookie{cluster: s.clusterID, revision: p.Revision}, kind: readChanges,
+		arguments: hashArguments(readChanges, storeArgument(store)).sum(),
+		position:  binary.BigEndian.AppendUint32(nil, p.Offset),
+	}
+	return c.token()
+}
+
+// parseChangeCursor undoes changeCursor.
+func (s *Server) parseChangeCursor(store graph.StoreInfo, token string) (graph.Position, error) {
+	c, err := parseCursor(token, s.clusterID, readChanges, hashArguments(readChanges, storeArgument(store)).sum())
+	if err != nil {
+		return graph.Position{}, err
+	}
+	if len(c.position) != 4 {
+		return graph.Position{}, graph.ErrInvalidPosition
+	}
+	return graph.Position{Revision: c.revision, Offset: binary.BigEndian.Uint32(c.position)}, nil
+}
+
+// storeArgument is a store as an argument: by its number, since a store that was
+// deleted and made again under its name is another.
+func storeArgument(store graph.StoreInfo) string { return strconv.FormatUint(uint64(store.ID), 10) }
 
 // An argumentHash stands for the arguments of a question that decide its
 // results. It is the same on every node and in every version of the program.

@@ -2,7 +2,14 @@ package api
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
 	"testing"
+
+	"google.golang.org/grpc"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/graph"
@@ -117,4 +124,78 @@ func FuzzParseCursor(f *testing.F) {
 			t.Errorf("position %v", p)
 		}
 	})
+}
+
+// A streaming read says at which state it found nothing.
+func TestZookieOfNoResults(t *testing.T) {
+	server := testServer(t, Config{})
+	c := dial(t, server)
+	written, err := c.WriteSchema(t.Context(), &pembav1.WriteSchemaRequest{
+		Schema: "definition person {} definition document { relation viewer: person permission view = viewer }",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	object := &pembav1.Object{Type: "document", Id: "none"}
+	subject := &pembav1.Subject{Object: &pembav1.Object{Type: "person", Id: "nobody"}}
+	at := &pembav1.Consistency{Requirement: &pembav1.Consistency_ExactlyAt{ExactlyAt: written.GetWrittenAt()}}
+	want, err := parseZookie(written.GetWrittenAt(), server.clusterID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, open := range map[string]func() (grpc.ClientStream, error){
+		"ReadTuples": func() (grpc.ClientStream, error) {
+			return c.ReadTuples(t.Context(), &pembav1.ReadTuplesRequest{Consistency: at})
+		},
+		"ExportTuples": func() (grpc.ClientStream, error) {
+			return c.ExportTuples(t.Context(), &pembav1.ExportTuplesRequest{Consistency: at})
+		},
+		"LookupResources": func() (grpc.ClientStream, error) {
+			return c.LookupResources(t.Context(), &pembav1.LookupResourcesRequest{
+				Consistency: at, Type: "document", Permission: "view", Subject: subject,
+			})
+		},
+		"LookupSubjects": func() (grpc.ClientStream, error) {
+			return c.LookupSubjects(t.Context(), &pembav1.LookupSubjectsRequest{
+				Consistency: at, Object: object, Permission: "view", SubjectType: "person",
+			})
+		},
+	} {
+		stream, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		header, err := stream.Header()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens := header.Get(ZookieHeader)
+		if len(tokens) != 1 {
+			t.Errorf("%s: the header %s has %d values, want 1", what, ZookieHeader, len(tokens))
+			continue
+		}
+		z, err := parseZookie(&pembav1.Zookie{Token: tokens[0]}, server.clusterID)
+		if err != nil || z.revision != want.revision || z.instant == 0 {
+			t.Errorf("%s: the header holds revision %d at %d (%v), want revision %d", what, z.revision, z.instant, err, want.revision)
+		}
+		if err := stream.RecvMsg(&pembav1.ReadTuplesResponse{}); !errors.Is(err, io.EOF) {
+			t.Errorf("%s: %v, want no result", what, err)
+		}
+	}
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
+		fmt.Sprintf("http://%s/pemba/v1/read-tuples", server.HTTPAddr()), strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := response.Body.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if response.Header.Get(ZookieHeader) == "" {
+		t.Errorf("over HTTP the header %s is missing: %v", ZookieHeader, response.Header)
+	}
 }

@@ -52,11 +52,11 @@ func (a *admission) leave(bytes int) {
 	}
 }
 
-// underWay returns the bytes of the proposals under way.
-func (a *admission) underWay() int64 {
+// figures returns how many proposals are under way, and their bytes.
+func (a *admission) figures() (entries int, bytes int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.bytes
+	return a.entries, a.bytes
 }
 
 // close admits nothing more. The channel it returns is closed when nothing is

@@ -7,52 +7,97 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
 
-// A collector knows when the next lifetime ends.
+// A collector knows of each store when its next lifetime ends.
 type collector struct {
 	wake chan struct{} // Has room for one.
 
 	mu sync.Mutex
-	// next is when the collector means to look again; zero for not before it
-	// is woken or has idled.
-	next graph.Instant
+	// next is when the lifetime ends that ends first; never for none. What is
+	// not there is not known and has to be looked up. A moment may be too early,
+	// for a tuple may be deleted before its time, but it is never too late.
+	next map[graph.StoreID]graph.Instant
+	// at is when the collector means to look again by itself.
+	at graph.Instant
 }
 
-// note tells that a lifetime ends at until. The FSM calls it.
-func (c *collector) note(until graph.Instant) {
+// never is beyond every lifetime.
+const never = graph.MaxInstant + 1
+
+func (c *collector) init() {
+	c.wake = make(chan struct{}, 1)
+	c.next = map[graph.StoreID]graph.Instant{}
+}
+
+// note tells that a lifetime ends in a store at until. The FSM calls it, behind
+// the entry.
+func (c *collector) note(store graph.StoreID, until graph.Instant) {
 	c.mu.Lock()
-	sooner := c.next == 0 || until < c.next
-	if sooner {
-		c.next = until
+	if next, ok := c.next[store]; ok {
+		c.next[store] = min(next, until)
 	}
+	sooner := until < c.at
 	c.mu.Unlock()
 	if sooner {
-		select {
-		case c.wake <- struct{}{}:
-		default:
+		c.wakeUp()
+	}
+}
+
+// forget tells that a store has to be looked at: lifetimes came into it in a way
+// that says nothing of them. The FSM calls it, behind the entry.
+func (c *collector) forget(store graph.StoreID) {
+	c.mu.Lock()
+	delete(c.next, store)
+	c.mu.Unlock()
+	c.wakeUp()
+}
+
+func (c *collector) wakeUp() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// plan returns the stores to look at now, and sets when to look again.
+func (c *collector) plan(stores []graph.StoreInfo, now graph.Instant) (due []graph.StoreID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known := make(map[graph.StoreID]graph.Instant, len(stores))
+	c.at = never
+	for i := range stores {
+		id := stores[i].ID
+		next, ok := c.next[id]
+		if ok {
+			known[id] = next // Those that were dropped go.
+			c.at = min(c.at, next)
+		}
+		if !ok || next <= now {
+			due = append(due, id)
 		}
 	}
+	c.next = known
+	return due
 }
 
 // idleRounds is how many pauses the collector lets pass, at most, before it
 // looks by itself: its timer does not know when the clock is set.
 const idleRounds = 100
 
-// collect ends tuples whose lifetime is over. No answer needs it: whoever
-// looks judges lifetimes at his own instant. But the end of a lifetime is a
-// change that is watched, and the space is wanted back, so the leader proposes
+// collect ends tuples whose lifetime is over, in all stores. No answer needs it:
+// whoever looks judges lifetimes at his own instant. But the end of a lifetime is
+// a change that is watched, and the space is wanted back, so the leader proposes
 // entries that make it, and every node makes it at the same revision. What
 // such an entry ends is decided in Apply, by its stamp.
 func (n *Node) collect() {
 	defer n.loops.Done()
 	for {
 		wait := n.collectRound()
-		select {
-		case <-n.stop:
+		if !n.sleep(n.config.CollectPause) {
 			return
-		case <-time.After(n.config.CollectPause):
 		}
 		if wait -= n.config.CollectPause; wait <= 0 {
 			continue
@@ -69,66 +114,85 @@ func (n *Node) collect() {
 	}
 }
 
-// collectRound ends what is due and returns how long to wait for the next
-// round, unless woken.
+// collectRound ends what is due, store by store, and returns how long to wait
+// for the next round, unless woken.
 func (n *Node) collectRound() time.Duration {
 	idle := idleRounds * n.config.CollectPause
-	if !n.leads() {
-		return idle
-	}
-	for {
-		wait, err := n.collectOnce(idle)
-		switch {
-		case err == nil && wait == 0:
-			continue
-		case err == nil:
-			return wait
-		case errors.Is(err, ErrShuttingDown), errors.Is(err, ErrFailed):
-			return idle
-		case errors.Is(err, ErrTooBusy), errors.Is(err, ErrNotLeader), errors.Is(err, ErrDiskFull):
-			return idle / 10
+	for n.leads() {
+		now := max(n.now(), n.db.Applied().Stamp)
+		due := n.collector.plan(n.db.Stores(), now)
+		if len(due) == 0 {
+			n.collector.mu.Lock()
+			left := n.collector.at - now
+			n.collector.mu.Unlock()
+			return max(time.Microsecond, time.Duration(min(left, graph.Instant(idle.Microseconds())))*time.Microsecond)
 		}
-		n.config.Logger.Warn("tuples whose lifetime is over were not collected", "node", n.dir.nodeID, "error", err)
-		return idle
+		for _, store := range due {
+			start := time.Now()
+			err := n.collectOnce(store, now)
+			switch {
+			case err == nil:
+			case errors.Is(err, ErrShuttingDown), errors.Is(err, ErrFailed):
+				return idle
+			case errors.Is(err, ErrTooBusy), errors.Is(err, ErrNotLeader), errors.Is(err, ErrDiskFull):
+				return idle / 10
+			default:
+				n.config.Logger.Warn("tuples whose lifetime is over were not collected", "node", n.dir.nodeID, "store", store, "error", err)
+				return idle
+			}
+			if !n.rest(time.Since(start), restAfterEntry) {
+				return idle
+			}
+		}
 	}
+	return idle
 }
 
-// collectOnce proposes one entry if something is due, and returns zero if more
-// may be, else how long to wait.
-func (n *Node) collectOnce(idle time.Duration) (time.Duration, error) {
-	next, err := n.nextEnd(graph.DefaultStore)
+// collectOnce looks at a store and proposes one entry if something is due. There
+// may be more then; the next round looks again.
+func (n *Node) collectOnce(store graph.StoreID, now graph.Instant) error {
+	// What is noted from here on counts, whatever the look finds.
+	c := &n.collector
+	c.mu.Lock()
+	c.next[store] = never
+	c.mu.Unlock()
+	next, err := n.nextEnd(store)
+	if errors.Is(err, graph.ErrUnknownStore) {
+		return nil // It was dropped meanwhile.
+	}
 	if err != nil {
-		return 0, err
+		c.forget(store)
+		return err
 	}
-	n.collector.mu.Lock()
-	n.collector.next = next
-	n.collector.mu.Unlock()
-	if next == 0 {
-		return idle, nil
+	if next > now {
+		c.mu.Lock()
+		c.next[store] = min(c.next[store], next)
+		c.mu.Unlock()
+		return nil
 	}
-	if now := max(n.now(), n.db.Applied().Stamp); next > now {
-		if left := next - now; left < graph.Instant(idle.Microseconds()) {
-			return max(time.Microsecond, time.Duration(left)*time.Microsecond), nil
-		}
-		return idle, nil
-	}
-	result, err := n.Write(context.Background(), &graph.Mutation{
-		Store: graph.DefaultStore, Collect: &graph.Collect{Limit: n.config.CollectLimit},
-	})
+	defer c.forget(store)
+	result, err := n.proposeUpkeep(&graph.Mutation{Store: store, Collect: &graph.Collect{Limit: n.config.CollectLimit}})
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if result.Refusal != nil {
-		return 0, fmt.Errorf("collect: %w", result.Refusal)
+	if result.Refusal == nil && result.Changed == 0 {
+		return fmt.Errorf("the lifetime of a tuple ended at %s, and nothing was collected at %s", next, result.Instant)
 	}
-	if result.Changed < n.config.CollectLimit {
-		return n.config.CollectPause, nil
+	return nil
+}
+
+// proposeUpkeep writes what the node itself has to change. That a store is no
+// more is no error.
+func (n *Node) proposeUpkeep(m *graph.Mutation) (engine.Result, error) {
+	result, err := n.Write(context.Background(), m)
+	if err == nil && result.Refusal != nil && result.Refusal.Reason != engine.UnknownStore {
+		err = result.Refusal
 	}
-	return 0, nil
+	return result, err
 }
 
 // nextEnd returns when the lifetime of a stored tuple ends that ends first;
-// zero when none ends.
+// never when none ends.
 func (n *Node) nextEnd(store graph.StoreID) (graph.Instant, error) {
 	snapshot, err := n.db.Snapshot(store, 0, graph.MaxInstant)
 	if err != nil {
@@ -136,8 +200,11 @@ func (n *Node) nextEnd(store graph.StoreID) (graph.Instant, error) {
 	}
 	defer snapshot.Close()
 	tuples, err := snapshot.Expired(1)
-	if err != nil || len(tuples) == 0 {
+	if err != nil {
 		return 0, err
+	}
+	if len(tuples) == 0 {
+		return never, nil
 	}
 	return tuples[0].ValidUntil, nil
 }

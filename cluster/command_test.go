@@ -33,6 +33,7 @@ func commandsOfAllKinds() []command {
 		{Filter: graph.Filter{ObjectIDPrefix: "re", SubjectType: "person", SubjectID: "*", SubjectRelation: text("")}},
 		{Filter: graph.Filter{SubjectRelation: text("member")}},
 	}
+	hour, most, calls := graph.Retention(3600e6), uint64(10), uint32(5)
 	var commands []command
 	for _, m := range []graph.Mutation{
 		{Store: 1, Updates: []graph.Update{{Operation: graph.Touch, Tuple: rich}, {Operation: graph.Delete, Tuple: plain}}},
@@ -43,6 +44,14 @@ func commandsOfAllKinds() []command {
 		{Store: 1, Schema: &graph.WriteSchema{}},
 		{Store: 1, Collect: &graph.Collect{Limit: 128}},
 		{Init: &graph.Init{ClusterID: [16]byte{1, 2, 3, 15: 255}}},
+		{StoreChange: &graph.StoreChange{Operation: graph.CreateStore, Name: "other", History: &hour, Log: &hour, TuplesMax: &most, CallsPerSecond: &calls}},
+		{Store: 1, StoreChange: &graph.StoreChange{Operation: graph.SetStore, TuplesMax: &most}},
+		{Store: 2, StoreChange: &graph.StoreChange{Operation: graph.DropStore}},
+		{Store: 1, Prune: &graph.Prune{}},
+		{Store: 1, Updates: []graph.Update{{Operation: graph.Touch, Tuple: rich}}, Stage: &graph.Stage{Operation: graph.StageUpdates, ID: graph.StageID{1}}},
+		{Store: 1, Stage: &graph.Stage{Operation: graph.StageCommit, ID: graph.StageID{1}, Chunk: 1}, RecordedActor: "person:hanna"},
+		{Store: 1, Stage: &graph.Stage{Operation: graph.StageDrop, ID: graph.StageID{1}}},
+		{Store: 1, Stage: &graph.Stage{Operation: graph.StageCollect}},
 	} {
 		commands = append(commands, command{Stamp: 1_700_000_000_000_000, Mutation: &m})
 	}
@@ -140,6 +149,8 @@ func FuzzApply(f *testing.F) {
 		{Mutation: touch},
 		{Mutation: &graph.Mutation{Store: 1, Delete: &graph.DeleteMatching{Filter: graph.Filter{ObjectType: "document", Relation: "viewer"}, Limit: 9}}},
 		{Mutation: &graph.Mutation{Store: 1, Schema: &graph.WriteSchema{Text: testSchema}}},
+		{Mutation: &graph.Mutation{Store: 1, Updates: touch.Updates, Stage: &graph.Stage{Operation: graph.StageUpdates, ID: graph.StageID{7}}}},
+		{Mutation: &graph.Mutation{Store: 1, Stage: &graph.Stage{Operation: graph.StageCommit, ID: graph.StageID{7}, Chunk: 1}}},
 	}
 	for _, c := range append(fitting, commandsOfAllKinds()...) {
 		entry, err := encodeCommand(c)
@@ -177,7 +188,7 @@ func FuzzApply(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := n.encode(c.Mutation); err != nil {
+		if _, err := n.encode(c.Mutation, n.now()); err != nil {
 			return // Write refuses it.
 		}
 		if _, err := apply(c.Mutation); err != nil {

@@ -77,6 +77,20 @@ type Config struct {
 	CollectPause time.Duration
 	CollectLimit int
 
+	// PrunePause is the time between two rounds in which the leader looks for
+	// stores that keep more of the past than their settings say, and for staged
+	// changes that nobody goes on with. Zero means a minute.
+	PrunePause time.Duration
+
+	// WatchersMax bounds how many watchers follow stores at once; what is beyond
+	// fails with ErrTooBusy. Zero means 10,000.
+	WatchersMax int
+
+	// VerifyBytesPerSecond is how fast the node reads all its tables after each
+	// start, to find damage before it matters. Zero means 64 MiB; negative means
+	// that it does not.
+	VerifyBytesPerSecond int64
+
 	// Graph, Engine and Log configure the parts. Dir, Logger, OnFatal, FS and
 	// CommitIndex in them are set by Open and must be empty.
 	Graph  graph.Config
@@ -136,6 +150,15 @@ func (c Config) withDefaults() Config {
 	if c.CollectLimit == 0 {
 		c.CollectLimit = 1000
 	}
+	if c.PrunePause == 0 {
+		c.PrunePause = time.Minute
+	}
+	if c.WatchersMax == 0 {
+		c.WatchersMax = 10_000
+	}
+	if c.VerifyBytesPerSecond == 0 {
+		c.VerifyBytesPerSecond = 64 << 20
+	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
@@ -170,6 +193,7 @@ func (c Config) Validate() error {
 		{"ProposalsMax", int64(c.ProposalsMax), 1, 1 << 20},
 		{"ProposalBytesMax", c.ProposalBytesMax, max(1, int64(c.EntryBytesMax)), 1 << 40},
 		{"CollectLimit", int64(c.CollectLimit), 1, 1 << 20},
+		{"WatchersMax", int64(c.WatchersMax), 1, 1 << 20},
 	} {
 		if field.value < field.from || field.value > field.to {
 			return fmt.Errorf("cluster: Config.%s is %d: %d to %d are allowed", field.name, field.value, field.from, field.to)
@@ -183,6 +207,7 @@ func (c Config) Validate() error {
 		{"SnapshotInterval", c.SnapshotInterval, time.Millisecond},
 		{"WaitMax", c.WaitMax, time.Millisecond},
 		{"CollectPause", c.CollectPause, time.Millisecond},
+		{"PrunePause", c.PrunePause, time.Millisecond},
 	} {
 		if field.value < field.from {
 			return fmt.Errorf("cluster: Config.%s is %v: at least %v is allowed", field.name, field.value, field.from)

@@ -3,10 +3,11 @@
 //
 // There are two nouns that matter to a caller, the [Node] and the
 // [Consistency]. A Node is a graph, the engine over it and a Raft log in one
-// data directory. It does two things: [Node.Write] brings a mutation into the
-// one order of changes, and [Node.Snapshot] holds the graph still at a revision
-// that is new enough for the Consistency asked for. Questions are then asked of
-// the snapshot, which is the engine's.
+// data directory. It does three things: [Node.Write] brings a mutation into the
+// one order of changes, [Node.Snapshot] holds the graph still at a revision
+// that is new enough, or as old, as the Consistency asks for, and [Node.Watch]
+// follows what is changed. Questions are asked of the snapshot, which is the
+// engine's.
 //
 //	node, err := cluster.Open(ctx, cluster.Config{DataDir: "/var/lib/pemba"})
 //	if err != nil {
@@ -34,6 +35,36 @@
 // entry's index as the revision. Apply judges and commits one batch to the
 // graph. The result travels back to Write.
 //
+// # A look at the past
+//
+// A snapshot as of a moment (read.go) is of the last revision whose stamp is the
+// moment or before. So that it is the same whenever it is asked for, the leader
+// first lets no more proposals have such a stamp, and waits for those that have
+// one (stamp.go).
+//
+// # A change, as a watcher sees it
+//
+// A [Watcher] has a position, which is a revision and an offset within it, and
+// nothing else: nothing is queued for it. For each store that is watched, one
+// goroutine reads the change log as it grows and keeps its end in memory, some
+// thousand changes and a MiB at most; this is the store's tail (tail.go), which
+// all its watchers share. The FSM wakes it after each entry that changed the
+// store, and it wakes them. A watcher whose position is before what the tail
+// holds, because it is slow or has just come, reads the log by itself in pages,
+// a few watchers at a time, until it has caught up. No one holds a snapshot while
+// waiting.
+//
+// # What goes on by itself
+//
+// On the leader: lifetimes that are over are ended (collect.go), the past that is
+// older than a store's retention is forgotten and staged changes that were left
+// behind are dropped (prune.go). All of this changes what can be read, so it is
+// done by entries of the log, and none is proposed where nothing would change. On
+// every node, by itself: what was forgotten is taken from the disk (prune.go),
+// and after each start all tables are read once, so that damage is found while
+// it can be repaired (verify.go). How none of it holds up those who ask is said
+// in pace.go.
+//
 // # Where the state is
 //
 // The log is the only thing that is synced for each write. The graph is synced
@@ -54,6 +85,9 @@
 //	revision of a snapshot <= applied
 //	stamp of the snapshot's revision <= instant of the snapshot, unless pinned
 //	revision of an acknowledged write <= applied, before Write returns
+//	stamp of what is written after an answer as of a moment > the moment
+//	revision that a watcher was told is reached <= applied, and all its changes
+//	were delivered before
 //
 // Over restarts: Open returns when everything in the log is applied, so the
 // applied revision that readers see never falls. An entry that cannot be

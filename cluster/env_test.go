@@ -88,7 +88,9 @@ func refusedWith(t *testing.T, config Config, parts ...string) {
 
 func write(t testing.TB, n *Node, m *graph.Mutation) engine.Result {
 	t.Helper()
-	m.Store = graph.DefaultStore
+	if m.Store == 0 && m.Init == nil && (m.StoreChange == nil || m.StoreChange.Operation != graph.CreateStore) {
+		m.Store = graph.DefaultStore
+	}
 	result, err := n.Write(testContext(t), m)
 	if err != nil {
 		t.Fatal(err)
@@ -102,6 +104,30 @@ func write(t testing.TB, n *Node, m *graph.Mutation) engine.Result {
 func writeSchema(t testing.TB, n *Node) {
 	t.Helper()
 	write(t, n, &graph.Mutation{Schema: &graph.WriteSchema{Text: testSchema}})
+}
+
+// createStore makes a store with the schema of the tests; settings may be nil.
+func createStore(t testing.TB, n *Node, name string, settings *graph.StoreChange) graph.StoreID {
+	t.Helper()
+	change := graph.StoreChange{}
+	if settings != nil {
+		change = *settings
+	}
+	change.Operation, change.Name = graph.CreateStore, name
+	id := write(t, n, &graph.Mutation{StoreChange: &change}).Store
+	write(t, n, &graph.Mutation{Store: id, Schema: &graph.WriteSchema{Text: testSchema}})
+	return id
+}
+
+func dropStore(t testing.TB, n *Node, id graph.StoreID) {
+	t.Helper()
+	write(t, n, &graph.Mutation{Store: id, StoreChange: &graph.StoreChange{Operation: graph.DropStore}})
+}
+
+// setRetention sets how long a store keeps its history and its log.
+func setRetention(t testing.TB, n *Node, id graph.StoreID, kept graph.Retention) {
+	t.Helper()
+	write(t, n, &graph.Mutation{Store: id, StoreChange: &graph.StoreChange{Operation: graph.SetStore, History: &kept, Log: &kept}})
 }
 
 func viewer(document, person string) graph.Tuple {

@@ -23,7 +23,8 @@ var (
 	// knows whether it was or will be made: the caller's context ended, the
 	// leadership was lost, or the node failed in between.
 	ErrOutcomeUnknown = errors.New("the outcome of the write is unknown")
-	// ErrTooBusy means that as many writes are under way as the node admits.
+	// ErrTooBusy means that as many writes are under way, or as many watchers
+	// follow, as the node admits.
 	ErrTooBusy = errors.New("the node is too busy")
 	// ErrEntryTooLarge means that a mutation needs a larger log entry than one
 	// may be.
@@ -34,4 +35,7 @@ var (
 	// ErrRevisionAhead means that a read asked for a revision that this node
 	// has not applied, and did not come to apply while the read waited.
 	ErrRevisionAhead = graph.ErrRevisionAhead
+	// ErrInstantAhead means that the state of a moment was asked for that has
+	// not passed: changes of before it may yet be made.
+	ErrInstantAhead = errors.New("the moment has not passed yet")
 )

@@ -21,8 +21,11 @@ type fsm struct {
 	// fail stops the node. An entry that cannot be decoded or applied must
 	// never be skipped, or this node would silently differ from the others.
 	fail func(error)
-	// lifetime is told the earliest end of a lifetime in each mutation.
-	lifetime func(graph.Instant)
+	// changed is told of each mutation that was applied and not refused, and
+	// passed of each entry, behind it, with the store that it may have changed;
+	// zero for none.
+	changed func(*graph.Mutation, engine.Result)
+	passed  func(graph.StoreID)
 	// advanced is called behind each batch.
 	advanced func()
 
@@ -31,6 +34,8 @@ type fsm struct {
 	// entries and bytes count what was applied since they were last reset.
 	entries atomic.Uint64
 	bytes   atomic.Int64
+	// applied counts what was applied since the node started.
+	applied atomic.Uint64
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
@@ -72,6 +77,7 @@ func (f *fsm) apply(entry *raft.Log) (engine.Result, error) {
 		return engine.Result{Revision: revision}, nil // Raft starts from what was durable.
 	}
 	f.entries.Add(1)
+	f.applied.Add(1)
 	f.bytes.Add(int64(len(entry.Data)))
 	switch entry.Type {
 	case raft.LogCommand:
@@ -84,29 +90,20 @@ func (f *fsm) apply(entry *raft.Log) (engine.Result, error) {
 			return engine.Result{}, fmt.Errorf("apply: %w", err)
 		}
 		if result.Refusal == nil {
-			f.noteLifetimes(c.Mutation.Updates)
+			f.changed(c.Mutation, result)
+			f.passed(c.Mutation.Store)
+		} else {
+			f.passed(0)
 		}
 		return result, nil
 	case raft.LogConfiguration:
 		if err := f.db.CommitConfiguration(revision, entry.Term, entry.Data); err != nil {
 			return engine.Result{}, fmt.Errorf("store the configuration: %w", err)
 		}
+		f.passed(0)
 		return engine.Result{Revision: revision}, nil
 	}
 	return engine.Result{Revision: revision}, nil // Raft's own: no-ops and barriers.
-}
-
-func (f *fsm) noteLifetimes(updates []graph.Update) {
-	var earliest graph.Instant
-	for i := range updates {
-		until := updates[i].Tuple.ValidUntil
-		if until != 0 && updates[i].Operation != graph.Delete && (earliest == 0 || until < earliest) {
-			earliest = until
-		}
-	}
-	if earliest != 0 {
-		f.lifetime(earliest)
-	}
 }
 
 // Snapshot implements raft.FSM. It returns at once: applying goes on while the

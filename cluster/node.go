@@ -28,10 +28,15 @@ type Node struct {
 
 	entryBytesMax int
 	admission     *admission
+	stamps        stamps
 	room          room
 	progress      progress
+	watches       watches
 	collector     collector
+	remover       remover
 	cutter        cutter
+	verified      verified
+	counts        counts
 
 	// leading is the term in which this node leads and has applied an entry of
 	// that very term, so that it knows all that its predecessors acknowledged;
@@ -166,24 +171,29 @@ func (n *Node) Status() (Status, error) {
 	// In this order, so that the invariants hold whatever happens meanwhile.
 	durable, applied := n.db.Durable(), n.db.Applied()
 	s := Status{
-		NodeID: n.dir.nodeID, ClusterID: n.db.ClusterID(),
+		NodeID: n.dir.nodeID, ClusterID: n.db.ClusterID(), Role: n.role(),
 		Term: n.raft.CurrentTerm(), Voters: n.voters(),
 		Applied: applied.Revision, Durable: durable.Revision, Stamp: applied.Stamp,
 		FirstIndex: stats.First, LastIndex: n.raft.LastIndex(),
 		StateBytes: state, LogBytes: stats.DiskBytes,
 		FreeBytes: stats.FreeBytes, FreeBytesMin: n.room.bytesMin(stats),
 	}
+	return s, nil
+}
+
+// role names the node's part in Raft.
+func (n *Node) role() string {
 	switch n.raft.State() {
 	case raft.Leader:
-		s.Role = "leader"
+		return "leader"
 	case raft.Candidate:
-		s.Role = "candidate"
+		return "candidate"
 	case raft.Follower:
-		s.Role = "follower"
+		return "follower"
 	case raft.Shutdown:
-		s.Role = "shutdown"
+		return "shutdown"
 	}
-	return s, nil
+	return ""
 }
 
 // voters counts the voters of the newest configuration.
@@ -251,6 +261,7 @@ func (n *Node) close() error {
 		case <-n.failed: // Raft may never answer what is under way.
 		}
 	}
+	n.watches.close()
 	close(n.stop)
 	var errs []error
 	if n.raft != nil {

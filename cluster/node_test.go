@@ -300,6 +300,8 @@ func TestConfigIsValidated(t *testing.T) {
 		"WaitMax":          func(c *Config) { c.WaitMax = -1 },
 		"CollectPause":     func(c *Config) { c.CollectPause = -1 },
 		"CollectLimit":     func(c *Config) { c.CollectLimit = -1 },
+		"PrunePause":       func(c *Config) { c.PrunePause = -1 },
+		"WatchersMax":      func(c *Config) { c.WatchersMax = -1 },
 		"Graph":            func(c *Config) { c.Graph.Dir = "x" },
 		"Log":              func(c *Config) { c.Log.Dir = "x" },
 	} {

@@ -24,6 +24,11 @@ const (
 	// Linearizable is a state that holds everything that any node acknowledged
 	// before the read began.
 	Linearizable
+	// AsOf is the state as it was at a moment, Consistency.Instant, with the
+	// lifetimes and the schema of that moment. On the leader it holds every
+	// change of that moment and before: asked again, the answer is the same, as
+	// long as the leader stays and the store keeps its past.
+	AsOf
 )
 
 // String returns the mode in lower case.
@@ -37,6 +42,8 @@ func (m Mode) String() string {
 		return "exactly"
 	case Linearizable:
 		return "linearizable"
+	case AsOf:
+		return "as of"
 	}
 	return fmt.Sprintf("mode %d", uint8(m))
 }
@@ -51,6 +58,7 @@ type Consistency struct {
 	// Instant is at which lifetimes are judged at the earliest; zero for none.
 	// The answer's instant is the latest of it, the node's clock and the newest
 	// stamp, so that no answer is from a moment before one that the caller saw.
+	// With AsOf it is the moment itself, and needed.
 	Instant graph.Instant
 	// Pinned makes the answer's instant Instant itself, for the pages that
 	// follow a first one, and for looking at the past. It needs Exactly and an
@@ -60,12 +68,14 @@ type Consistency struct {
 
 func (c Consistency) validate() error {
 	switch {
-	case c.Mode > Linearizable:
+	case c.Mode > AsOf:
 		return fmt.Errorf("consistency: %v is unknown", c.Mode)
 	case c.Mode == Exactly && c.Revision == 0:
 		return errors.New("consistency: exactly asks for a revision, and none is given")
 	case c.Pinned && (c.Mode != Exactly || c.Instant == 0):
 		return fmt.Errorf("consistency: an instant is pinned with mode %v and instant %d; exactly and an instant are needed", c.Mode, c.Instant)
+	case c.Mode == AsOf && (c.Instant <= 0 || c.Revision != 0):
+		return fmt.Errorf("consistency: as of asks for a moment and no revision, and instant %d and revision %d are given", c.Instant, c.Revision)
 	}
 	return nil
 }
@@ -78,14 +88,19 @@ func (c Consistency) validate() error {
 //
 // Its errors are ErrRevisionAhead for a revision that did not come, or that
 // cannot be there as this node leads and has given out none so high;
-// ErrNotLeader for a linearizable read that this node cannot answer; ctx's own;
-// and those of engine.Engine.Snapshot.
+// ErrInstantAhead for a moment to come; ErrNotLeader for a read that only the
+// leader can answer; ctx's own; and those of engine.Engine.Snapshot, such as
+// graph.ErrUnknownStore, and graph.ErrRevisionGone for what is older than the
+// past that the store keeps.
 func (n *Node) Snapshot(ctx context.Context, store graph.StoreID, c Consistency, overlay graph.Overlay) (*engine.Snapshot, error) {
 	if err := n.usable(); err != nil {
 		return nil, err
 	}
 	if err := c.validate(); err != nil {
 		return nil, err
+	}
+	if c.Mode == AsOf {
+		return n.snapshotAsOf(ctx, store, c.Instant, overlay)
 	}
 	wanted := c.Revision
 	switch c.Mode {
@@ -97,7 +112,7 @@ func (n *Node) Snapshot(ctx context.Context, store graph.StoreID, c Consistency,
 			return nil, err
 		}
 		wanted = index
-	case AtLeast, Exactly:
+	case AtLeast, Exactly, AsOf:
 	}
 	if err := n.waitApplied(ctx, wanted); err != nil {
 		return nil, err
@@ -152,14 +167,67 @@ func (n *Node) waitApplied(ctx context.Context, revision graph.Revision) error {
 	if last := n.raft.LastIndex(); n.leads() && uint64(revision) > last {
 		return fmt.Errorf("%w: %d is asked for, and %d is the newest of the cluster", ErrRevisionAhead, revision, last)
 	}
-	waiting, cancel := context.WithTimeoutCause(ctx, n.config.WaitMax,
-		fmt.Errorf("%w: it did not come within %v", ErrRevisionAhead, n.config.WaitMax))
-	defer cancel()
-	if err := n.progress.wait(waiting, n.closing, reached); err != nil {
-		if errors.Is(err, errStopped) {
-			return n.usable()
-		}
-		return fmt.Errorf("wait for revision %d, at %d: %w", revision, n.db.Applied().Revision, err)
+	err := n.waitUntil(ctx, reached, fmt.Errorf("%w: it did not come within %v", ErrRevisionAhead, n.config.WaitMax))
+	if err == nil || errors.Is(err, ErrFailed) || errors.Is(err, ErrShuttingDown) {
+		return err
 	}
-	return nil
+	return fmt.Errorf("wait for revision %d, at %d: %w", revision, n.db.Applied().Revision, err)
+}
+
+// waitUntil waits as long as ctx and Config.WaitMax allow; late is the error
+// when the latter ends it.
+func (n *Node) waitUntil(ctx context.Context, reached func() bool, late error) error {
+	if reached() {
+		return nil
+	}
+	waiting, cancel := context.WithTimeoutCause(ctx, n.config.WaitMax, late)
+	defer cancel()
+	err := n.progress.wait(waiting, n.closing, reached)
+	if errors.Is(err, errStopped) {
+		return n.usable()
+	}
+	return err
+}
+
+// snapshotAsOf holds a store still as it was at a moment.
+//
+// What the leader promises is that the answer holds every change whose stamp is
+// the moment or before, those included that are proposed but not acknowledged
+// yet. So it first sees to it that no proposal from now on gets such a stamp,
+// and then waits for those under way that have one. Stamps never fall from one
+// entry to the next, so what comes later is of later. (A leader that follows
+// this one, or a restart of this one with a clock that was set back, begins
+// with what was applied, and knows nothing of moments that were only asked
+// about.) A node that does not lead knows no more than what it applied.
+func (n *Node) snapshotAsOf(ctx context.Context, store graph.StoreID, at graph.Instant, overlay graph.Overlay) (*engine.Snapshot, error) {
+	stamp := n.db.Applied().Stamp
+	if now := max(n.now(), stamp); at > now {
+		return nil, fmt.Errorf("%w: %s is asked for, and it is %s", ErrInstantAhead, at, now)
+	}
+	if n.leads() {
+		n.stamps.settle(at)
+		err := n.waitUntil(ctx, func() bool { return n.stamps.isSettled(at) },
+			fmt.Errorf("%w: writes of that moment were not done within %v", ErrTooBusy, n.config.WaitMax))
+		if err != nil {
+			return nil, fmt.Errorf("read as of %s: %w", at, err)
+		}
+	} else if at >= stamp {
+		return nil, fmt.Errorf("%w: it cannot say what was written up to %s", ErrNotLeader, at)
+	}
+	revision, err := n.db.RevisionAt(store, at)
+	if err != nil {
+		return nil, err
+	}
+	if revision == 0 {
+		// Nothing was there yet. As the store was made it was empty, and if that
+		// is kept no more, it cannot be said.
+		info, ok := n.db.StoreInfo(store)
+		if !ok {
+			return nil, fmt.Errorf("read as of %s: store %d: %w", at, store, graph.ErrUnknownStore)
+		}
+		// Which revision made it is not known of a store of format version 1, but
+		// it was not the first, which a cluster begins with.
+		revision = max(info.Created, 1)
+	}
+	return n.engine.Snapshot(store, revision, at, overlay)
 }

@@ -84,8 +84,11 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	n.warnOfClock()
-	n.loops.Add(1)
+	n.loops.Add(4)
 	go n.collect()
+	go n.prune()
+	go n.remove()
+	go n.verify()
 	return nil
 }
 
@@ -125,12 +128,15 @@ func (n *Node) openParts(ctx context.Context) error {
 		return err
 	}
 	n.engine = engine.New(n.db, n.config.Engine)
-	n.collector.wake = make(chan struct{}, 1)
+	n.watches.init(n.db.Applied())
+	n.collector.init()
+	n.remover.init()
 	n.cutter.wake = make(chan struct{}, 1)
 	n.fsm = &fsm{
 		db: n.db, engine: n.engine,
-		fail:     n.fail,
-		lifetime: n.collector.note,
+		fail:    n.fail,
+		changed: n.noteChange,
+		passed:  func(store graph.StoreID) { n.watches.note(store, n.db.Applied()) },
 		advanced: func() {
 			n.progress.broadcast()
 			n.wakeCutter()

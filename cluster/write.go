@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +32,14 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 	if ctx.Err() != nil {
 		return engine.Result{}, fmt.Errorf("write: %w", context.Cause(ctx))
 	}
-	entry, err := n.encode(m)
+	stamp, proposal := n.stamps.take(n.now())
+	proposed := false
+	defer func() {
+		if !proposed {
+			n.endStamp(proposal)
+		}
+	}()
+	entry, err := n.encode(m, stamp)
 	if err != nil {
 		return engine.Result{}, fmt.Errorf("write: %w", err)
 	}
@@ -39,11 +47,8 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 		return engine.Result{}, fmt.Errorf("%w: it needs %d bytes, at most %d are allowed; make several smaller ones",
 			ErrEntryTooLarge, len(entry), n.entryBytesMax)
 	}
-	if err := n.admission.enter(len(entry)); err != nil {
-		return engine.Result{}, err
-	}
-	if err := n.room.check(n.admission.underWay()); err != nil {
-		n.admission.leave(len(entry))
+	if err := n.admit(len(entry)); err != nil {
+		n.counts.refused.Add(1)
 		return engine.Result{}, err
 	}
 	type outcome struct {
@@ -51,11 +56,13 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 		err    error
 	}
 	done := make(chan outcome, 1)
+	proposed = true
 	go func() {
 		// Raft's timeout covers only the queue in front of its main loop, and
 		// the future then waits without limit. So the caller waits beside it,
 		// and what is under way stays counted until Raft has answered.
 		result, err := n.propose(entry)
+		n.endStamp(proposal)
 		n.admission.leave(len(entry))
 		done <- outcome{result, err}
 	}()
@@ -75,10 +82,28 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 	}
 }
 
-// encode stamps m and makes an entry of it. What it refuses would be a fault of
-// every node if it stood in the log.
-func (n *Node) encode(m *graph.Mutation) ([]byte, error) {
-	stamp := n.now()
+// endStamp gives the time of a proposal back, and wakes who waits for it.
+func (n *Node) endStamp(proposal *list.Element) {
+	n.stamps.end(proposal)
+	n.progress.broadcast()
+}
+
+// admit lets an entry of so many bytes in; the admission's leave must follow.
+func (n *Node) admit(bytes int) error {
+	if err := n.admission.enter(bytes); err != nil {
+		return err
+	}
+	_, underWay := n.admission.figures()
+	if err := n.room.check(underWay); err != nil {
+		n.admission.leave(bytes)
+		return err
+	}
+	return nil
+}
+
+// encode makes an entry of m. What it refuses would be a fault of every node if
+// it stood in the log.
+func (n *Node) encode(m *graph.Mutation, stamp graph.Instant) ([]byte, error) {
 	if stamp <= 0 || stamp > graph.MaxInstant {
 		return nil, fmt.Errorf("the node's clock says %v, which is not between 1970 and %v", n.config.Now(), graph.MaxInstant.Time())
 	}

@@ -22,6 +22,10 @@ type Result struct {
 	Changed int
 	// Partial says that a delete which allowed it left matches behind.
 	Partial bool
+	// Store is the store that CreateStore made.
+	Store graph.StoreID
+	// Stage is the staged change after the step that was asked for.
+	Stage graph.StageInfo
 }
 
 // Apply judges m against the graph as of the last commit and commits what it
@@ -46,10 +50,14 @@ func (e *Engine) Apply(revision graph.Revision, term uint64, stamp graph.Instant
 		return Result{}, err
 	}
 	if result.Refusal != nil {
-		result.Changed, result.Partial = 0, false
+		result.Changed, result.Partial, result.Stage = 0, false, graph.StageInfo{}
 		commit = graph.Commit{Revision: revision, Term: term, Stamp: stamp}
 	}
-	_, err := e.db.Commit(commit)
+	receipt, err := e.db.Commit(commit)
+	if refusal := refuseStagedTwice(m, err); refusal != nil {
+		result = Result{Revision: revision, Instant: stamp, Refusal: refusal}
+		_, err = e.db.Commit(graph.Commit{Revision: revision, Term: term, Stamp: stamp})
+	}
 	var invalid *graph.InvalidError
 	if exhausted := errors.Is(err, graph.ErrExhausted); exhausted || errors.As(err, &invalid) {
 		// Nothing was written, and every node finds the same.
@@ -61,6 +69,10 @@ func (e *Engine) Apply(revision graph.Revision, term uint64, stamp graph.Instant
 	}
 	if err != nil {
 		return Result{}, fmt.Errorf("engine: commit revision %d: %w", revision, err)
+	}
+	result.Store = receipt.Store
+	if c := commit.StoreChange; c != nil && c.Operation == graph.DropStore && result.Refusal == nil {
+		e.forget(m.Store)
 	}
 	return result, nil
 }
@@ -75,13 +87,26 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 		commit.Init = m.Init
 		return nil
 	}
-	if err := m.Validate(); err != nil && len(m.Updates) == 0 {
+	if err := m.Validate(); err != nil && (len(m.Updates) == 0 || m.StoreChange != nil || m.Prune != nil) {
 		// What is wrong with an update is told below, with its place.
 		result.Refusal = refuseMalformed("", err)
 		return nil
 	}
+	if m.StoreChange != nil {
+		result.Refusal = e.storeChange(m, commit)
+		return nil
+	}
 	if m.Store == 0 {
 		result.Refusal = refuse(Malformed, "store", "the mutation names no store")
+		return nil
+	}
+	store, known := e.db.StoreInfo(m.Store)
+	if !known {
+		result.Refusal = refuseUnknownStore(m.Store)
+		return nil
+	}
+	if m.Prune != nil {
+		commit.Store, commit.Prune = m.Store, m.Prune
 		return nil
 	}
 	s, err := e.Snapshot(m.Store, 0, commit.Stamp, graph.Overlay{})
@@ -102,12 +127,17 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 		result.Refusal, err = j.schema(m.Schema)
 	case m.Collect != nil:
 		result.Refusal, err = j.collect(m.Collect)
+	case m.Stage != nil:
+		result.Refusal, err = j.stage(m)
 	default:
 		result.Refusal, err = j.tuples(m)
 	}
 	if errors.Is(err, errTooMuchToRead) {
 		result.Refusal, err = refuse(TooMuchToRead, "",
 			"preconditions and filters of one change may look at %d tuples, and these look at more; name ids in them", lookedMax), nil
+	}
+	if err == nil && result.Refusal == nil {
+		result.Refusal = j.room(&store)
 	}
 	return err
 }
@@ -354,58 +384,32 @@ func Storable(s *schema.Schema) error {
 	return nil
 }
 
-// fit refuses a schema that stored tuples do not fit. What is stored is known
-// from counters; tuples are read only for the sample in the message.
+// fit refuses a schema that stored tuples do not fit.
 func (j *judgement) fit(old *program, compiled *schema.Schema) (*Refusal, error) {
 	// Tuples whose lifetime is over stand in no schema's way: end them first.
 	over, err := j.snapshot.graph.Expired(schemaCollectMax)
 	if err != nil {
 		return nil, err
 	}
-	type form struct {
-		objectType, relation string
-		stored               schema.SubjectType
-	}
-	ended := make(map[form]uint64)
 	for i := range over {
-		ended[form{over[i].Object.Type, over[i].Relation, subjectTypeOf(&over[i])}]++
 		j.change(graph.Expired, over[i], &over[i])
 	}
-	for _, c := range j.snapshot.engine.db.Counters(j.snapshot.graph.Store()) {
-		objectType, relation := j.snapshot.graph.ShapeName(c.Relation)
-		subjectType, subjectRelation := j.snapshot.graph.ShapeName(c.Subject)
-		stored := schema.SubjectType{
-			Type: subjectType, Relation: subjectRelation, Wildcard: c.Wildcard,
-			Caveat: j.snapshot.graph.CaveatName(c.Caveat), Expiration: c.Expiring,
-		}
-		count := c.Count - ended[form{objectType, relation, stored}]
-		if count == 0 {
-			continue
-		}
-		why := misfit(compiled, objectType, relation, stored)
-		if why == "" && stored.Caveat != "" {
-			why = changedParameter(old.schema.Caveat(stored.Caveat), compiled.Caveat(stored.Caveat))
-		}
-		if why == "" {
-			continue
-		}
-		sample, err := j.sample(objectType, relation, stored)
-		if err != nil {
-			return nil, err
-		}
-		noun := "tuples do"
-		if count == 1 {
-			noun = "tuple does"
-		}
-		refusal := refuse(SchemaData, "schema", "%d stored %s not fit the new schema: %s", count, noun, why).
-			with("type", objectType).with("name", relation).with("count", fmt.Sprint(count))
-		if sample != "" {
-			refusal.Message += "; for example " + sample
-			refusal = refusal.with("tuple", sample)
-		}
-		return refusal, nil
+	misfits, err := j.snapshot.misfits(old.schema, compiled, j.snapshot.stored(over), 1)
+	if err != nil || len(misfits) == 0 {
+		return nil, err
 	}
-	return nil, nil
+	m := misfits[0]
+	noun := "tuples do"
+	if m.Count == 1 {
+		noun = "tuple does"
+	}
+	refusal := refuse(SchemaData, "schema", "%d stored %s not fit the new schema: %s", m.Count, noun, m.Why).
+		with("type", m.Type).with("name", m.Relation).with("count", fmt.Sprint(m.Count))
+	if m.Sample != "" {
+		refusal.Message += "; for example " + m.Sample
+		refusal = refusal.with("tuple", m.Sample)
+	}
+	return refusal, nil
 }
 
 // schemaCollectMax bounds how many expired tuples a schema ends on its way; were
@@ -454,37 +458,6 @@ func changedParameter(old, changed *schema.Caveat) string {
 		}
 	}
 	return ""
-}
-
-// samplePages bounds how far sample looks; a message is not worth more.
-const samplePages = 8
-
-// sample finds one stored tuple of the form, or "" if it is not near.
-func (j *judgement) sample(objectType, relation string, stored schema.SubjectType) (string, error) {
-	f := graph.Filter{
-		ObjectType: objectType, Relation: relation,
-		SubjectType: stored.Type, SubjectRelation: &stored.Relation,
-	}
-	if stored.Wildcard {
-		f.SubjectID = graph.Wildcard
-	}
-	position := []byte(nil)
-	for range samplePages {
-		found, next, err := j.snapshot.graph.Read(f, position, deletePage)
-		if err != nil {
-			return "", err
-		}
-		for i := range found {
-			if subjectTypeOf(&found[i]) == stored {
-				return found[i].String(), nil
-			}
-		}
-		if next == nil {
-			break
-		}
-		position = next
-	}
-	return "", nil
 }
 
 // subjectTypeOf is the form of subject that a tuple needs its relation to allow.

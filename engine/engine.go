@@ -39,6 +39,7 @@ type Engine struct {
 	db     *graph.DB
 	config Config
 	pool   pool
+	stats  stats
 
 	mu sync.RWMutex
 	// programs caches compiled schemas by store and revision. A program is made
@@ -89,9 +90,8 @@ type Snapshot struct {
 }
 
 // Snapshot holds a store still at a revision (0 for the newest on this node)
-// and an instant, with overlay on top. The errors are graph's: an unknown
-// store, a revision that is not there yet or no more, an overlay that is not
-// well formed.
+// and an instant, with overlay on top. The errors are graph's: ErrUnknownStore, a
+// revision that is not there yet or no more, an overlay that is not well formed.
 func (e *Engine) Snapshot(store graph.StoreID, at graph.Revision, instant graph.Instant, overlay graph.Overlay) (*Snapshot, error) {
 	g, err := e.db.Snapshot(store, at, instant)
 	if err != nil {
@@ -179,12 +179,7 @@ func (s *Snapshot) program() (*program, error) {
 		if p, err = compileProgram(compiled, version, s.graph); err != nil {
 			return nil, err
 		}
-		s.engine.mu.Lock()
-		if len(s.engine.programs) >= programsMax {
-			clear(s.engine.programs)
-		}
-		s.engine.programs[key] = p
-		s.engine.mu.Unlock()
+		s.engine.remember(key, p)
 	}
 	s.prog = p
 	return p, nil
@@ -239,7 +234,7 @@ func (s *Snapshot) question(ctx context.Context, b Budget) question {
 	}
 	return question{
 		ctx: ctx, program: s.prog, graph: s.graph,
-		stepsMax: b.Steps, memoryMax: b.MemoryBytes, pool: &s.engine.pool,
+		stepsMax: b.Steps, memoryMax: b.MemoryBytes, pool: &s.engine.pool, stats: &s.engine.stats,
 	}
 }
 

@@ -81,6 +81,16 @@ var planted = []struct{ name, file, text, bug string }{
 		"		from = q.edges[base+count-1].Number + 1",
 		"		if from++; from > 0 {\n			return nil\n		}",
 	},
+	{
+		"an intersection arrow passes over objects that lack the name", "walk.go",
+		"		if t.name == nil && !op.all {\n",
+		"		if t.name == nil {\n",
+	},
+	{
+		"a tree forgets the caveats of its tuples", "expand.go",
+		"			if e.Caveat != 0 {\n",
+		"			if e.Caveat == 0 {\n",
+	},
 }
 
 // named finds the question in the output of a failed test.

@@ -147,7 +147,8 @@ type Tree struct {
 	// Operation is one of the Tree operations.
 	Operation TreeOperation
 	// Children are the operands; for TreeExclusion the base and then all that
-	// is subtracted, for an arrow one child for each object reached.
+	// is subtracted, for an arrow one child for each object reached, whatever
+	// the caveat of the tuple that leads there, which a tree does not show.
 	Children []*Tree
 	// Leaves are the tuples that stand on the relation, sorted by subject type,
 	// id and relation; set only for TreeLeaf.

@@ -163,12 +163,8 @@ func (w *world) expression(t string, depth int) string {
 		switch k := w.IntN(20); {
 		case k < 9:
 			return choose(w, []string{"member", "banned", "link", "p0", "p1", "p2"})
-		case k < 14:
-			return "link->" + choose(w, []string{"member", "banned", "p0", "p1", "p2"})
-		case k < 16:
-			return "link.all(" + choose(w, []string{"member", "p0", "p1"}) + ")"
 		case k < 18:
-			return "link->link->" + choose(w, []string{"member", "p0"})
+			return w.arrow()
 		case k < 19:
 			return "self"
 		default:
@@ -176,6 +172,28 @@ func (w *world) expression(t string, depth int) string {
 		}
 	}
 	return fmt.Sprintf("(%s %s %s)", w.expression(t, depth-1), choose(w, []string{"+", "+", "&", "-"}), w.expression(t, depth-1))
+}
+
+// arrow makes an arrow or a chain of up to three, each of them to any or to all
+// of the objects that its relation leads to. Most walk link, which leads to
+// types with all names; member leads to users, too, which have none, and where
+// it allows a wildcard or leads to users alone the schema is made anew.
+func (w *world) arrow() string {
+	walked := func() string {
+		if w.oneIn(8) {
+			return "member"
+		}
+		return "link"
+	}
+	text := walked()
+	for arrows := choose(w, []int{1, 1, 1, 1, 2, 2, 3}); arrows > 0; arrows-- {
+		to := choose(w, []string{"member", "member", "banned", "p0", "p1", "p2"})
+		if arrows > 1 {
+			to = walked()
+		}
+		text += fmt.Sprintf(choose(w, []string{"->%s", "->%s", ".any(%s)", ".all(%s)"}), to)
+	}
+	return text
 }
 
 // now is where the random world's time begins; lifetimes end around it.

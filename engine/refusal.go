@@ -56,6 +56,22 @@ const (
 	// TooMuchToRead: the preconditions and the filter of one mutation would have
 	// to look at more tuples than a change may.
 	TooMuchToRead
+	// UnknownStore: no store of that name or number.
+	UnknownStore
+	// StoreExists: a store of that name exists.
+	StoreExists
+	// StoreProtected: the default store cannot be dropped.
+	StoreProtected
+	// StoreFull: the store would hold more tuples than its settings allow.
+	StoreFull
+	// StageUnknown: no staged change of that id, or it was collected.
+	StageUnknown
+	// StageGap: a chunk of a staged change is missing.
+	StageGap
+	// StageStale: the schema changed since the staged change was begun.
+	StageStale
+	// StageTooLarge: too much is staged.
+	StageTooLarge
 )
 
 var reasonNames = [...]string{
@@ -66,7 +82,9 @@ var reasonNames = [...]string{
 	SchemaType: "SCHEMA_TYPE", SchemaData: "SCHEMA_DATA", WildcardSubject: "WILDCARD_SUBJECT",
 	CaveatFailed: "CAVEAT_FAILED", BudgetExceeded: "BUDGET_EXCEEDED", CursorInvalid: "CURSOR_INVALID",
 	AlreadyInitialized: "ALREADY_INITIALIZED", NumbersExhausted: "NUMBERS_EXHAUSTED",
-	TooMuchToRead: "TOO_MUCH_TO_READ",
+	TooMuchToRead: "TOO_MUCH_TO_READ", UnknownStore: "UNKNOWN_STORE", StoreExists: "STORE_EXISTS",
+	StoreProtected: "STORE_PROTECTED", StoreFull: "STORE_FULL", StageUnknown: "STAGE_UNKNOWN",
+	StageGap: "STAGE_GAP", StageStale: "STAGE_STALE", StageTooLarge: "STAGE_TOO_LARGE",
 }
 
 // String returns the reason as it stands on the wire: UNKNOWN_TYPE.

@@ -16,6 +16,52 @@ import (
 // name, and checks what it arrives at. The checks share one walk, so that a
 // group or folder on many ways is evaluated once.
 func (s *Snapshot) LookupResources(ctx context.Context, q LookupResources, yield func(Resource) error) error {
+	given := 0
+	return s.resources(ctx, q, func(object graph.Number, position Position, verdict Verdict) (more bool, err error) {
+		id, err := s.graph.ID(q.Type, object)
+		if err != nil {
+			return false, err
+		}
+		err = yield(Resource{Object: graph.Object{Type: q.Type, ID: id}, Position: position, Verdict: verdict})
+		given++
+		return q.Limit == 0 || given < q.Limit, err
+	})
+}
+
+// Counts say how many results a lookup has.
+type Counts struct {
+	Allowed     int
+	Conditional int
+}
+
+func (c *Counts) add(d Decision) {
+	switch d {
+	case Allowed:
+		c.Allowed++
+	case Conditional:
+		c.Conditional++
+	}
+}
+
+// CountResources returns how many objects LookupResources yields for the same
+// question, whatever its After and Limit are. It evaluates as much, but reads no
+// names.
+func (s *Snapshot) CountResources(ctx context.Context, q LookupResources) (Counts, error) {
+	q.After = 0
+	var counts Counts
+	err := s.resources(ctx, q, func(_ graph.Number, _ Position, verdict Verdict) (more bool, err error) {
+		counts.add(verdict.Decision)
+		return true, nil
+	})
+	if err != nil {
+		return Counts{}, err
+	}
+	return counts, nil
+}
+
+// resources calls found with the objects that LookupResources yields, in order,
+// until it wants no more.
+func (s *Snapshot) resources(ctx context.Context, q LookupResources, found func(graph.Number, Position, Verdict) (more bool, err error)) error {
 	n, err := s.name("type", "permission", q.Type, q.Name)
 	if err != nil {
 		return err
@@ -34,7 +80,6 @@ func (s *Snapshot) LookupResources(ctx context.Context, q LookupResources, yield
 	if err != nil {
 		return err
 	}
-	given := 0
 	for _, object := range candidates {
 		position := Position(object) + 1
 		if position <= q.After {
@@ -55,16 +100,8 @@ func (s *Snapshot) LookupResources(ctx context.Context, q LookupResources, yield
 		if verdict.Decision == Denied {
 			continue
 		}
-		id, err := s.graph.ID(q.Type, object)
-		if err != nil {
+		if more, err := found(object, position, verdict); err != nil || !more {
 			return err
-		}
-		err = yield(Resource{Object: graph.Object{Type: q.Type, ID: id}, Position: position, Verdict: verdict})
-		if err != nil {
-			return err
-		}
-		if given++; q.Limit > 0 && given >= q.Limit {
-			return nil
 		}
 	}
 	return nil

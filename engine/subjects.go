@@ -15,6 +15,40 @@ import (
 // positions are the same on every node. An error of yield ends the lookup and
 // is returned.
 func (s *Snapshot) LookupSubjects(ctx context.Context, q LookupSubjects, yield func(FoundSubject) error) error {
+	return s.subjects(ctx, q, func(w *subjectsWalk, set *subjectSet) error { return w.yield(q, set, yield) })
+}
+
+// CountSubjects returns how many subjects LookupSubjects yields for the same
+// question, whatever its After and Limit are, the wildcard not among them, and
+// what holds for the wildcard; nil when it is not yielded. It evaluates as much,
+// but reads no names.
+func (s *Snapshot) CountSubjects(ctx context.Context, q LookupSubjects) (counts Counts, wildcard *Verdict, err error) {
+	err = s.subjects(ctx, q, func(w *subjectsWalk, set *subjectSet) error {
+		if set.rest.failed {
+			return w.fault
+		}
+		if v := set.rest.verdict(); v.Decision != Denied {
+			wildcard = &v
+		}
+		for _, m := range set.members {
+			if m.value.failed {
+				return w.fault
+			}
+			if m.named.verdict().Decision != Denied {
+				counts.add(m.value.verdict().Decision)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Counts{}, nil, err
+	}
+	return counts, wildcard, nil
+}
+
+// subjects evaluates the question and hands what it comes to, which is good
+// until then returns.
+func (s *Snapshot) subjects(ctx context.Context, q LookupSubjects, then func(*subjectsWalk, *subjectSet) error) error {
 	p, err := s.program()
 	if err != nil {
 		return err
@@ -51,7 +85,7 @@ func (s *Snapshot) LookupSubjects(ctx context.Context, q LookupSubjects, yield f
 	if err != nil {
 		return err
 	}
-	return w.yield(q, set, yield)
+	return then(w, set)
 }
 
 // A subjectShape is the shape of the subjects that a lookup collects.

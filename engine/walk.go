@@ -163,8 +163,11 @@ type question struct {
 	// memoryMax bounds memory. stepsMax is 0 and memoryMax endless inside Apply,
 	// where nothing is ever cut short.
 	memoryMax int64
-	// cycles counts the components solved.
-	cycles int
+	// cycles counts the components solved, caveats the evaluations of caveats.
+	cycles  int
+	caveats int
+	// stats gets what the question cost; nil inside Apply.
+	stats *stats
 	// fault is the first caveat that could not be evaluated, the error of an
 	// answer that has failed.
 	fault error
@@ -181,7 +184,7 @@ type question struct {
 func (q *question) step() error {
 	q.steps++
 	if q.stepsMax > 0 && q.steps > q.stepsMax {
-		return refuse(BudgetExceeded, "", "the question needs more than its budget of %d steps", q.stepsMax).
+		return q.overBudget("the question needs more than its budget of %d steps", q.stepsMax).
 			with("budget_steps", fmt.Sprint(q.stepsMax))
 	}
 	if q.steps >= q.look {
@@ -200,7 +203,7 @@ func (q *question) step() error {
 func (q *question) hold(bytes int64) error {
 	q.memory += bytes
 	if q.memory > q.memoryMax {
-		return refuse(BudgetExceeded, "", "the question needs more than its budget of %d bytes of memory", q.memoryMax).
+		return q.overBudget("the question needs more than its budget of %d bytes of memory", q.memoryMax).
 			with("budget_memory_bytes", fmt.Sprint(q.memoryMax))
 	}
 	if q.pool != nil && q.memory > q.reserved+unreservedBytes {
@@ -221,14 +224,17 @@ func (q *question) reserve() error {
 	piece := max(reserveBytes, q.memory-q.reserved)
 	if q.pool.left.Add(-piece) < 0 {
 		q.pool.left.Add(piece)
-		return refuse(BudgetExceeded, "", "the memory for large questions is used up by others at the moment; ask again")
+		return q.overBudget("the memory for large questions is used up by others at the moment; ask again")
 	}
 	q.reserved += piece
 	return nil
 }
 
-// done gives back what the question took of the pool.
+// done gives back what the question took of the pool, and counts what it cost.
 func (q *question) done() {
+	if q.stats != nil {
+		q.stats.add(q)
+	}
 	if q.reserved > 0 {
 		q.pool.left.Add(q.reserved)
 		q.reserved = 0
@@ -241,7 +247,7 @@ type pool struct{ left atomic.Int64 }
 // descend counts a level of the recursion, ascend the way back.
 func (q *question) descend(bytes int64) error {
 	if q.stack += bytes; q.stack > stackBytesMax {
-		return refuse(BudgetExceeded, "", "the question nests deeper than %d bytes of stack allow", stackBytesMax)
+		return q.overBudget("the question nests deeper than %d bytes of stack allow", stackBytesMax)
 	}
 	return q.hold(bytes)
 }
@@ -265,6 +271,7 @@ func (q *question) condition(e graph.Edge) (value, error) {
 	if err != nil {
 		return denied, err
 	}
+	q.caveats++
 	var result schema.Result
 	if q.stepsMax > 0 {
 		// A question may end with its caller's patience; what Apply evaluates

@@ -15,7 +15,7 @@ import (
 	"strings"
 )
 
-//go:embed */*.pemba */*.txt */*.yaml */*.md
+//go:embed */schema.pemba */*.txt */assertions.yaml */README.md
 var files embed.FS
 
 // The files that every example has.
@@ -61,7 +61,8 @@ func Names() []string {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.IsDir() {
+		// Other folders are there to be read, not to be asked.
+		if _, err := fs.Stat(files, e.Name()+"/"+SchemaFile); err == nil {
 			names = append(names, e.Name())
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -34,6 +35,9 @@ func (b *benchGraph) commit(tb testing.TB, first, count int) {
 	b.next++
 	for i := first; i < first+count; i++ {
 		c.Changes = append(c.Changes, Change{Kind: Created, Tuple: b.tuple(i)})
+	}
+	if c.Revision == 1 {
+		c.Init = &Init{ClusterID: [16]byte{1}}
 	}
 	if _, err := b.db.Commit(c); err != nil {
 		tb.Fatal(err)
@@ -227,4 +231,64 @@ func BenchmarkBytes(b *testing.B) {
 		}
 	}
 	b.ReportMetric(total, "B/tuple")
+}
+
+// BenchmarkRemove measures what removing costs for each ended tuple, and how long
+// one step takes.
+func BenchmarkRemove(b *testing.B) {
+	g := newBenchGraph(b, 100_000)
+	second := MinRetention
+	steps, tuples := 0, 0
+	var stepping time.Duration
+	do := func(c Commit) {
+		c.Revision, c.Term, c.Store = g.next, 1, DefaultStore
+		c.Stamp = g.db.Applied().Stamp + c.Stamp
+		g.next++
+		if _, err := g.db.Commit(c); err != nil {
+			b.Fatal(err)
+		}
+	}
+	do(Commit{StoreChange: &StoreChange{Operation: SetStore, History: &second, Log: &second}})
+	for b.Loop() {
+		b.StopTimer()
+		s, err := g.db.Snapshot(DefaultStore, 0, 0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		old, _, err := s.Read(Filter{}, nil, 20_000)
+		s.Close()
+		if err != nil {
+			b.Fatal(err)
+		}
+		var c Commit
+		for i := range old {
+			c.Changes = append(c.Changes, Change{Kind: Replaced, Tuple: old[i], Before: &old[i]})
+		}
+		do(c)
+		do(Commit{Stamp: 10 * Instant(second), Prune: &Prune{}})
+		b.StartTimer()
+		begin := time.Now()
+		for more := true; more; steps++ {
+			if more, err = g.db.Remove(DefaultStore); err != nil {
+				b.Fatal(err)
+			}
+		}
+		stepping += time.Since(begin)
+		tuples += len(old)
+	}
+	b.ReportMetric(float64(stepping.Nanoseconds())/float64(tuples), "ns/tuple")
+	b.ReportMetric(stepping.Seconds()*1000/float64(steps), "ms/step")
+}
+
+// BenchmarkPrune measures the search for the floors in a log of many revisions.
+func BenchmarkPrune(b *testing.B) {
+	g := newBenchGraph(b, *benchTuples)
+	for b.Loop() {
+		second := MinRetention
+		record := g.db.stores[DefaultStore].catalog.record
+		record.settings = StoreSettings{History: second, Log: second}
+		if err := record.prune(g.db.pebble, DefaultStore, record.stamp); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -85,6 +85,7 @@ type store struct {
 	id       StoreID
 	catalog  *catalog              // guarded by DB.mu; what it points to never changes
 	counters map[counterKey]uint64 // guarded by DB.mu
+	tuples   uint64                // the sum of counters; guarded by DB.mu
 	next     map[Shape]Number      // of plain types; used by Commit alone
 }
 
@@ -262,16 +263,14 @@ func (st *store) load(r pebble.Reader) error {
 		}
 		d := decoder{b: value}
 		st.counters[k] = d.uvarint()
+		st.tuples += st.counters[k]
 		return d.finish("a counter")
 	})
 	if err != nil {
 		return err
 	}
-	return scan(r, space(spaceSchema), func(key, value []byte) error {
-		if len(key) != storeEnd+8 {
-			return corruptf("schema key %x", cut(key))
-		}
-		c.schema = SchemaVersion{Revision: revisionOf(key[storeEnd:]), Text: string(value)}
-		return nil
+	return scan(r, space(spaceSchema), func(key, value []byte) (err error) {
+		c.schema, err = decodeSchema(key, value)
+		return err
 	})
 }

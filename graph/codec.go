@@ -12,31 +12,50 @@ import (
 // This file owns every key and every value that the graph keeps in Pebble;
 // docs/format.md draws them. Nothing else in the project encodes tuples.
 
-// formatVersion is the version of everything below. A directory of another
-// version is refused. Changing the meaning of a byte raises it.
-const formatVersion = 1
+// formatVersion is the version of everything below. A directory of the version
+// before is rewritten when it is opened, one of any other refused. Changing the
+// meaning of a byte raises it.
+const formatVersion = 2
+
+// Records begin with the formatVersion that gave them their form. recordVersion
+// is that of those which are as they were in the first.
+const (
+	oldestFormatVersion = 1
+	recordVersion       = 1
+)
 
 // A keyspace is the first byte of a key. Integers in keys are big-endian, so
 // that the order of keys is the order of what they say.
 type keyspace = byte
 
 const (
-	spaceMeta           keyspace = 'm' // name 1                                            -> see meta*
-	spaceStore          keyspace = 'o' // store 4                                           -> storeRecord
-	spaceShape          keyspace = 's' // store 4, shape 3                                  -> type, relation
-	spaceCaveat         keyspace = 'v' // store 4, caveat 3                                 -> name
-	spaceNext           keyspace = 't' // store 4, type shape 3                             -> next number
-	spaceNumber         keyspace = 'n' // store 4, type shape 3, id                         -> number
-	spaceID             keyspace = 'i' // store 4, type shape 3, number 5                   -> id
-	spaceForward        keyspace = 'f' // store 4, relation 3, object 5, subject 3, number 5 -> edgeValue
-	spaceReverse        keyspace = 'r' // store 4, subject 3, number 5, relation 3, object 5 -> edgeValue, short
-	spaceForwardHistory keyspace = 'F' // forward key, ended revision 8                     -> edgeValue
-	spaceReverseHistory keyspace = 'R' // reverse key, ended revision 8                     -> edgeValue, short
-	spaceExpiry         keyspace = 'e' // store 4, valid until 8, forward rest 16           -> nothing
-	spaceCounter        keyspace = 'c' // store 4, relation 3, subject 3, flags 1, caveat 3 -> count
-	spaceSchema         keyspace = 'z' // store 4, revision 8                               -> text
-	spaceLog            keyspace = 'l' // store 4, revision 8, offset 4                     -> logHeader or logRecord
+	spaceMeta            keyspace = 'm' // name 1                                            -> see meta*
+	spaceStore           keyspace = 'o' // store 4                                           -> storeRecord
+	spaceShape           keyspace = 's' // store 4, shape 3                                  -> type, relation
+	spaceCaveat          keyspace = 'v' // store 4, caveat 3                                 -> name
+	spaceNext            keyspace = 't' // store 4, type shape 3                             -> next number
+	spaceNumber          keyspace = 'n' // store 4, type shape 3, id                         -> number
+	spaceID              keyspace = 'i' // store 4, type shape 3, number 5                   -> id
+	spaceForward         keyspace = 'f' // store 4, relation 3, object 5, subject 3, number 5 -> edgeValue
+	spaceReverse         keyspace = 'r' // store 4, subject 3, number 5, relation 3, object 5 -> edgeValue, short
+	spaceForwardHistory  keyspace = 'F' // forward key, ended revision 8                     -> edgeValue
+	spaceReverseHistory  keyspace = 'R' // reverse key, ended revision 8                     -> edgeValue, short
+	spaceExpiry          keyspace = 'e' // store 4, valid until 8, forward rest 16           -> nothing
+	spaceCounter         keyspace = 'c' // store 4, relation 3, subject 3, flags 1, caveat 3 -> count
+	spaceSchema          keyspace = 'z' // store 4, revision 8                               -> stamp, text
+	spaceStage           keyspace = 'g' // store 4, stage 16 -> StageInfo
+	spaceStaged          keyspace = 'u' // store 4, stage 16, forward rest 16 -> operation, edgeValue
+	spaceCommittedStages keyspace = 'k' // store 4 -> the last StageInfos
+	spaceLog             keyspace = 'l' // store 4, revision 8, offset 4                     -> logHeader or logRecord
+	spaceRemoval         keyspace = 'x' // store 4                                           -> removalRecord
 )
+
+// storeSpaces are the keyspaces that a store has keys in: all but spaceMeta.
+var storeSpaces = []keyspace{
+	spaceStore, spaceShape, spaceCaveat, spaceNext, spaceNumber, spaceID, spaceForward, spaceReverse,
+	spaceForwardHistory, spaceReverseHistory, spaceExpiry, spaceCounter, spaceSchema, spaceLog, spaceRemoval,
+	spaceStage, spaceStaged, spaceCommittedStages,
+}
 
 // The names in spaceMeta.
 const (
@@ -44,6 +63,8 @@ const (
 	metaCluster       = 'i' // 16 bytes
 	metaApplied       = 'a' // revision, term, stamp
 	metaConfiguration = 'c' // revision, bytes
+	metaUnfinished    = 'u' // unfinishedStage; missing unless a staged change is being committed
+	metaStores        = 's' // the number of the next store; missing before the first
 )
 
 // Lengths of keys and of their parts.
@@ -88,7 +109,9 @@ func splitKey(key []byte) int {
 		// Numbers are only looked up when they exist, so a filter on them would
 		// never say no.
 		n = storeEnd + 3
-	case spaceShape, spaceCaveat, spaceNext, spaceExpiry, spaceCounter, spaceSchema, spaceLog:
+	case spaceStaged:
+		n = stageKeyLen
+	case spaceShape, spaceCaveat, spaceNext, spaceExpiry, spaceCounter, spaceSchema, spaceLog, spaceRemoval, spaceStage, spaceCommittedStages:
 		n = storeEnd
 	}
 	return min(n, len(key))
@@ -137,6 +160,14 @@ func (k edgeKey) reverse() (r rest) {
 	putShape(r[8:], k.relation)
 	putNumber(r[11:], k.object)
 	return r
+}
+
+// side returns the edge in the order of a direction.
+func (k edgeKey) side(d direction) rest {
+	if d == forward {
+		return k.forward()
+	}
+	return k.reverse()
 }
 
 func (r *rest) edge(d direction) edgeKey {
@@ -224,6 +255,13 @@ func appendSchemaKey(dst []byte, store StoreID, rev Revision) []byte {
 func appendLogKey(dst []byte, store StoreID, rev Revision, offset uint32) []byte {
 	dst = binary.BigEndian.AppendUint64(appendStore(dst, spaceLog, store), uint64(rev))
 	return binary.BigEndian.AppendUint32(dst, offset)
+}
+
+func parseLogKey(key []byte) (rev Revision, offset uint32, err error) {
+	if len(key) != logKeyLen {
+		return 0, 0, corruptf("key %x of the change log", cut(key))
+	}
+	return revisionOf(key[storeEnd:]), binary.BigEndian.Uint32(key[storeEnd+8:]), nil
 }
 
 // parseEdgeKey reads a key of the current or the history keyspaces; ended is
@@ -400,14 +438,36 @@ func decodeNumber(b []byte) (Number, error) {
 	return n, d.finish("the number of a name")
 }
 
-// A storeRecord is what a store remembers beside its tuples.
+// A storeRecord is what a store is and remembers beside its tuples.
 //
-// Invariant: changed <= applied revision; stamp <= applied stamp; sequence >= 1.
+// Invariant: created <= changed <= applied revision, or changed is zero;
+// stamp <= applied stamp; sequence >= 1; history <= changed; log <= changed.
 type storeRecord struct {
 	changed  Revision // the last revision that is in the change log
 	stamp    Instant  // the stamp of that revision
 	sequence uint64   // the dense number of the next change, from 1
-	floor    Revision // the oldest revision that can be read; zero for all
+
+	name      string
+	created   Revision // zero where an older program made the store
+	createdAt Instant
+	settings  StoreSettings
+	// latestFrom is at or behind the ValidFrom of every tuple there ever was.
+	latestFrom Instant
+	// history is the oldest state that can be read, log the first revision
+	// whose changes can be; each is a revision that changed the store, or zero
+	// while nothing was forgotten.
+	history, log floor
+}
+
+// A floor is a revision below which something was forgotten, and its stamp.
+type floor struct {
+	revision Revision
+	stamp    Instant
+}
+
+// gone returns the error for a revision below the floor.
+func (f floor) gone(rev Revision) error {
+	return &RevisionGoneError{Revision: rev, Oldest: f.revision, OldestAt: f.stamp}
 }
 
 func (r *storeRecord) append(dst []byte) []byte {
@@ -415,19 +475,101 @@ func (r *storeRecord) append(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(r.changed))
 	dst = binary.AppendUvarint(dst, uint64(r.stamp))
 	dst = binary.AppendUvarint(dst, r.sequence)
-	return binary.AppendUvarint(dst, uint64(r.floor))
+	dst = appendString(dst, r.name)
+	dst = binary.AppendUvarint(dst, uint64(r.created))
+	dst = binary.AppendUvarint(dst, uint64(r.createdAt))
+	dst = binary.AppendUvarint(dst, uint64(r.settings.History))
+	dst = binary.AppendUvarint(dst, uint64(r.settings.Log))
+	dst = binary.AppendUvarint(dst, r.settings.TuplesMax)
+	dst = binary.AppendUvarint(dst, uint64(r.settings.CallsPerSecond))
+	dst = binary.AppendUvarint(dst, uint64(r.latestFrom))
+	for _, f := range []floor{r.history, r.log} {
+		dst = binary.AppendUvarint(dst, uint64(f.revision))
+		dst = binary.AppendUvarint(dst, uint64(f.stamp))
+	}
+	return dst
 }
 
 func (r *storeRecord) decode(b []byte) error {
 	d := decoder{b: b}
 	d.version(formatVersion)
 	*r = storeRecord{
-		changed:  Revision(d.uvarint()),
-		stamp:    d.instant(),
-		sequence: d.uvarint(),
-		floor:    Revision(d.uvarint()),
+		changed: Revision(d.uvarint()), stamp: d.instant(), sequence: d.uvarint(),
+		name: string(d.bytes()), created: Revision(d.uvarint()), createdAt: d.instant(),
+		settings: StoreSettings{History: d.retention(), Log: d.retention(), TuplesMax: d.uvarint(), CallsPerSecond: d.uint32()},
+	}
+	r.latestFrom = d.instant()
+	r.history = floor{Revision(d.uvarint()), d.instant()}
+	r.log = floor{Revision(d.uvarint()), d.instant()}
+	switch {
+	case d.err != "":
+	case r.sequence == 0:
+		d.fail("sequence zero")
+	case ValidateStoreName(r.name) != nil:
+		d.fail("not the name of a store")
+	case r.history.revision > r.changed || r.log.revision > r.changed:
+		d.fail("a floor beyond the last change")
 	}
 	return d.finish("a store's record")
+}
+
+// decodeFirst reads the form of format version 1, which had one store without
+// settings, and floors that nothing raised.
+func (r *storeRecord) decodeFirst(b []byte) error {
+	d := decoder{b: b}
+	d.version(oldestFormatVersion)
+	*r = storeRecord{changed: Revision(d.uvarint()), stamp: d.instant(), sequence: d.uvarint()}
+	if d.uvarint() != 0 {
+		d.fail("a floor")
+	}
+	return d.finish("a store's record of format version 1")
+}
+
+// A removalRecord says how far this node has removed what is below the floors.
+// It is the one record that may differ between nodes.
+//
+// Invariant: log <= history.Revision.
+type removalRecord struct {
+	// history is the place in the change log before which the tuples that ended
+	// are removed from the history.
+	history Position
+	// log is the revision before which the change log is removed.
+	log Revision
+}
+
+func (r *removalRecord) append(dst []byte) []byte {
+	dst = append(dst, formatVersion)
+	dst = binary.AppendUvarint(dst, uint64(r.history.Revision))
+	dst = binary.AppendUvarint(dst, uint64(r.history.Offset))
+	return binary.AppendUvarint(dst, uint64(r.log))
+}
+
+func (r *removalRecord) decode(b []byte) error {
+	d := decoder{b: b}
+	d.version(formatVersion)
+	*r = removalRecord{history: Position{Revision(d.uvarint()), d.uint32()}, log: Revision(d.uvarint())}
+	if r.log > r.history.Revision {
+		d.fail("more of the log removed than of the history")
+	}
+	return d.finish("a record of what was removed")
+}
+
+// appendSchema encodes a schema as it stands under its revision.
+func appendSchema(dst []byte, v SchemaVersion) []byte {
+	dst = binary.AppendUvarint(append(dst, formatVersion), uint64(v.Instant))
+	return append(dst, v.Text...)
+}
+
+// decodeSchema reads a key and value of spaceSchema.
+func decodeSchema(key, value []byte) (SchemaVersion, error) {
+	if len(key) != storeEnd+8 {
+		return SchemaVersion{}, corruptf("schema key %x", cut(key))
+	}
+	d := decoder{b: value}
+	d.version(formatVersion)
+	v := SchemaVersion{Revision: revisionOf(key[storeEnd:]), Instant: d.instant()}
+	v.Text, d.b = string(d.b), nil
+	return v, d.finish("a schema")
 }
 
 // A logHeader stands at offset zero of a revision in the change log.
@@ -445,7 +587,7 @@ func (h *logHeader) append(dst []byte) []byte {
 	if h.schema {
 		flags = 1
 	}
-	dst = append(dst, formatVersion, flags)
+	dst = append(dst, recordVersion, flags)
 	dst = binary.AppendUvarint(dst, uint64(h.stamp))
 	dst = binary.AppendUvarint(dst, h.sequence)
 	dst = binary.AppendUvarint(dst, uint64(h.count))
@@ -455,7 +597,7 @@ func (h *logHeader) append(dst []byte) []byte {
 
 func (h *logHeader) decode(b []byte) error {
 	d := decoder{b: b}
-	d.version(formatVersion)
+	d.version(recordVersion)
 	flags := d.byte()
 	if flags > 1 {
 		d.fail("unknown flags")
@@ -557,6 +699,24 @@ func (d *decoder) instant() Instant {
 		return 0
 	}
 	return Instant(v)
+}
+
+func (d *decoder) retention() Retention {
+	v := d.uvarint()
+	if v < uint64(MinRetention) || v > uint64(Forever) {
+		d.fail("retention out of range")
+		return 0
+	}
+	return Retention(v)
+}
+
+func (d *decoder) uint32() uint32 {
+	v := d.uvarint()
+	if v > math.MaxUint32 {
+		d.fail("number too large")
+		return 0
+	}
+	return uint32(v)
 }
 
 func (d *decoder) shape() Shape {

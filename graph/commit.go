@@ -79,6 +79,13 @@ type Commit struct {
 	Schema  *SchemaCommit
 	// Init gives the cluster its id and creates DefaultStore.
 	Init *Init
+	// StoreChange creates, sets or drops a store, alone in its Commit. Store is
+	// zero to create one.
+	StoreChange *StoreChange
+	// Prune raises the floors of Store to what its retention says at Stamp.
+	Prune *Prune
+	// Stage stages a change or makes one that was staged, alone in its Commit.
+	Stage *StageStep
 
 	// RecordedActor and Metadata are kept in the change log.
 	RecordedActor string
@@ -91,6 +98,8 @@ type Receipt struct {
 	// zero when there is none.
 	Sequence uint64
 	Count    int
+	// Store is the store that the Commit created; zero for none.
+	Store StoreID
 }
 
 // A writer gathers one Commit. It changes nothing that others see until the
@@ -103,9 +112,13 @@ type writer struct {
 	grown bool     // whether cat is a copy
 	names bool     // whether its tables are copies too
 
-	counters map[counterKey]int64
-	next     map[Shape]Number
-	edges    map[edgeKey]ChangeKind
+	created bool // whether st is a store that this commit makes
+	dropped bool // whether st goes with this commit
+
+	counters   map[counterKey]int64
+	next       map[Shape]Number
+	edges      map[edgeKey]ChangeKind
+	latestFrom Instant // of the tuples made by this commit
 
 	// numbers remembers names across commits, for nearly every tuple names an
 	// object that another one just named.
@@ -135,10 +148,15 @@ const rememberedNumbers = 1 << 16
 func (db *DB) Commit(c Commit) (Receipt, error) {
 	db.commit.Lock()
 	defer db.commit.Unlock()
-	if err := db.admit(c.Revision, c.Term, c.Stamp); err != nil {
+	var stage StageID
+	commit := db.writer.commit
+	if c.Stage != nil && c.Stage.Operation == StageCommit {
+		stage, commit = c.Stage.ID, db.writer.commitStage
+	}
+	if err := db.admit(c.Revision, c.Term, c.Stamp, stage); err != nil {
 		return Receipt{}, fmt.Errorf("commit revision %d: %w", c.Revision, err)
 	}
-	receipt, err := db.writer.commit(db, &c)
+	receipt, err := commit(db, &c)
 	if err != nil {
 		return Receipt{}, fmt.Errorf("commit revision %d: %w", c.Revision, err)
 	}
@@ -152,7 +170,7 @@ func (db *DB) CommitConfiguration(rev Revision, term uint64, configuration []byt
 	db.commit.Lock()
 	defer db.commit.Unlock()
 	old := db.Applied()
-	if err := db.admit(rev, term, old.Stamp); err != nil {
+	if err := db.admit(rev, term, old.Stamp, StageID{}); err != nil {
 		return fmt.Errorf("commit the configuration of revision %d: %w", rev, err)
 	}
 	next := Applied{
@@ -171,8 +189,9 @@ func (db *DB) CommitConfiguration(rev Revision, term uint64, configuration []byt
 	return nil
 }
 
-// admit checks that a revision may follow the applied one.
-func (db *DB) admit(rev Revision, term uint64, stamp Instant) error {
+// admit checks that a revision may follow the applied one. Stage is the staged
+// change that it commits, zero for none.
+func (db *DB) admit(rev Revision, term uint64, stamp Instant, stage StageID) error {
 	if db.isClosed() {
 		return ErrClosed
 	}
@@ -189,6 +208,9 @@ func (db *DB) admit(rev Revision, term uint64, stamp Instant) error {
 		return fmt.Errorf("stamp %d is before the applied stamp %d", stamp, a.Stamp)
 	case stamp > MaxInstant:
 		return fmt.Errorf("stamp %d is beyond the last instant %d", stamp, MaxInstant)
+	}
+	if u := db.unfinished; u != nil && (u.revision != rev || u.stage != stage) {
+		return fmt.Errorf("revision %d, which commits the staged change %x, must be finished first", u.revision, u.stage)
 	}
 	return nil
 }
@@ -240,7 +262,8 @@ func closeBatch(b *pebble.Batch, err error) error {
 	return err
 }
 
-func (w *writer) commit(db *DB, c *Commit) (Receipt, error) {
+// reset begins the work on a Commit.
+func (w *writer) reset(db *DB, c *Commit) {
 	if w.numbers == nil {
 		w.counters = map[counterKey]int64{}
 		w.next = map[Shape]Number{}
@@ -252,6 +275,48 @@ func (w *writer) commit(db *DB, c *Commit) (Receipt, error) {
 	clear(w.edges)
 	w.fresh = w.fresh[:0]
 	w.batch, w.c, w.st, w.cat, w.grown, w.names = db.pebble.NewBatch(), c, nil, emptyCatalog, false, false
+	w.created, w.dropped, w.latestFrom = false, false, 0
+}
+
+// publish shows in memory what readers must find there ahead of the batch.
+func (w *writer) publish(db *DB) {
+	switch {
+	case w.st == nil:
+	case w.dropped:
+		delete(db.stores, w.st.id)
+		delete(db.names, w.cat.record.name)
+	default:
+		w.st.catalog = w.cat
+		db.stores[w.st.id] = w.st
+		db.names[w.cat.record.name] = w.st.id
+	}
+}
+
+// count takes what the batch did to the counters into memory.
+func (w *writer) count() {
+	if w.st == nil {
+		return
+	}
+	for k, delta := range w.counters {
+		w.st.tuples += uint64(delta)
+		if n := w.st.counters[k] + uint64(delta); n > 0 {
+			w.st.counters[k] = n
+		} else {
+			delete(w.st.counters, k)
+		}
+	}
+	maps.Copy(w.st.next, w.next)
+}
+
+// applied returns how far the Commit brings the DB.
+func (w *writer) applied(db *DB) Applied {
+	next := db.Applied()
+	next.Revision, next.Term, next.Stamp = w.c.Revision, w.c.Term, w.c.Stamp
+	return next
+}
+
+func (w *writer) commit(db *DB, c *Commit) (Receipt, error) {
+	w.reset(db, c)
 	receipt, err := w.fill(db)
 	if err != nil {
 		// Numbers that were not given out after all must be forgotten.
@@ -260,33 +325,14 @@ func (w *writer) commit(db *DB, c *Commit) (Receipt, error) {
 		}
 		return Receipt{}, closeBatch(w.batch, err)
 	}
-	next := db.Applied()
-	next.Revision, next.Term, next.Stamp = c.Revision, c.Term, c.Stamp
-	before := func() {
-		if w.st == nil {
-			return
-		}
-		w.st.catalog = w.cat
-		db.stores[w.st.id] = w.st
-	}
-	after := func() {
-		if w.st == nil {
-			return
-		}
-		for k, delta := range w.counters {
-			if n := w.st.counters[k] + uint64(delta); n > 0 {
-				w.st.counters[k] = n
-			} else {
-				delete(w.st.counters, k)
-			}
-		}
-		maps.Copy(w.st.next, w.next)
-	}
-	if err := db.finish(w.batch, next, before, after); err != nil {
+	if err := db.finish(w.batch, w.applied(db), func() { w.publish(db) }, w.count); err != nil {
 		return Receipt{}, err
 	}
-	if len(w.numbers) > rememberedNumbers {
+	if len(w.numbers) > rememberedNumbers || w.dropped {
 		clear(w.numbers)
+	}
+	if w.created {
+		db.nextStore = max(db.nextStore, w.st.id+1)
 	}
 	if c.Init != nil {
 		id := c.Init.ClusterID
@@ -309,26 +355,28 @@ func (w *writer) fill(db *DB) (Receipt, error) {
 			c.Store = DefaultStore
 		}
 	}
+	if c.StoreChange != nil || c.Prune != nil {
+		return w.fillStore(db)
+	}
 	if c.Store == 0 {
-		if len(c.Changes) > 0 || c.Schema != nil {
+		if len(c.Changes) > 0 || c.Schema != nil || c.Stage != nil {
 			return Receipt{}, fmt.Errorf("there are changes but no store")
 		}
 		return Receipt{}, nil
 	}
-	if len(c.Changes) == 0 && c.Schema == nil && c.Init == nil {
-		return Receipt{}, nil // A store that nothing changes is not made by that.
+	if len(c.Changes) == 0 && c.Schema == nil && c.Init == nil && c.Stage == nil {
+		return Receipt{}, nil
 	}
 	if len(c.Changes) >= math.MaxUint32 {
 		return Receipt{}, fmt.Errorf("%d changes are too many for one revision", len(c.Changes))
 	}
-	db.mu.Lock()
-	w.st = db.stores[c.Store]
-	if w.st != nil {
-		w.cat = w.st.catalog
-	}
-	db.mu.Unlock()
-	if w.st == nil {
-		w.st = &store{id: c.Store, counters: map[counterKey]uint64{}, next: map[Shape]Number{}}
+	if !w.find(db) {
+		if c.Init == nil || c.Store != DefaultStore {
+			return Receipt{}, fmt.Errorf("store %d: %w", c.Store, ErrUnknownStore)
+		}
+		if err := w.create(DefaultStore, DefaultStoreName, &StoreChange{}); err != nil {
+			return Receipt{}, err
+		}
 	}
 	record := w.cat.record
 	if c.Schema != nil {
@@ -341,16 +389,28 @@ func (w *writer) fill(db *DB) (Receipt, error) {
 			return Receipt{}, fmt.Errorf("change %d (%s %s): %w", i+1, c.Changes[i].Kind, c.Changes[i].Tuple, err)
 		}
 	}
+	if c.Stage != nil {
+		if err := w.stage(db); err != nil {
+			return Receipt{}, err
+		}
+	}
+	return w.conclude(record, uint32(len(c.Changes)))
+}
+
+// conclude writes what stands once for a revision: the counters, the header of
+// its changes in the log, and the store's record.
+func (w *writer) conclude(record storeRecord, changes uint32) (Receipt, error) {
+	c := w.c
 	if err := w.writeCounters(); err != nil {
 		return Receipt{}, err
 	}
-	receipt := Receipt{Count: len(c.Changes)}
-	if len(c.Changes) > 0 {
+	receipt := Receipt{Count: int(changes)}
+	if changes > 0 {
 		receipt.Sequence = record.sequence
 	}
-	if len(c.Changes) > 0 || c.Schema != nil {
+	if changes > 0 || c.Schema != nil {
 		head := logHeader{
-			stamp: c.Stamp, sequence: record.sequence, count: uint32(len(c.Changes)), schema: c.Schema != nil,
+			stamp: c.Stamp, sequence: record.sequence, count: changes, schema: c.Schema != nil,
 			actor: c.RecordedActor, metadata: c.Metadata,
 		}
 		w.key = appendLogKey(w.key[:0], c.Store, c.Revision, 0)
@@ -359,12 +419,29 @@ func (w *writer) fill(db *DB) (Receipt, error) {
 			return Receipt{}, err
 		}
 		record.changed, record.stamp = c.Revision, c.Stamp
-		record.sequence += uint64(len(c.Changes))
+		record.sequence += uint64(changes)
 	}
-	w.grow().record = record
-	w.key = appendStore(w.key[:0], spaceStore, c.Store)
-	w.value = record.append(w.value[:0])
-	return receipt, w.batch.Set(w.key, w.value, nil)
+	record.latestFrom = max(record.latestFrom, w.latestFrom)
+	return receipt, w.writeRecord(&record)
+}
+
+// find takes up the store of the commit and reports whether there is one.
+func (w *writer) find(db *DB) bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if w.st = db.stores[w.c.Store]; w.st == nil {
+		return false
+	}
+	w.cat = w.st.catalog
+	return true
+}
+
+// writeRecord makes a record the store's.
+func (w *writer) writeRecord(r *storeRecord) error {
+	w.grow().record = *r
+	w.key = appendStore(w.key[:0], spaceStore, w.st.id)
+	w.value = r.append(w.value[:0])
+	return w.batch.Set(w.key, w.value, nil)
 }
 
 // grow returns a catalog that may be written to: a copy of the store's own,
@@ -400,9 +477,11 @@ func (w *writer) writeSchema(s *SchemaCommit) error {
 			return err
 		}
 	}
-	w.grow().schema = SchemaVersion{Revision: w.c.Revision, Text: s.Text}
+	v := SchemaVersion{Revision: w.c.Revision, Instant: w.c.Stamp, Text: s.Text}
+	w.grow().schema = v
 	w.key = appendSchemaKey(w.key[:0], w.c.Store, w.c.Revision)
-	return w.batch.Set(w.key, []byte(s.Text), nil)
+	w.value = appendSchema(w.value[:0], v)
+	return w.batch.Set(w.key, w.value, nil)
 }
 
 // shape returns the number of a pair, giving it one, and its plain type one
@@ -633,6 +712,7 @@ func (w *writer) begin(k edgeKey, v *edgeValue) error {
 		}
 	}
 	w.counters[counterOf(k, v)]++
+	w.latestFrom = max(w.latestFrom, v.from)
 	if v.until == 0 {
 		return nil
 	}

@@ -125,6 +125,19 @@ type DB struct {
 	commit sync.Mutex
 	writer writer // guarded by commit
 
+	// unfinished is the staged change that is being committed, or was when the
+	// program ended; nil for none. It is written with commit and mu held.
+	unfinished *unfinishedStage
+	// stageBatchBytes is about how much one batch of it writes; betweenBatches,
+	// which tests set, is called behind each but the last.
+	stageBatchBytes int
+	betweenBatches  func()
+	// nextStore is the number of the next store to be created; guarded by commit.
+	nextStore StoreID
+	// removal serialises Remove. It comes after life and before commit.
+	removal     sync.Mutex
+	removalStep int // the constant, but in tests
+
 	applied atomic.Pointer[Applied]
 	durable atomic.Pointer[Applied]
 	cluster atomic.Pointer[[16]byte]
@@ -133,9 +146,10 @@ type DB struct {
 	mu     sync.Mutex
 	closed bool
 	stores map[StoreID]*store
-	view   *view // the newest, or nil when a Commit made it old
-	views  int   // how many have users
-	open   int   // how many users the views have, the DB aside
+	names  map[string]StoreID // of stores, by their names
+	view   *view              // the newest, or nil when a Commit made it old
+	views  int                // how many have users
+	open   int                // how many users the views have, the DB aside
 }
 
 // Open opens the data in a directory, or begins a new one. It fails with a
@@ -155,7 +169,7 @@ func Open(config Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the graph in %s: %w", config.Dir, err)
 	}
-	db := &DB{config: config, pebble: p, listener: l}
+	db := &DB{config: config, pebble: p, listener: l, removalStep: removalStep, stageBatchBytes: stageBatchBytes}
 	if err := db.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the graph in %s: %w", config.Dir, err), p.Close())
 	}
@@ -171,7 +185,7 @@ func openPebble(config Config, l *listener) (*pebble.DB, error) {
 	}
 	opened := make(chan result)
 	go func() {
-		p, err := pebble.Open(config.Dir, config.options(l))
+		p, err := openRecovered(config, l)
 		select {
 		case opened <- result{p, err}:
 		case <-l.failed:
@@ -190,6 +204,17 @@ func openPebble(config Config, l *listener) (*pebble.DB, error) {
 	}
 }
 
+// openRecovered is pebble.Open that returns a panic as corruption: that is how
+// Pebble answers a manifest whose records do not fit together.
+func openRecovered(config Config, l *listener) (p *pebble.DB, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			p, err = nil, corruptf("the files in %s do not fit together: %v", config.Dir, v)
+		}
+	}()
+	return pebble.Open(config.Dir, config.options(l))
+}
+
 // load reads what is kept in memory, and marks a new directory.
 func (db *DB) load() error {
 	if err := db.checkFormat(); err != nil {
@@ -201,6 +226,9 @@ func (db *DB) load() error {
 	}
 	db.applied.Store(&applied)
 	db.durable.Store(&applied)
+	if db.unfinished, err = readUnfinished(db.pebble); err != nil {
+		return err
+	}
 	var id [16]byte
 	value, ok, err := get(db.pebble, metaKey(metaCluster))
 	if err != nil {
@@ -211,8 +239,21 @@ func (db *DB) load() error {
 	}
 	copy(id[:], value)
 	db.cluster.Store(&id)
-	db.stores, err = loadStores(db.pebble)
-	return err
+	if db.nextStore, err = readNextStore(db.pebble); err != nil {
+		return err
+	}
+	if db.stores, err = loadStores(db.pebble); err != nil {
+		return err
+	}
+	db.names = map[string]StoreID{}
+	for id, st := range db.stores {
+		name := st.catalog.record.name
+		if other, twice := db.names[name]; twice || id >= db.nextStore {
+			return corruptf("store %d has the name %q, which is that of store %d, or a number of %d and more", id, name, other, db.nextStore)
+		}
+		db.names[name] = id
+	}
+	return nil
 }
 
 // checkFormat compares the version in the directory, or writes it into an empty
@@ -227,8 +268,11 @@ func (db *DB) checkFormat() error {
 		if n <= 0 || n != len(value) {
 			return corruptf("the format version is %x", cut(value))
 		}
-		if found != formatVersion {
+		if found < oldestFormatVersion || found > formatVersion {
 			return &FormatError{Found: found, Supported: formatVersion}
+		}
+		if found < formatVersion {
+			return db.upgrade()
 		}
 		return nil
 	}
@@ -274,13 +318,13 @@ func readRevision(r pebble.Reader) (Applied, error) {
 		return a, err
 	}
 	d := decoder{b: value}
-	d.version(formatVersion)
+	d.version(recordVersion)
 	a.Revision, a.Term, a.Stamp = Revision(d.uvarint()), d.uvarint(), d.instant()
 	return a, d.finish("the applied revision")
 }
 
 func (a *Applied) appendApplied(dst []byte) []byte {
-	dst = append(dst, formatVersion)
+	dst = append(dst, recordVersion)
 	dst = binary.AppendUvarint(dst, uint64(a.Revision))
 	dst = binary.AppendUvarint(dst, a.Term)
 	return binary.AppendUvarint(dst, uint64(a.Stamp))
@@ -404,9 +448,7 @@ func (db *DB) Metrics() (Metrics, error) {
 	closed := db.closed
 	m.Stores, m.Snapshots, m.Views = len(db.stores), db.open, db.views
 	for _, st := range db.stores {
-		for _, n := range st.counters {
-			m.Tuples += n
-		}
+		m.Tuples += st.tuples
 	}
 	db.mu.Unlock()
 	if closed {
@@ -499,7 +541,10 @@ func (e *fatalError) Unwrap() error { return e.cause }
 type view struct {
 	pebble  *pebble.Snapshot
 	applied Applied
-	users   int // guarded by DB.mu; the DB itself is one while the view is newest
+	// unfinished is the staged change of which the state holds a part that is of
+	// a revision beyond applied; nil for none.
+	unfinished *unfinishedStage
+	users      int // guarded by DB.mu; the DB itself is one while the view is newest
 
 	mu   sync.Mutex
 	free []*pebble.Iterator // without bounds
@@ -525,7 +570,13 @@ func (db *DB) acquire() (*view, error) {
 		if err != nil {
 			return nil, errors.Join(err, snap.Close())
 		}
-		db.view = &view{pebble: snap, applied: applied, users: 1}
+		var unfinished *unfinishedStage
+		if db.unfinished != nil {
+			if unfinished, err = readUnfinished(snap); err != nil {
+				return nil, errors.Join(err, snap.Close())
+			}
+		}
+		db.view = &view{pebble: snap, applied: applied, unfinished: unfinished, users: 1}
 		db.views++
 	}
 	db.view.users++

@@ -129,8 +129,8 @@ func TestFormatVersion(t *testing.T) {
 	}
 	_, err := Open(Config{Dir: "graph", FS: fs})
 	var formatErr *FormatError
-	if !errors.As(err, &formatErr) || formatErr.Found != 7 || formatErr.Supported != 1 ||
-		!strings.Contains(err.Error(), "version 7") || !strings.Contains(err.Error(), "version 1 only") {
+	if !errors.As(err, &formatErr) || formatErr.Found != formatVersion+6 || formatErr.Supported != formatVersion ||
+		!strings.Contains(err.Error(), "version 8") || !strings.Contains(err.Error(), "versions 1 to 2 only") {
 		t.Fatalf("error %v", err)
 	}
 
@@ -180,6 +180,7 @@ func TestInit(t *testing.T) {
 // nothing works afterwards.
 func TestClose(t *testing.T) {
 	db := openTest(t, vfs.NewMem())
+	mustCommit(t, db, Commit{Revision: 1, Term: 1, Stamp: 1, Store: DefaultStore})
 	s, err := db.Snapshot(DefaultStore, 0, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -199,6 +200,8 @@ func TestClose(t *testing.T) {
 		"commit":        func() error { _, err := db.Commit(Commit{Revision: 9}); return err },
 		"configuration": func() error { return db.CommitConfiguration(9, 1, nil) },
 		"changes":       func() error { _, err := db.Changes(1, Position{}, 1); return err },
+		"schemas":       func() error { _, err := db.SchemaVersions(1, 0, 1); return err },
+		"remove":        func() error { _, err := db.Remove(1); return err },
 		"metrics":       func() error { _, err := db.Metrics(); return err },
 		"check":         db.CheckInvariants,
 	}
@@ -209,8 +212,8 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestRevisionGone holds that the floor of a store is honoured, although nothing
-// raises it yet.
+// TestRevisionGone holds that the floors of a store are honoured, each for what it
+// is of, and that the error says the oldest moment kept.
 func TestRevisionGone(t *testing.T) {
 	db := openTest(t, vfs.NewMem())
 	defer func() {
@@ -218,28 +221,41 @@ func TestRevisionGone(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	mustCommit(t, db, Commit{Revision: 7, Term: 1, Stamp: 1, Store: 1, Changes: create(mustParse(t, "doc:a#viewer@user:x"))})
-	raised := *db.stores[1].catalog
-	raised.record.floor = 5
-	db.stores[1].catalog = &raised
-	_, err := db.Snapshot(1, 4, 0)
-	var gone *RevisionGoneError
-	if !errors.Is(err, ErrRevisionGone) || !errors.As(err, &gone) || gone.Oldest != 5 || gone.Revision != 4 {
-		t.Fatalf("error %v", err)
+	second := MinRetention
+	start := Instant(1_700_000_000_000_000)
+	mustCommit(t, db, Commit{Revision: 7, Term: 1, Stamp: start, Store: 1, Changes: create(mustParse(t, "doc:a#viewer@user:x"))})
+	mustCommit(t, db, Commit{Revision: 9, Term: 1, Stamp: start + 500_000, Store: 1, Changes: create(mustParse(t, "doc:b#viewer@user:x"))})
+	mustCommit(t, db, Commit{Revision: 10, Term: 1, Stamp: start + 500_000, Store: 1, StoreChange: &StoreChange{Operation: SetStore, History: &second}})
+	mustCommit(t, db, Commit{Revision: 11, Term: 1, Stamp: start + 1_600_000, Store: 1, Prune: &Prune{}})
+	_, err := db.Snapshot(1, 8, 0)
+	mustBeGone(t, err, RevisionGoneError{Revision: 8, Oldest: 9, OldestAt: start + 500_000})
+	if want := "revision 8 is older than the history that is kept: the oldest is revision 9 of 2023-11-14T22:13:20.5Z"; !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("error %v, not %s", err, want)
 	}
-	if _, err := db.Changes(1, Position{Revision: 4}, 1); !errors.Is(err, ErrRevisionGone) {
-		t.Fatalf("error %v", err)
+	_, err = db.RevisionAt(1, start+499_999)
+	mustBeGone(t, err, RevisionGoneError{At: start + 499_999, Oldest: 9, OldestAt: start + 500_000})
+	if want := "the state at 2023-11-14T22:13:20.499999Z is older"; !strings.Contains(err.Error(), want) {
+		t.Errorf("error %v, not %s", err, want)
 	}
-	s, err := db.Snapshot(1, 5, 0)
+	if changes, err := db.Changes(1, Position{}, 10); err != nil || len(changes) != 2 {
+		t.Fatalf("the log has another floor: %v, %v", changes, err)
+	}
+	mustCommit(t, db, Commit{Revision: 12, Term: 1, Stamp: start + 1_600_000, Store: 1, StoreChange: &StoreChange{Operation: SetStore, Log: &second}})
+	mustCommit(t, db, Commit{Revision: 13, Term: 1, Stamp: start + 1_600_000, Store: 1, Prune: &Prune{}})
+	_, err = db.Changes(1, Position{Revision: 8}, 1)
+	mustBeGone(t, err, RevisionGoneError{Revision: 8, Oldest: 9, OldestAt: start + 500_000})
+	s, err := db.Snapshot(1, 9, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
-	if _, err := db.Snapshot(1, 8, 0); !errors.Is(err, ErrRevisionAhead) {
+	if _, err := db.Snapshot(1, 14, 0); !errors.Is(err, ErrRevisionAhead) {
 		t.Fatalf("error %v", err)
 	}
-	if _, err := db.Snapshot(0, 0, 0); err == nil {
-		t.Fatal("store 0 was opened")
+	for _, id := range []StoreID{0, 2} {
+		if _, err := db.Snapshot(id, 0, 0); !errors.Is(err, ErrUnknownStore) {
+			t.Fatalf("store %d: %v", id, err)
+		}
 	}
 }
 
@@ -493,10 +509,14 @@ func diskSession(t *testing.T, fs vfs.FS, reopening *atomic.Bool) (err error) {
 func diskWork(t *testing.T, db *DB) error {
 	for i := range 8 {
 		rev := db.Applied().Revision + 1
-		_, err := db.Commit(Commit{
+		c := Commit{
 			Revision: rev, Term: 1, Stamp: 1, Store: 1,
 			Changes: create(mustParse(t, fmt.Sprintf("doc:%d#viewer@user:x", rev))),
-		})
+		}
+		if rev == 1 {
+			c.Init = &Init{ClusterID: [16]byte{1}}
+		}
+		_, err := db.Commit(c)
 		if err != nil {
 			return err
 		}
@@ -534,10 +554,22 @@ func TestDamage(t *testing.T) {
 		db := openTest(t, vfs.NewMem())
 		g, m := newGenerator(5), newModel()
 		g.begin(t, m, db)
-		for range 6 {
-			c := g.commit(m)
+		second, forever := MinRetention, Forever
+		do := func(c Commit) {
+			c.Term = 1
 			mustCommit(t, db, c)
 			m.commit(c)
+		}
+		do(Commit{Revision: m.applied + 1, Stamp: m.stamp, StoreChange: &StoreChange{Operation: CreateStore, Name: "other"}})
+		for range 6 {
+			do(g.commit(m))
+		}
+		do(Commit{Revision: m.applied + 1, Stamp: m.stamp, Store: 1, StoreChange: &StoreChange{Operation: SetStore, History: &second, Log: &second}})
+		do(Commit{Revision: m.applied + 1, Stamp: m.stamp + 2*Instant(second), Store: 1, Prune: &Prune{}})
+		mustRemove(t, db, 1)
+		do(Commit{Revision: m.applied + 1, Stamp: m.stamp, Store: 1, StoreChange: &StoreChange{Operation: SetStore, History: &forever, Log: &forever}})
+		for range 4 {
+			do(g.commit(m))
 		}
 		return db
 	}
@@ -577,14 +609,19 @@ func TestDamage(t *testing.T) {
 			} else if err != nil && !IsCorruptionError(err) {
 				t.Errorf("%s of %q: %v is no corruption", name, hit, err)
 			}
-			if s, err := db.Snapshot(DefaultStore, 5, 0); err == nil {
+			_, _ = db.Remove(DefaultStore)
+			_, _ = db.SchemaVersions(DefaultStore, 0, 10)
+			_, _ = db.RevisionAt(DefaultStore, MaxInstant)
+			info, _ := db.StoreInfo(DefaultStore)
+			if s, err := db.Snapshot(DefaultStore, info.OldestHistory, 0); err == nil {
+				_, _ = s.Count(Filter{})
 				_, _, _ = s.Read(Filter{}, nil, 100)
 				_, _, _ = s.Read(Filter{SubjectType: "user"}, nil, 100)
 				_, _, _ = s.Read(Filter{ObjectIDPrefix: "a"}, nil, 100)
 				_, _ = s.Schema()
 				s.Close()
 			}
-			_, _ = db.Changes(DefaultStore, Position{}, 100)
+			_, _ = db.Changes(DefaultStore, Position{Revision: info.OldestLog}, 100)
 			if err := db.Close(); err != nil {
 				t.Fatal(err)
 			}

@@ -26,13 +26,17 @@
 //   - Commits come in ascending order of revision, and the applied revision is
 //     part of the batch that a Commit writes: after any crash, a DB is exactly
 //     what it was at its applied revision.
-//   - Given the same commits, two DBs hold the same bytes: numbers are given out
-//     in the order of the changes and never again.
+//   - Given the same commits, two DBs hold the same bytes, but for what each has
+//     removed already of what was pruned: numbers are given out in the order of
+//     the changes and never again, those of stores too.
 //   - Each tuple stands in two records, by object and by subject, that agree.
 //   - Current and ended tuples are apart, so that reading the newest state pays
 //     nothing for history. A tuple is seen at revision r if created <= r and, once
 //     it ended, r < ended.
-//   - What a snapshot shows never changes, whatever is committed meanwhile.
+//   - What a snapshot shows never changes, whatever is committed, pruned, dropped
+//     or removed meanwhile.
+//   - What is below a store's floors cannot be read, whether or not this node has
+//     removed it. What is at or above them is as it was.
 //
 // # Durability
 //

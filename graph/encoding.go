@@ -23,7 +23,18 @@ const (
 	asksSchema
 	asksCollect
 	asksInit
-	asksEnd
+	asksStoreChange
+	asksPrune
+	asksStage
+)
+
+// Bits of an encoded StoreChange that say which settings are given.
+const (
+	setsHistory = 1 << iota
+	setsLog
+	setsTuplesMax
+	setsCallsPerSecond
+	setsEnd
 )
 
 // Bits of an encoded Filter that say which fields are set.
@@ -57,6 +68,15 @@ func (m *Mutation) AppendBinary(dst []byte) []byte {
 	if m.Init != nil {
 		asks |= asksInit
 	}
+	if m.StoreChange != nil {
+		asks |= asksStoreChange
+	}
+	if m.Prune != nil {
+		asks |= asksPrune
+	}
+	if m.Stage != nil {
+		asks |= asksStage
+	}
 	dst = append(dst, mutationVersion, asks)
 	dst = binary.AppendUvarint(dst, uint64(m.Store))
 	dst = appendString(dst, m.RecordedActor)
@@ -86,6 +106,13 @@ func (m *Mutation) AppendBinary(dst []byte) []byte {
 	if m.Init != nil {
 		dst = append(dst, m.Init.ClusterID[:]...)
 	}
+	if m.StoreChange != nil {
+		dst = m.StoreChange.append(dst)
+	}
+	if m.Stage != nil {
+		dst = append(append(dst, byte(m.Stage.Operation)), m.Stage.ID[:]...)
+		dst = binary.AppendUvarint(dst, uint64(m.Stage.Chunk))
+	}
 	return dst
 }
 
@@ -97,9 +124,6 @@ func DecodeMutation(b []byte) (*Mutation, error) {
 	d := decoder{b: b}
 	d.version(mutationVersion)
 	asks := d.byte()
-	if asks >= asksEnd {
-		d.fail("asks something unknown")
-	}
 	store := d.uvarint()
 	if store > math.MaxUint32 {
 		d.fail("store out of range")
@@ -137,10 +161,23 @@ func DecodeMutation(b []byte) (*Mutation, error) {
 	}
 	if asks&asksInit != 0 {
 		m.Init = &Init{}
-		if len(d.b) < len(m.Init.ClusterID) {
-			d.fail("cluster id too short")
+		d.copy(m.Init.ClusterID[:])
+	}
+	if asks&asksStoreChange != 0 {
+		m.StoreChange = &StoreChange{}
+		m.StoreChange.decode(&d)
+	}
+	if asks&asksPrune != 0 {
+		m.Prune = &Prune{}
+	}
+	if asks&asksStage != 0 {
+		m.Stage = &Stage{Operation: StageOperation(d.byte())}
+		d.copy(m.Stage.ID[:])
+		chunk := d.uvarint()
+		if chunk > math.MaxUint32 {
+			d.fail("chunk out of range")
 		}
-		d.b = d.b[copy(m.Init.ClusterID[:], d.b):]
+		m.Stage.Chunk = uint32(chunk)
 	}
 	if d.err == "" && len(d.b) > 0 {
 		d.fail(fmt.Sprintf("%d bytes are left over", len(d.b)))
@@ -149,6 +186,57 @@ func DecodeMutation(b []byte) (*Mutation, error) {
 		return nil, fmt.Errorf("%w: %s", ErrInvalidMutation, d.err)
 	}
 	return m, nil
+}
+
+func (c *StoreChange) append(dst []byte) []byte {
+	dst = appendString(append(dst, byte(c.Operation)), c.Name)
+	at := len(dst)
+	dst = append(dst, 0)
+	if c.History != nil {
+		dst[at] |= setsHistory
+		dst = binary.AppendVarint(dst, int64(*c.History))
+	}
+	if c.Log != nil {
+		dst[at] |= setsLog
+		dst = binary.AppendVarint(dst, int64(*c.Log))
+	}
+	if c.TuplesMax != nil {
+		dst[at] |= setsTuplesMax
+		dst = binary.AppendUvarint(dst, *c.TuplesMax)
+	}
+	if c.CallsPerSecond != nil {
+		dst[at] |= setsCallsPerSecond
+		dst = binary.AppendUvarint(dst, uint64(*c.CallsPerSecond))
+	}
+	return dst
+}
+
+func (c *StoreChange) decode(d *decoder) {
+	c.Operation, c.Name = StoreOperation(d.byte()), d.string()
+	set := d.byte()
+	if set >= setsEnd {
+		d.fail("store change with unknown settings")
+	}
+	if set&setsHistory != 0 {
+		v := Retention(d.varint())
+		c.History = &v
+	}
+	if set&setsLog != 0 {
+		v := Retention(d.varint())
+		c.Log = &v
+	}
+	if set&setsTuplesMax != 0 {
+		v := d.uvarint()
+		c.TuplesMax = &v
+	}
+	if set&setsCallsPerSecond != 0 {
+		v := d.uvarint()
+		if v > math.MaxUint32 {
+			d.fail("calls out of range")
+		}
+		calls := uint32(v)
+		c.CallsPerSecond = &calls
+	}
 }
 
 func (t *Tuple) append(dst []byte) []byte {
@@ -246,6 +334,15 @@ func (d *decoder) clone() []byte {
 		return nil
 	}
 	return bytes.Clone(b)
+}
+
+// copy fills dst.
+func (d *decoder) copy(dst []byte) {
+	if len(d.b) < len(dst) {
+		d.fail("too short")
+		return
+	}
+	d.b = d.b[copy(dst, d.b):]
 }
 
 // count reads how many things follow. Each takes a byte or more, so more than

@@ -28,33 +28,46 @@ var (
 	ErrExhausted = errors.New("no number is left")
 )
 
-// A RevisionGoneError says which revision was asked for and which is the oldest
-// that can be read.
+// A RevisionGoneError says what was asked for and what is the oldest that can
+// be read.
 type RevisionGoneError struct {
+	// Revision is the one that was asked for; zero when a moment was, which is
+	// At then.
 	Revision Revision
+	At       Instant
+	// Oldest is the oldest revision kept, OldestAt its stamp.
 	Oldest   Revision
+	OldestAt Instant
 }
 
-// Error says both revisions.
+// Error says both, the oldest with its time.
 func (e *RevisionGoneError) Error() string {
-	return fmt.Sprintf("revision %d is older than the history that is kept: the oldest is %d", e.Revision, e.Oldest)
+	asked := fmt.Sprintf("revision %d", e.Revision)
+	if e.Revision == 0 && e.At != 0 {
+		asked = "the state at " + e.At.String()
+	}
+	oldest := fmt.Sprintf("revision %d", e.Oldest)
+	if e.OldestAt != 0 {
+		oldest += " of " + e.OldestAt.String()
+	}
+	return fmt.Sprintf("%s is older than the history that is kept: the oldest is %s", asked, oldest)
 }
 
 // Unwrap returns ErrRevisionGone.
 func (e *RevisionGoneError) Unwrap() error { return ErrRevisionGone }
 
-// A FormatError means that a directory was written in another format than the
-// one this program reads and writes.
+// A FormatError means that a directory was written in a format that this program
+// does not know.
 type FormatError struct {
-	// Found is the version in the directory, Supported the only one that this
-	// program opens.
+	// Found is the version in the directory, Supported the newest that this
+	// program opens, and the one it writes.
 	Found, Supported uint64
 }
 
 // Error names both versions.
 func (e *FormatError) Error() string {
-	return fmt.Sprintf("the directory has data format version %d, but this program reads and writes version %d only: "+
-		"use a program of the other version to back up and this one to restore", e.Found, e.Supported)
+	return fmt.Sprintf("the directory has data format version %d, but this program opens versions %d to %d only: "+
+		"use a program of the other version to back up and this one to restore", e.Found, oldestFormatVersion, e.Supported)
 }
 
 // An InvalidError says what is wrong with something that came from outside.

@@ -18,6 +18,11 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	// The first commit gives the cluster an id and a default store.
+	first := graph.Commit{Revision: 1, Term: 1, Stamp: 1_700_000_000_000_000, Init: &graph.Init{ClusterID: [16]byte{1}}}
+	if _, err := db.Commit(first); err != nil {
+		log.Fatal(err)
+	}
 	// A revision creates the tuple, a later one deletes it.
 	created := graph.Commit{
 		Revision: 5, Term: 1, Stamp: 1_700_000_000_000_000, Store: graph.DefaultStore,

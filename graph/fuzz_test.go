@@ -60,7 +60,8 @@ func mutations(tb testing.TB) []*Mutation {
 		tb.Fatal(err)
 	}
 	tuple.Sources = []string{"crm", "hr"}
-	none := ""
+	none, most, calls := "", uint64(1<<40), uint32(1<<31)
+	kept, ever := MinRetention, Forever
 	filter := Filter{ObjectType: "doc", ObjectIDPrefix: "a", Relation: "viewer", SubjectType: "user", SubjectID: "*", SubjectRelation: &none}
 	return []*Mutation{
 		{
@@ -72,6 +73,13 @@ func mutations(tb testing.TB) []*Mutation {
 		{Store: 2, Schema: &WriteSchema{Text: "definition doc {}"}},
 		{Store: 3, Collect: &Collect{Limit: 7}},
 		{Init: &Init{ClusterID: [16]byte{1, 15: 2}}},
+		{StoreChange: &StoreChange{Operation: CreateStore, Name: "tenant"}},
+		{Store: 4, StoreChange: &StoreChange{Operation: SetStore, History: &kept, Log: &ever, TuplesMax: &most, CallsPerSecond: &calls}},
+		{Store: 4, StoreChange: &StoreChange{Operation: DropStore}},
+		{Store: 5, Prune: &Prune{}},
+		{Store: 6, Updates: []Update{{Touch, tuple}}, Stage: &Stage{Operation: StageUpdates, ID: StageID{1, 15: 2}, Chunk: 3}},
+		{Store: 6, Stage: &Stage{Operation: StageCommit, ID: StageID{1}, Chunk: 4}},
+		{Store: 6, Stage: &Stage{Operation: StageCollect}},
 		{},
 	}
 }
@@ -94,6 +102,46 @@ func FuzzDecodeMutation(f *testing.F) {
 		}
 		if again := m.AppendBinary(nil); !bytes.Equal(again, b) {
 			t.Fatalf("%x decodes to %+v, which encodes to %x", b, m, again)
+		}
+	})
+}
+
+// FuzzStoreCodec holds the same for what is stored of a store: its record, how
+// far was removed, and its schemas.
+func FuzzStoreCodec(f *testing.F) {
+	r := storeRecord{
+		changed: 9, stamp: 1 << 40, sequence: 3, name: "tenant", created: 2, createdAt: 1 << 39, latestFrom: MaxInstant,
+		settings: StoreSettings{History: MinRetention, Log: Forever, TuplesMax: 1 << 40, CallsPerSecond: 1 << 31},
+		history:  floor{7, 8}, log: floor{9, 1 << 40},
+	}
+	removed := removalRecord{history: Position{7, 1 << 31}, log: 7}
+	for _, seed := range [][]byte{
+		r.append(nil), removed.append(nil), appendSchema(nil, SchemaVersion{Instant: 5, Text: "definition doc {}"}),
+		{formatVersion},
+		{oldestFormatVersion, 1, 1, 1, 0},
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		hold := func(err error, again []byte) {
+			t.Helper()
+			if err == nil && !bytes.Equal(again, b) {
+				t.Fatalf("%x is encoded again as %x", b, again)
+			}
+			if err != nil && !IsCorruptionError(err) {
+				t.Fatalf("the error is %v", err)
+			}
+		}
+		var r storeRecord
+		err := r.decode(b)
+		hold(err, r.append(nil))
+		var removed removalRecord
+		err = removed.decode(b)
+		hold(err, removed.append(nil))
+		v, err := decodeSchema(appendSchemaKey(nil, 1, 7), b)
+		hold(err, appendSchema(nil, v))
+		if err := r.decodeFirst(b); err == nil && b[0] != oldestFormatVersion {
+			t.Fatalf("%x is read as a record of the first version", b)
 		}
 	})
 }

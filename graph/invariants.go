@@ -18,7 +18,11 @@ import (
 //   - the counters are what a recount gives, in memory and on disk;
 //   - the expiry index names exactly the current tuples with a ValidUntil;
 //   - each number has one name and each name one number, below the next one;
-//   - the change log is dense, in order, and ends where the store says.
+//   - the change log is dense, in order, and ends where the store says;
+//   - the floors are revisions in the change log, and the history holds exactly
+//     the tuples that ended in what was not removed below them;
+//   - each staged change has as many updates as it counts, and one that a crash
+//     cut short has made what its marker says.
 //
 // It holds a snapshot meanwhile, so commits may go on. It takes some
 // microseconds a tuple.
@@ -29,7 +33,10 @@ func (db *DB) CheckInvariants() error {
 		db.commit.Unlock()
 		return fmt.Errorf("check the graph: %w", err)
 	}
-	c := &checker{r: v.pebble, applied: v.applied, counted: map[StoreID]map[counterKey]uint64{}, logs: map[StoreID]bool{}}
+	c := &checker{
+		r: v.pebble, applied: v.applied, counted: map[StoreID]map[counterKey]uint64{}, logs: map[StoreID]bool{},
+		removed: map[StoreID]removalRecord{}, unfinished: v.unfinished, staged: map[StoreID]map[StageID]uint64{},
+	}
 	db.mu.Lock()
 	inMemory := map[StoreID]map[counterKey]uint64{}
 	for id, st := range db.stores {
@@ -57,12 +64,21 @@ type checker struct {
 	applied Applied
 	stores  map[StoreID]*store
 
+	// unfinished is the staged change that is being committed, or nil, and
+	// unfinishedRecords counts what it has in the change log; staged counts the
+	// updates that are missing of each.
+	unfinished        *unfinishedStage
+	unfinishedRecords uint32
+	staged            map[StoreID]map[StageID]uint64
+
 	counted  map[StoreID]map[counterKey]uint64
 	edges    [2][2]int // by direction; current and history
 	expiring int
 	numbers  int
 	log      logCheck
 	logs     map[StoreID]bool // the stores that have one
+	removed  map[StoreID]removalRecord
+	endings  int // changes whose tuple must be in the history
 }
 
 // A logCheck is where the change log of one store has come.
@@ -72,12 +88,28 @@ type logCheck struct {
 	left   int // of the header's changes
 	next   uint64
 	stamp  Instant
+	floors int // how many of the store's two floors were met
 }
 
 func (c *checker) run() error {
 	var err error
 	if c.stores, err = loadStores(c.r); err != nil {
 		return err
+	}
+	next, err := readNextStore(c.r)
+	if err != nil {
+		return err
+	}
+	for id, st := range c.stores {
+		removed, err := readRemoval(c.r, id)
+		if err != nil {
+			return err
+		}
+		r := &st.catalog.record
+		if id >= next || removed.history.Revision > r.history.revision+1 || removed.log > min(r.history.revision, r.log.revision) {
+			return corruptf("store %d, of the numbers below %d, has the floors %v and %v, but removed is %v", id, next, r.history, r.log, removed)
+		}
+		c.removed[id] = removed
 	}
 	if err := scan(c.r, nil, c.record); err != nil {
 		return err
@@ -86,6 +118,9 @@ func (c *checker) run() error {
 		return corruptf("there are %d current and %d ended forward records, but %d and %d reverse ones",
 			c.edges[forward][0], c.edges[forward][1], c.edges[reverse][0], c.edges[reverse][1])
 	}
+	if c.edges[forward][1] != c.endings {
+		return corruptf("there are %d ended tuples, but the change log has %d endings", c.edges[forward][1], c.endings)
+	}
 	if c.expiring != 0 {
 		return corruptf("the expiry index lacks %d tuples", c.expiring)
 	}
@@ -93,6 +128,9 @@ func (c *checker) run() error {
 		return corruptf("there are %d names more than numbers", c.numbers)
 	}
 	if err := c.endLog(); err != nil {
+		return err
+	}
+	if err := c.endStages(); err != nil {
 		return err
 	}
 	for id, st := range c.stores {
@@ -123,8 +161,8 @@ func (c *checker) record(key, value []byte) error {
 		return corruptf("key %x is of a store without a record", cut(key))
 	}
 	switch space {
-	case spaceStore, spaceShape, spaceCaveat, spaceNext, spaceCounter, spaceSchema:
-		return nil // Read by loadStores.
+	case spaceStore, spaceShape, spaceCaveat, spaceNext, spaceCounter, spaceSchema, spaceRemoval:
+		return nil // Read before.
 	case spaceForward, spaceForwardHistory:
 		return c.edge(st, forward, key, value)
 	case spaceReverse, spaceReverseHistory:
@@ -139,6 +177,13 @@ func (c *checker) record(key, value []byte) error {
 		return nil
 	case spaceExpiry:
 		return c.expiry(st, key)
+	case spaceStage:
+		return c.stage(st, key, value)
+	case spaceStaged:
+		return c.stagedUpdate(st, key, value)
+	case spaceCommittedStages:
+		_, err := readCommittedStages(c.r, st.id)
+		return err
 	case spaceLog:
 		return c.logged(st, key, value)
 	}
@@ -164,7 +209,7 @@ func (c *checker) edge(st *store, d direction, key, value []byte) error {
 	if err := v.decode(value, d); err != nil {
 		return err
 	}
-	if v.created == 0 || v.created > c.applied.Revision || (isHistory && (v.created >= ended || ended > c.applied.Revision)) {
+	if newest := c.newest(st.id); v.created == 0 || v.created > newest || (isHistory && (v.created >= ended || ended > newest)) {
 		return corruptf("edge %v was created at revision %d and ended at %d, but %d is applied", k, v.created, ended, c.applied.Revision)
 	}
 	if v.hasContext && d == forward {
@@ -187,17 +232,8 @@ func (c *checker) edge(st *store, d direction, key, value []byte) error {
 	if want := v.appendValue(nil, reverse); !ok || !bytes.Equal(got, want) {
 		return corruptf("edge %v has the reverse record %x, not %x", k, got, want)
 	}
-	for _, end := range []struct {
-		shape Shape
-		n     Number
-	}{{k.relation, k.object}, {k.subject, k.number}} {
-		typ := st.catalog.plain(end.shape)
-		if typ == 0 || end.n >= EphemeralNumber || (end.n >= st.next[typ] && end.n != WildcardNumber) {
-			return corruptf("edge %v has the number %d of shape %d, which was not given out", k, end.n, end.shape)
-		}
-	}
-	if st.catalog.name(k.relation).Relation == "" || k.object == WildcardNumber || int(v.caveat) > len(st.catalog.caveats) {
-		return corruptf("edge %v is of no relation, object or caveat", k)
+	if err := c.given(st, k, &v); err != nil {
+		return err
 	}
 	if isHistory {
 		return nil
@@ -216,6 +252,23 @@ func (c *checker) edge(st *store, d direction, key, value []byte) error {
 		err = corruptf("edge %v ends at %d but is not in the expiry index", k, v.until)
 	}
 	return err
+}
+
+// given checks that the numbers of a tuple were given out.
+func (c *checker) given(st *store, k edgeKey, v *edgeValue) error {
+	for _, end := range []struct {
+		shape Shape
+		n     Number
+	}{{k.relation, k.object}, {k.subject, k.number}} {
+		typ := st.catalog.plain(end.shape)
+		if typ == 0 || end.n >= EphemeralNumber || (end.n >= st.next[typ] && end.n != WildcardNumber) {
+			return corruptf("edge %v has the number %d of shape %d, which was not given out", k, end.n, end.shape)
+		}
+	}
+	if st.catalog.name(k.relation).Relation == "" || k.object == WildcardNumber || int(v.caveat) > len(st.catalog.caveats) {
+		return corruptf("edge %v is of no relation, object or caveat", k)
+	}
+	return nil
 }
 
 func (c *checker) name(st *store, key, value []byte) error {
@@ -260,24 +313,37 @@ func (c *checker) expiry(st *store, key []byte) error {
 }
 
 func (c *checker) logged(st *store, key, value []byte) error {
-	if len(key) != logKeyLen {
-		return corruptf("key %x of the change log", cut(key))
+	rev, offset, err := parseLogKey(key)
+	if err != nil {
+		return err
+	}
+	if rev > c.applied.Revision && rev == c.newest(st.id) {
+		return c.unfinishedRecord(st, offset, value)
 	}
 	l := &c.log
-	rev, offset := revisionOf(key[storeEnd:]), binary.BigEndian.Uint32(key[storeEnd+8:])
 	if offset > 0 {
 		if st.id != l.store || rev != l.header.Revision || int(offset) != l.header.Count-l.left+1 || l.left == 0 {
 			return corruptf("the change log has %x out of order", key)
 		}
 		l.left--
-		var r logRecord
-		return r.decode(value)
+		return c.loggedChange(st, Position{rev, offset - 1}, value)
 	}
+	record := &st.catalog.record
 	if st.id != l.store || l.next == 0 {
 		if err := c.endLog(); err != nil {
 			return err
 		}
 		*l = logCheck{store: st.id, next: 1}
+		if c.removed[st.id].log > 0 {
+			h, err := readHeader(key, value, 0)
+			if err != nil {
+				return err
+			}
+			l.next = h.Sequence
+		}
+		if rev < c.removed[st.id].log {
+			return corruptf("the change log has %x, which was removed", key)
+		}
 	}
 	if l.left != 0 {
 		return corruptf("revision %d lacks %d records in the change log", l.header.Revision, l.left)
@@ -291,6 +357,44 @@ func (c *checker) logged(st *store, key, value []byte) error {
 	}
 	l.header, l.left, l.stamp = h, h.Count, h.Stamp
 	l.next += uint64(h.Count)
+	for _, f := range []floor{record.history, record.log} {
+		if f == (floor{rev, h.Stamp}) {
+			l.floors++
+		}
+	}
+	if !h.SchemaChanged || rev < record.history.revision {
+		return nil
+	}
+	key = appendSchemaKey(nil, st.id, rev)
+	value, ok, err := get(c.r, key)
+	if err != nil || !ok {
+		return errors.Join(err, corruptf("the schema of revision %d is missing", rev))
+	}
+	if v, err := decodeSchema(key, value); err != nil || v.Instant != h.Stamp {
+		return errors.Join(err, corruptf("the schema of revision %d has the stamp %d, not %d", rev, v.Instant, h.Stamp))
+	}
+	return nil
+}
+
+// loggedChange checks a change against the history.
+func (c *checker) loggedChange(st *store, at Position, value []byte) error {
+	var r logRecord
+	if err := r.decode(value); err != nil || r.kind == Created {
+		return err
+	}
+	side := r.key.forward()
+	_, ok, err := get(c.r, appendHistoryKey(nil, spaceForwardHistory, st.id, &side, at.Revision))
+	if err != nil {
+		return err
+	}
+	removed := c.removed[st.id].history
+	kept := at.Revision > removed.Revision || (at.Revision == removed.Revision && at.Offset >= removed.Offset)
+	if ok != kept {
+		return corruptf("edge %v, which ended at revision %d, is in the history: %t; removed is what is before %v", r.key, at.Revision, ok, removed)
+	}
+	if kept {
+		c.endings++
+	}
 	return nil
 }
 
@@ -305,6 +409,15 @@ func (c *checker) endLog() error {
 	if l.left != 0 || r.changed != l.header.Revision || r.sequence != l.next || r.stamp != l.stamp {
 		return corruptf("store %d changed last at revision %d and has %d changes, but its log ends at %d and has %d",
 			l.store, r.changed, r.sequence-1, l.header.Revision, l.next-1)
+	}
+	want := 0
+	for _, f := range []floor{r.history, r.log} {
+		if f.revision != 0 {
+			want++
+		}
+	}
+	if l.floors != want {
+		return corruptf("store %d has the floors %v and %v, but %d of them in its change log", l.store, r.history, r.log, l.floors)
 	}
 	return nil
 }

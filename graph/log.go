@@ -79,12 +79,12 @@ func (db *DB) Changes(id StoreID, from Position, limit int) ([]LoggedRevision, e
 }
 
 func (s *Snapshot) changes(from Position, limit int) (revisions []LoggedRevision, err error) {
-	if floor := s.catalog.record.floor; from.Revision < floor {
-		return nil, &RevisionGoneError{Revision: from.Revision, Oldest: floor}
+	if f := s.catalog.record.log; from.Revision < f.revision {
+		return nil, f.gone(from.Revision)
 	}
 	it, err := s.view.pebble.NewIter(&pebble.IterOptions{
 		LowerBound: appendLogKey(nil, s.store, from.Revision, 0),
-		UpperBound: prefixEnd(appendStore(nil, spaceLog, s.store)),
+		UpperBound: appendLogKey(nil, s.store, s.revision+1, 0),
 	})
 	if err != nil {
 		return nil, err
@@ -160,7 +160,9 @@ func readHeader(key, value []byte, skip uint32) (LoggedRevision, error) {
 }
 
 // RevisionAt returns the last revision that changed a store at or before an
-// instant: what "as of" a time means. It is zero when there is none. Stamps rise
+// instant: what "as of" a time means. It is zero when there is none: then the
+// store was empty, as it is at every revision before its first change. An instant
+// before the oldest state that is kept gives a *RevisionGoneError. Stamps rise
 // with revisions, so it looks at few records however long the log is.
 func (db *DB) RevisionAt(id StoreID, at Instant) (Revision, error) {
 	s, err := db.Snapshot(id, 0, 0)
@@ -168,42 +170,51 @@ func (db *DB) RevisionAt(id StoreID, at Instant) (Revision, error) {
 		return 0, fmt.Errorf("find the revision at %s: %w", at, err)
 	}
 	defer s.Close()
-	rev, err := s.revisionAt(at)
+	record := &s.catalog.record
+	if f := record.history; f.revision != 0 && at < f.stamp {
+		return 0, &RevisionGoneError{At: at, Oldest: f.revision, OldestAt: f.stamp}
+	}
+	found, err := lastChange(s.view.pebble, id, min(record.changed, s.view.applied.Revision), at)
 	if err != nil {
 		return 0, fmt.Errorf("find the revision at %s: %w", at, err)
 	}
-	return rev, nil
+	return found.revision, nil
 }
 
-func (s *Snapshot) revisionAt(at Instant) (rev Revision, err error) {
-	it, err := s.view.pebble.NewIter(&pebble.IterOptions{
-		LowerBound: appendStore(nil, spaceLog, s.store),
-		UpperBound: prefixEnd(appendStore(nil, spaceLog, s.store)),
+// lastChange finds the last revision up to changed that is in a store's change
+// log and has a stamp at or before an instant; zero when there is none. What was
+// removed from the log below the floors it cannot find.
+func lastChange(r pebble.Reader, store StoreID, changed Revision, at Instant) (found floor, err error) {
+	it, err := r.NewIter(&pebble.IterOptions{
+		LowerBound: appendStore(nil, spaceLog, store),
+		UpperBound: appendLogKey(nil, store, changed+1, 0),
 	})
 	if err != nil {
-		return 0, err
+		return floor{}, err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
-	// Search for the first revision in (0, changed] whose next header has a
+	// header reads the first header at or behind a revision.
+	header := func(rev Revision) (h LoggedRevision, ok bool) {
+		if err != nil || !it.SeekGE(appendLogKey(nil, store, rev, 0)) {
+			return h, false
+		}
+		h, err = readHeader(it.Key(), it.Value(), 0)
+		return h, err == nil
+	}
+	// Search for the first revision in [0, changed] whose next header has a
 	// later stamp; the header before that is the answer.
-	changed := s.catalog.record.changed
 	beyond := sort.Search(int(min(changed, 1<<62))+1, func(i int) bool {
-		if err != nil || !it.SeekGE(appendLogKey(nil, s.store, Revision(i), 0)) {
-			return true
-		}
-		var h LoggedRevision
-		if h, err = readHeader(it.Key(), it.Value(), 0); err != nil {
-			return true
-		}
-		return h.Stamp > at
+		h, ok := header(Revision(i))
+		return !ok || h.Stamp > at
 	})
-	if err != nil {
-		return 0, err
+	if err != nil || !it.SeekLT(appendLogKey(nil, store, Revision(beyond), 0)) {
+		return floor{}, errors.Join(err, it.Error())
 	}
-	if !it.SeekLT(appendLogKey(nil, s.store, Revision(beyond), 0)) {
-		return 0, it.Error()
+	h, ok := header(revisionOf(it.Key()[storeEnd:]))
+	if err == nil && !ok {
+		err = errors.Join(it.Error(), corruptf("the change log of store %d has no header before revision %d", store, beyond))
 	}
-	return revisionOf(it.Key()[storeEnd:]), it.Error()
+	return floor{h.Revision, h.Stamp}, err
 }
 
 // A namer turns the numbers of many edges into names, remembering those of the

@@ -29,17 +29,58 @@ type version struct {
 	ended Revision // zero while current
 }
 
-// A model is a graph by definition: every tuple that ever was, in a list.
+// A model is the graph of a store by definition: every tuple that ever was, in a
+// list.
 type model struct {
+	store    StoreID
 	versions []version
 	log      []LoggedRevision
 	schemas  []SchemaVersion
 	sequence uint64
 	applied  Revision
 	stamp    Instant
+	settings StoreSettings
+	floors   []floors // from a revision on, ascending; the first is zero
 }
 
-func newModel() *model { return &model{sequence: 1} }
+// floors are what a store has forgotten from a revision on.
+type floors struct {
+	from         Revision
+	history, log floor
+}
+
+func newModel() *model {
+	return &model{
+		store: DefaultStore, sequence: 1, floors: make([]floors, 1),
+		settings: StoreSettings{History: DefaultRetention, Log: DefaultRetention},
+	}
+}
+
+// floorsAt returns the floors as of a revision.
+func (m *model) floorsAt(rev Revision) (f floors) {
+	for _, next := range m.floors {
+		if next.from <= rev {
+			f = next
+		}
+	}
+	return f
+}
+
+// prune raises the floors as of the newest stamp.
+func (m *model) prune() {
+	f := m.floors[len(m.floors)-1]
+	f.from = m.applied
+	raise := func(kept Retention, old floor) floor {
+		for _, r := range m.log {
+			if r.Stamp <= m.stamp-Instant(kept) {
+				old = floor{max(old.revision, r.Revision), max(old.stamp, r.Stamp)}
+			}
+		}
+		return old
+	}
+	f.history, f.log = raise(m.settings.History, f.history), raise(m.settings.Log, f.log)
+	m.floors = append(m.floors, f)
+}
 
 // current returns the stored tuple of an edge.
 func (m *model) current(e edgeName) *version {
@@ -77,6 +118,12 @@ func (m *model) at(rev Revision, instant Instant, o Overlay) map[edgeName]Tuple 
 // commit does to the model what c does to a DB.
 func (m *model) commit(c Commit) {
 	m.applied, m.stamp = c.Revision, c.Stamp
+	if c.Prune != nil {
+		m.prune()
+	}
+	if c.StoreChange != nil {
+		m.settings.set(c.StoreChange)
+	}
 	if len(c.Changes) == 0 && c.Schema == nil {
 		return
 	}
@@ -86,7 +133,7 @@ func (m *model) commit(c Commit) {
 	}
 	m.sequence += uint64(len(c.Changes))
 	if c.Schema != nil {
-		m.schemas = append(m.schemas, SchemaVersion{c.Revision, c.Schema.Text})
+		m.schemas = append(m.schemas, SchemaVersion{c.Revision, c.Stamp, c.Schema.Text})
 	}
 	for _, change := range c.Changes {
 		logged := LoggedChange{change.Kind, change.Tuple}
@@ -126,6 +173,9 @@ func newGenerator(seed uint64) *generator {
 	}
 }
 
+// unit is the step of time in the model: a few of them are the shortest retention.
+const unit Instant = 300_000
+
 func pick[T any](g *generator, from []T) T { return from[g.IntN(len(from))] }
 
 func (g *generator) edge() edgeName {
@@ -153,10 +203,10 @@ func (g *generator) tuple(e edgeName) Tuple {
 		}
 	}
 	if g.IntN(4) == 0 {
-		t.ValidFrom = Instant(1 + g.IntN(100))
+		t.ValidFrom = Instant(1+g.IntN(100)) * unit
 	}
 	if g.IntN(4) == 0 {
-		t.ValidUntil = t.ValidFrom + Instant(1+g.IntN(100))
+		t.ValidUntil = t.ValidFrom + Instant(1+g.IntN(100))*unit
 	}
 	if g.IntN(5) == 0 {
 		t.Sources = pick(g, [][]string{{"hr"}, {"crm", "hr"}})
@@ -168,20 +218,17 @@ func (g *generator) tuple(e edgeName) Tuple {
 func (g *generator) begin(t *testing.T, m *model, db *DB) {
 	t.Helper()
 	c := Commit{
-		Revision: 3, Term: 1, Stamp: 1, Store: DefaultStore,
+		Revision: max(m.applied+1, 3), Term: 1, Stamp: max(m.stamp, 1), Store: m.store,
 		Schema: &SchemaCommit{Text: "first", Shapes: g.shapes, Caveats: []string{"tenant", "hours"}},
 	}
 	mustCommit(t, db, c)
 	m.commit(c)
-	if _, err := db.Flush(); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // commit makes the commit that follows what the model holds.
 func (g *generator) commit(m *model) Commit {
 	c := Commit{
-		Revision: m.applied + 1 + Revision(g.IntN(3)), Term: 1, Stamp: m.stamp + Instant(g.IntN(4)), Store: DefaultStore,
+		Revision: m.applied + 1 + Revision(g.IntN(3)), Term: 1, Stamp: m.stamp + Instant(g.IntN(4))*unit, Store: m.store,
 	}
 	switch g.IntN(12) {
 	case 0:
@@ -189,6 +236,16 @@ func (g *generator) commit(m *model) Commit {
 		return c
 	case 1:
 		c.Schema = &SchemaCommit{Text: fmt.Sprintf("schema %d", c.Revision), Shapes: g.shapes, Caveats: []string{"hours"}}
+	case 2:
+		c.Prune = &Prune{}
+		return c
+	case 3:
+		retention := func() *Retention {
+			r := pick(g, []Retention{MinRetention, 3 * MinRetention, 10 * MinRetention, Forever})
+			return pick(g, []*Retention{nil, &r})
+		}
+		c.StoreChange = &StoreChange{Operation: SetStore, History: retention(), Log: retention()}
+		return c
 	}
 	if g.IntN(2) == 0 {
 		c.RecordedActor, c.Metadata = "user:ann", []byte(`{"why":"test"}`)
@@ -277,11 +334,17 @@ func openTest(t testing.TB, fs vfs.FS) *DB {
 	if err != nil {
 		t.Fatal(err)
 	}
+	db.removalStep = 5 // so that removing takes several steps
 	return db
 }
 
+// mustCommit makes a commit, the first one also that of the cluster and of its
+// default store.
 func mustCommit(t testing.TB, db *DB, c Commit) {
 	t.Helper()
+	if db.ClusterID() == [16]byte{} && c.Store != 0 {
+		c.Init = &Init{ClusterID: [16]byte{1}}
+	}
 	receipt, err := db.Commit(c)
 	if err != nil {
 		t.Fatal(err)
@@ -336,25 +399,100 @@ func testModel(t *testing.T, seed uint64) {
 			compare(t, g, m, db, m.applied)
 		}
 	}
-	for rev := Revision(1); rev <= m.applied; rev += step {
-		compare(t, g, m, db, rev)
+	compareAll := func(last Revision) {
+		t.Helper()
+		for rev := Revision(1); rev <= last; rev += step {
+			compare(t, g, m, db, rev)
+		}
+		compareLog(t, g, m, db)
+		if err := db.CheckInvariants(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	compareLog(t, g, m, db)
-	if err := db.CheckInvariants(); err != nil {
-		t.Fatal(err)
+	compareAll(m.applied)
+	for _, second := range []Retention{8 * MinRetention, MinRetention} {
+		for _, c := range []Commit{
+			{StoreChange: &StoreChange{Operation: SetStore, History: &second, Log: pick(g, []*Retention{nil, &second})}},
+			{Prune: &Prune{}},
+		} {
+			c.Revision, c.Term, c.Stamp, c.Store = m.applied+1, 1, m.stamp, m.store
+			mustCommit(t, db, c)
+			m.commit(c)
+		}
+		floor := m.floorsAt(m.applied).history.revision
+		compareAll(floor + 2)
+		if _, err := db.Remove(m.store); err != nil {
+			t.Fatal(err)
+		}
+		compareAll(floor + 2)
+		mustRemove(t, db, m.store)
+		compareAll(m.applied)
+	}
+}
+
+// mustRemove removes all there is to remove.
+func mustRemove(t testing.TB, db *DB, id StoreID) {
+	t.Helper()
+	for more := true; more; {
+		var err error
+		if more, err = db.Remove(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// compareInfo compares what the DB says of the store.
+func compareInfo(t *testing.T, m *model, db *DB, rev Revision) {
+	t.Helper()
+	f := m.floorsAt(rev)
+	info, ok := db.StoreInfo(m.store)
+	if !ok || info.OldestHistory != f.history.revision || info.OldestHistoryAt != f.history.stamp ||
+		info.OldestLog != f.log.revision || info.OldestLogAt != f.log.stamp {
+		t.Fatalf("store %d at %d is %+v, not %+v", m.store, rev, info, f)
+	}
+	var want []SchemaVersion
+	for _, v := range m.schemas {
+		if v.Revision <= f.history.revision {
+			want = nil
+		}
+		if v.Revision <= rev {
+			want = append([]SchemaVersion{v}, want...)
+		}
+	}
+	for _, before := range append([]SchemaVersion{{}}, want...) {
+		for len(want) > 0 && before.Revision != 0 && want[0].Revision >= before.Revision {
+			want = want[1:]
+		}
+		got, err := db.SchemaVersions(m.store, before.Revision, 3)
+		if err != nil || !slices.Equal(got, want[:min(3, len(want))]) {
+			t.Fatalf("schemas of store %d before %d: %v (%v), not %v", m.store, before.Revision, got, err, want)
+		}
+	}
+}
+
+// mustBeGone holds that an error is that of a floor.
+func mustBeGone(t *testing.T, err error, want RevisionGoneError) {
+	t.Helper()
+	var gone *RevisionGoneError
+	if !errors.As(err, &gone) || !errors.Is(err, ErrRevisionGone) || *gone != want {
+		t.Fatalf("error %v is not %+v", err, want)
 	}
 }
 
 // compare asks one snapshot everything and compares with the model.
 func compare(t *testing.T, g *generator, m *model, db *DB, rev Revision) {
 	t.Helper()
-	instant := m.stamp + Instant(g.IntN(200))
-	s, err := db.Snapshot(DefaultStore, rev, instant)
+	instant := m.stamp + Instant(g.IntN(200))*unit
+	s, err := db.Snapshot(m.store, rev, instant)
+	if f := m.floorsAt(db.Applied().Revision).history; rev < f.revision {
+		mustBeGone(t, err, RevisionGoneError{Revision: rev, Oldest: f.revision, OldestAt: f.stamp})
+		return
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if s.Revision() != rev || s.Instant() != instant || s.Store() != DefaultStore {
+	if s.Revision() != rev || s.Instant() != instant || s.Store() != m.store {
 		t.Fatalf("snapshot of store %d at %d, %d", s.Store(), s.Revision(), s.Instant())
 	}
 	var wantSchema SchemaVersion
@@ -366,8 +504,19 @@ func compare(t *testing.T, g *generator, m *model, db *DB, rev Revision) {
 	if got, err := s.Schema(); err != nil || got != wantSchema {
 		t.Fatalf("schema at %d is %v, not %v (%v)", rev, got, wantSchema, err)
 	}
+	var stamp Instant
+	for _, r := range m.log {
+		if r.Revision <= rev {
+			stamp = r.Stamp
+		}
+	}
+	if last, err := db.Snapshot(m.store, rev, 0); err != nil || last.Instant() != stamp {
+		t.Fatalf("the last stamp at %d is not %d: %v", rev, stamp, err)
+	} else {
+		last.Close()
+	}
 	var o Overlay
-	if g.IntN(2) == 0 {
+	if g.IntN(2) == 0 && s.Shape("group", "owner") != 0 && s.Caveat("tenant") != 0 {
 		o = g.overlay()
 		if err := s.SetOverlay(o); err != nil {
 			t.Fatal(err)
@@ -493,6 +642,9 @@ func compareRead(t *testing.T, g *generator, s *Snapshot, f Filter, all map[edge
 	if len(order) != len(got) || !reflect.DeepEqual(got, want) {
 		t.Fatalf("read %+v at %d:\n%v\nnot\n%v", f, s.revision, got, want)
 	}
+	if n, err := s.Count(f); err != nil || n != uint64(len(want)) {
+		t.Fatalf("count %+v at %d: %d (%v), not %d", f, s.revision, n, err, len(want))
+	}
 	tuples, next, err := s.Read(f, nil, 1000)
 	if err != nil || next != nil {
 		t.Fatalf("read %+v: %x, %v", f, next, err)
@@ -509,9 +661,16 @@ func compareRead(t *testing.T, g *generator, s *Snapshot, f Filter, all map[edge
 // compareLog reads the whole change log in random pages.
 func compareLog(t *testing.T, g *generator, m *model, db *DB) {
 	t.Helper()
+	compareInfo(t, m, db, m.applied)
+	f := m.floorsAt(m.applied)
+	want := slices.DeleteFunc(slices.Clone(m.log), func(r LoggedRevision) bool { return r.Revision < f.log.revision })
+	for rev := range f.log.revision {
+		_, err := db.Changes(m.store, Position{Revision: rev, Offset: 1}, 1)
+		mustBeGone(t, err, RevisionGoneError{Revision: rev, Oldest: f.log.revision, OldestAt: f.log.stamp})
+	}
 	var got []LoggedRevision
-	for from := (Position{}); ; {
-		part, err := db.Changes(DefaultStore, from, 1+g.IntN(7))
+	for from := (Position{Revision: f.log.revision}); ; {
+		part, err := db.Changes(m.store, from, 1+g.IntN(7))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -531,8 +690,8 @@ func compareLog(t *testing.T, g *generator, m *model, db *DB) {
 			got = append(got, r)
 		}
 	}
-	if !reflect.DeepEqual(got, m.log) {
-		t.Fatalf("the change log is\n%+v\nnot\n%+v", got, m.log)
+	if !slices.EqualFunc(got, want, func(a, b LoggedRevision) bool { return reflect.DeepEqual(a, b) }) {
+		t.Fatalf("the change log is\n%+v\nnot\n%+v", got, want)
 	}
 	for range 50 {
 		at := Instant(g.Int64N(int64(m.stamp) + 3))
@@ -542,7 +701,12 @@ func compareLog(t *testing.T, g *generator, m *model, db *DB) {
 				want = r.Revision
 			}
 		}
-		if rev, err := db.RevisionAt(DefaultStore, at); err != nil || rev != want {
+		rev, err := db.RevisionAt(m.store, at)
+		if f.history.revision != 0 && at < f.history.stamp {
+			mustBeGone(t, err, RevisionGoneError{At: at, Oldest: f.history.revision, OldestAt: f.history.stamp})
+			continue
+		}
+		if err != nil || rev != want {
 			t.Fatalf("revision at %d is %d (%v), not %d", at, rev, err, want)
 		}
 	}
@@ -563,6 +727,9 @@ func TestCrash(t *testing.T) {
 		m := newModel()
 		db := openTest(t, fs)
 		g.begin(t, m, db)
+		if _, err := db.Flush(); err != nil {
+			t.Fatal(err)
+		}
 		for range 40 + g.IntN(40) {
 			c := g.commit(m)
 			// Large records fill the memtable, so that Pebble flushes by itself.
@@ -571,6 +738,11 @@ func TestCrash(t *testing.T) {
 			m.commit(c)
 			if g.IntN(20) == 0 {
 				if _, err := db.Flush(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if g.IntN(4) == 0 {
+				if _, err := db.Remove(m.store); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -589,7 +761,15 @@ func TestCrash(t *testing.T) {
 			if err := back.CheckInvariants(); err != nil {
 				t.Fatal(err)
 			}
+			compareInfo(t, m, back, applied.Revision)
 			compare(t, g, m, back, applied.Revision)
+			mustRemove(t, back, m.store)
+			if err := back.CheckInvariants(); err != nil {
+				t.Fatal(err)
+			}
+			for rev := m.floorsAt(applied.Revision).history.revision; rev <= applied.Revision; rev += 5 {
+				compare(t, g, m, back, max(rev, 1))
+			}
 			_, err := back.Commit(Commit{Revision: applied.Revision, Term: 1, Stamp: applied.Stamp})
 			if !errors.Is(err, ErrAlreadyApplied) {
 				t.Fatalf("commit again: %v", err)

@@ -45,7 +45,8 @@ type Precondition struct {
 }
 
 // A Mutation is one atomic request for change, as it stands in the log. Exactly
-// one of Updates, Delete, Schema, Collect and Init says what is asked.
+// one of Updates, Delete, Schema, Collect, Init, StoreChange, Prune and Stage
+// says what is asked, but that Updates go with a Stage of StageUpdates.
 type Mutation struct {
 	Store StoreID
 
@@ -62,6 +63,12 @@ type Mutation struct {
 	Collect *Collect
 	// Init is the first mutation of a cluster.
 	Init *Init
+	// StoreChange creates, changes or drops a store.
+	StoreChange *StoreChange
+	// Prune forgets what is older than the store's retention.
+	Prune *Prune
+	// Stage gathers a change that is too large for one entry.
+	Stage *Stage
 
 	// RecordedActor is on whose behalf the caller says the change is made; it
 	// is recorded, not judged.
@@ -89,3 +96,71 @@ type Collect struct{ Limit int }
 
 // Init gives a new cluster its identity and its default store.
 type Init struct{ ClusterID [16]byte }
+
+// A StoreOperation says what a StoreChange does.
+type StoreOperation uint8
+
+// The operations of a StoreChange.
+const (
+	// CreateStore makes an empty store of Name, with the settings given and the
+	// defaults of the others. Mutation.Store is zero, for the number follows.
+	CreateStore StoreOperation = iota + 1
+	// SetStore changes the settings given of Mutation.Store.
+	SetStore
+	// DropStore removes Mutation.Store with everything it holds and held. Its
+	// number is never given out again, its name may be.
+	DropStore
+)
+
+// A StoreChange creates, changes or drops a store.
+type StoreChange struct {
+	Operation StoreOperation
+	// Name goes with CreateStore: see ValidateStoreName.
+	Name string
+	// The settings; nil leaves one as it is. They are those of StoreSettings.
+	History        *Retention
+	Log            *Retention
+	TuplesMax      *uint64
+	CallsPerSecond *uint32
+}
+
+// Prune makes unreadable, and leaves to every node to remove, what is older than
+// the retention of Mutation.Store at the entry's stamp: of the history all that
+// no state from the horizon on needs, of the change log what was changed before
+// it.
+type Prune struct{}
+
+// A StageID names a staged change within a store.
+type StageID [16]byte
+
+// A StageOperation says what a Stage does.
+type StageOperation uint8
+
+// The operations of a Stage.
+const (
+	// StageUpdates adds Mutation.Updates, which no reader sees, to the staged
+	// change, and makes it when Chunk is 0.
+	StageUpdates StageOperation = iota + 1
+	// StageCommit makes everything that was staged visible at the revision of
+	// its entry, or is refused. Its actor and metadata are those of the change.
+	StageCommit
+	// StageDrop forgets what was staged.
+	StageDrop
+	// StageCollect forgets every staged change of the store to which nothing was
+	// added for StageLifetime before the entry's stamp. The ID is zero.
+	StageCollect
+)
+
+// StageLifetime is after how many microseconds without a step a staged change
+// may be collected: 24 hours.
+const StageLifetime Instant = 24 * 3600 * 1e6
+
+// A Stage is one step of a change that is too large for one entry.
+type Stage struct {
+	Operation StageOperation
+	ID        StageID
+	// Chunk numbers the steps of StageUpdates from 0. A chunk that was added
+	// already is no change, one that leaves a gap is refused. With StageCommit it
+	// is how many chunks there must be.
+	Chunk uint32
+}

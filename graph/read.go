@@ -59,6 +59,10 @@ type reader struct {
 	objects        map[string]Number
 	subjectNumbers map[string]Number
 
+	// counting asks how many tuples there are instead of which, into counted.
+	counting bool
+	counted  uint64
+
 	limit  int
 	tuples []Tuple
 	last   rest   // of the last tuple
@@ -364,6 +368,10 @@ func (r *reader) readSpan(s span) (done bool, err error) {
 			return false, err
 		}
 		if !ok {
+			continue
+		}
+		if r.counting {
+			r.counted++
 			continue
 		}
 		if len(r.tuples) == r.limit {

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -156,6 +157,24 @@ func (c *console) do(d *datadriven.TestData, b *strings.Builder) error {
 		return err
 	case "overlay":
 		return c.setOverlay(d)
+	case "create-store", "set-store", "drop-store", "prune":
+		return c.changeStore(d, b)
+	case "remove":
+		more, err := c.db.Remove(c.store(d))
+		fmt.Fprintf(b, "more: %t\n", more)
+		return err
+	case "stores":
+		for _, s := range c.db.Stores() {
+			fmt.Fprintf(b, "%d %s of revision %d: %d tuples, changed at %d, oldest %d at %d, log %d at %d, %s\n",
+				s.ID, s.Name, s.Created, s.Tuples, s.Changed, s.OldestHistory, s.OldestHistoryAt, s.OldestLog, s.OldestLogAt, settings(s.Settings))
+		}
+		return nil
+	case "schemas":
+		versions, err := c.db.SchemaVersions(c.store(d), Revision(number(d, "before")), int(max(number(d, "limit"), 1)))
+		for _, v := range versions {
+			fmt.Fprintf(b, "revision %d stamp %d: %q\n", v.Revision, v.Instant, v.Text)
+		}
+		return err
 	}
 	s, err := c.snapshot(d)
 	if err != nil {
@@ -169,6 +188,10 @@ func (c *console) do(d *datadriven.TestData, b *strings.Builder) error {
 		return err
 	case "read":
 		return c.read(d, s, b)
+	case "count":
+		n, err := s.Count(filterArguments(d))
+		fmt.Fprintln(b, n)
+		return err
 	case "get":
 		for _, line := range lines(d) {
 			t, err := ParseTuple(line)
@@ -208,11 +231,18 @@ func (c *console) commit(d *datadriven.TestData, b *strings.Builder) error {
 	if commit.Stamp == 0 {
 		commit.Stamp = c.db.Applied().Stamp
 	}
-	s, err := c.db.Snapshot(commit.Store, 0, 0)
-	if err != nil {
-		return err
+	if c.db.ClusterID() == [16]byte{} {
+		commit.Init = &Init{ClusterID: [16]byte{1}}
 	}
-	defer s.Close()
+	before := func(t Tuple) (Tuple, bool, error) { return Tuple{}, false, nil }
+	if _, known := c.db.StoreInfo(commit.Store); known {
+		s, err := c.db.Snapshot(commit.Store, 0, 0)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		before = func(t Tuple) (Tuple, bool, error) { return s.GetStored(t.Object, t.Relation, t.Subject) }
+	}
 	kinds := map[string]ChangeKind{"create": Created, "replace": Replaced, "delete": Deleted, "expire": Expired}
 	for _, line := range lines(d) {
 		verb, rest, _ := strings.Cut(line, " ")
@@ -234,15 +264,15 @@ func (c *console) commit(d *datadriven.TestData, b *strings.Builder) error {
 		}
 		change := Change{Kind: kinds[verb], Tuple: t}
 		if change.Kind != Created && !d.HasArg("blind") {
-			before, ok, err := s.GetStored(t.Object, t.Relation, t.Subject)
+			old, ok, err := before(t)
 			if err != nil {
 				return err
 			}
 			if ok {
-				change.Before = &before
+				change.Before = &old
 			}
 			if change.Kind != Replaced {
-				change.Tuple = before
+				change.Tuple = old
 			}
 		}
 		commit.Changes = append(commit.Changes, change)
@@ -334,8 +364,7 @@ func (c *console) setOverlay(d *datadriven.TestData) error {
 	return nil
 }
 
-// read reads all pages and says by which plan.
-func (c *console) read(d *datadriven.TestData, s *Snapshot, b *strings.Builder) error {
+func filterArguments(d *datadriven.TestData) Filter {
 	f := Filter{
 		ObjectType: text(d, "type"), ObjectID: text(d, "id"), ObjectIDPrefix: text(d, "prefix"), Relation: text(d, "relation"),
 		SubjectType: text(d, "subject"), SubjectID: text(d, "subject-id"),
@@ -344,6 +373,61 @@ func (c *console) read(d *datadriven.TestData, s *Snapshot, b *strings.Builder) 
 		relation := text(d, "subject-relation")
 		f.SubjectRelation = &relation
 	}
+	return f
+}
+
+func settings(s StoreSettings) string {
+	kept := func(r Retention) string {
+		if r == Forever {
+			return "for ever"
+		}
+		return (time.Duration(r) * time.Microsecond).String()
+	}
+	return fmt.Sprintf("history %s, log %s, at most %d tuples, %d calls", kept(s.History), kept(s.Log), s.TuplesMax, s.CallsPerSecond)
+}
+
+// changeStore takes settings as arguments, retentions in seconds or "forever".
+func (c *console) changeStore(d *datadriven.TestData, b *strings.Builder) error {
+	commit := Commit{
+		Revision: Revision(number(d, "revision")), Term: 1, Stamp: max(Instant(number(d, "stamp")), c.db.Applied().Stamp),
+		Store: StoreID(number(d, "store")),
+	}
+	change := &StoreChange{Name: text(d, "name")}
+	retention := func(name string) *Retention {
+		r := Forever
+		if text(d, name) != "forever" {
+			r = Retention(number(d, name)) * MinRetention
+		}
+		if !d.HasArg(name) {
+			return nil
+		}
+		return &r
+	}
+	change.History, change.Log = retention("history"), retention("log")
+	if n := number(d, "tuples-max"); n > 0 {
+		change.TuplesMax = &n
+	}
+	switch d.Cmd {
+	case "prune":
+		commit.Prune, change = &Prune{}, nil
+	case "create-store":
+		change.Operation = CreateStore
+	case "set-store":
+		change.Operation = SetStore
+	case "drop-store":
+		change.Operation = DropStore
+	}
+	commit.StoreChange = change
+	receipt, err := c.db.Commit(commit)
+	if receipt.Store != 0 {
+		fmt.Fprintf(b, "store %d\n", receipt.Store)
+	}
+	return err
+}
+
+// read reads all pages and says by which plan.
+func (c *console) read(d *datadriven.TestData, s *Snapshot, b *strings.Builder) error {
+	f := filterArguments(d)
 	limit := int(number(d, "limit"))
 	if limit == 0 {
 		limit = 100

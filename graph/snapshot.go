@@ -9,10 +9,11 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// A SchemaVersion is the text of a schema and the revision that wrote it; zero
-// when the store has none.
+// A SchemaVersion is the text of a schema, with the revision that wrote it and
+// its stamp; zero when the store has none.
 type SchemaVersion struct {
 	Revision Revision
+	Instant  Instant
 	Text     string
 }
 
@@ -71,24 +72,28 @@ type ephemerals struct {
 
 // Snapshot holds a store still at a revision, zero for the newest, and judges
 // lifetimes at the instant, zero for the stamp of the store's last change up to
-// that revision. A store without tuples is empty rather than unknown. The errors
-// are ErrRevisionAhead, ErrRevisionGone and ErrClosed. The first snapshot after
-// a Commit costs some microseconds, the others less than one.
+// that revision. At revisions before it was created a store is empty. The errors
+// are ErrUnknownStore, ErrRevisionAhead, ErrRevisionGone and ErrClosed. The first
+// snapshot after a Commit costs some microseconds, the others less than one.
 func (db *DB) Snapshot(id StoreID, at Revision, instant Instant) (*Snapshot, error) {
-	if id == 0 {
-		return nil, errors.New("open a snapshot: store 0 is no store")
-	}
 	v, err := db.acquire()
 	if err != nil {
 		return nil, fmt.Errorf("open a snapshot: %w", err)
 	}
-	s := &Snapshot{db: db, view: v, catalog: emptyCatalog, store: id, revision: at, instant: instant}
+	s := &Snapshot{db: db, view: v, store: id, revision: at, instant: instant}
+	// The catalog is taken after the view: it is at least as new, and so are the
+	// floors in it, below which things may be missing in the view.
 	db.mu.Lock()
-	if st := db.stores[id]; st != nil {
+	st := db.stores[id]
+	if st != nil {
 		s.catalog = st.catalog
 	}
 	db.mu.Unlock()
-	if err := s.init(); err != nil {
+	err = ErrUnknownStore
+	if st != nil {
+		err = s.init()
+	}
+	if err != nil {
 		s.Close()
 		return nil, fmt.Errorf("open a snapshot of store %d: %w", id, err)
 	}
@@ -103,12 +108,12 @@ func (s *Snapshot) init() error {
 	if s.revision > applied {
 		return fmt.Errorf("%w: %d is asked for, %d is applied", ErrRevisionAhead, s.revision, applied)
 	}
-	if floor := s.catalog.record.floor; s.revision < floor {
-		return &RevisionGoneError{Revision: s.revision, Oldest: floor}
+	if f := s.catalog.record.history; s.revision < f.revision {
+		return f.gone(s.revision)
 	}
 	// The catalog may be of a Commit that the view does not hold yet, but then
 	// its record is newer and only the slow way is taken.
-	s.newest = s.revision == applied || s.revision >= s.catalog.record.changed
+	s.newest = (s.revision == applied || s.revision >= s.catalog.record.changed) && !s.unfinished()
 	if s.instant == 0 {
 		var err error
 		s.instant, err = s.lastStamp()
@@ -192,9 +197,9 @@ func (s *Snapshot) Schema() (SchemaVersion, error) {
 	}
 	var v SchemaVersion
 	if it.Last() {
-		v = SchemaVersion{Revision: revisionOf(it.Key()[storeEnd:]), Text: string(it.Value())}
+		v, err = decodeSchema(it.Key(), it.Value())
 	}
-	if err := it.Close(); err != nil {
+	if err = errors.Join(err, it.Close()); err != nil {
 		return SchemaVersion{}, fmt.Errorf("read the schema: %w", err)
 	}
 	return v, nil
@@ -573,8 +578,9 @@ func (s *Snapshot) tuple(object Object, relation string, subject Subject, v *edg
 // Expired returns up to limit stored tuples whose ValidUntil is at or before the
 // instant, those that ended first coming first. It reads the current state only
 // and is refused on a snapshot of an older revision; it does not see the overlay.
+// In a store of which UnfinishedStage tells it may leave some out.
 func (s *Snapshot) Expired(limit int) ([]Tuple, error) {
-	if !s.newest {
+	if !s.newest && (!s.unfinished() || s.revision != s.view.applied.Revision) {
 		return nil, fmt.Errorf("list expired tuples: revision %d is not the newest", s.revision)
 	}
 	it, err := s.view.pebble.NewIter(&pebble.IterOptions{
@@ -592,6 +598,17 @@ func (s *Snapshot) Expired(limit int) ([]Tuple, error) {
 		}
 		var r rest
 		copy(r[:], key[storeEnd+8:])
+		if s.unfinished() {
+			// The entry may be of a tuple that is not seen yet, and the edge may
+			// have another one that is.
+			ok, err := s.find(r.edge(forward))
+			if err != nil {
+				return nil, errors.Join(fmt.Errorf("list expired tuples: %w", err), it.Close())
+			}
+			if !ok || uint64(s.value.until) != binary.BigEndian.Uint64(key[storeEnd:]) {
+				continue
+			}
+		}
 		t, err := s.storedTuple(r.edge(forward))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("list expired tuples: %w", err), it.Close())

@@ -271,19 +271,24 @@ func (f *Filter) Matches(t *Tuple) bool {
 // in it is well-formed. Whether it may be done is for the engine to say.
 func (m *Mutation) Validate() error {
 	kinds := 0
-	for _, set := range []bool{len(m.Updates) > 0, m.Delete != nil, m.Schema != nil, m.Collect != nil, m.Init != nil} {
+	staged := m.Stage != nil && m.Stage.Operation == StageUpdates
+	for _, set := range []bool{
+		len(m.Updates) > 0 && !staged, m.Delete != nil, m.Schema != nil, m.Collect != nil, m.Init != nil,
+		m.StoreChange != nil, m.Prune != nil, m.Stage != nil,
+	} {
 		if set {
 			kinds++
 		}
 	}
 	if kinds != 1 {
 		return invalid("mutation", "", fmt.Sprintf("asks %d things", kinds),
-			"one of updates, delete, schema, collect and init")
+			"one of updates, delete, schema, collect, init, store change, prune and stage")
 	}
-	if (m.Store == 0) != (m.Init != nil) {
-		return invalid("mutation's store", fmt.Sprint(m.Store), "does not go with what is asked", "zero for init, else a store")
+	creates := m.Init != nil || (m.StoreChange != nil && m.StoreChange.Operation == CreateStore)
+	if (m.Store == 0) != creates {
+		return invalid("mutation's store", fmt.Sprint(m.Store), "does not go with what is asked", "zero for init and to create a store, else a store")
 	}
-	if len(m.Preconditions) > 0 && len(m.Updates) == 0 && m.Delete == nil {
+	if len(m.Preconditions) > 0 && (len(m.Updates) == 0 || staged) && m.Delete == nil {
 		return invalid("mutation", "", "has preconditions", "preconditions with updates and delete only")
 	}
 	for i := range m.Preconditions {
@@ -310,12 +315,78 @@ func (m *Mutation) Validate() error {
 	if m.Init != nil && m.Init.ClusterID == [16]byte{} {
 		return invalid("cluster id", "", "is zero", "16 random bytes")
 	}
+	if err := m.StoreChange.validate(); err != nil {
+		return err
+	}
+	if err := m.Stage.validate(); err != nil {
+		return err
+	}
 	if len(m.Metadata) > 0 {
 		if _, err := CanonicalContext(m.Metadata); err != nil {
 			return fmt.Errorf("metadata: %w", err)
 		}
 	}
 	return validateText("recorded actor", m.RecordedActor, 4*MaxIDLength, "at most 4096 bytes of UTF-8 without control characters")
+}
+
+func (c *StoreChange) validate() error {
+	if c == nil {
+		return nil
+	}
+	switch c.Operation {
+	case CreateStore:
+		if err := ValidateStoreName(c.Name); err != nil {
+			return err
+		}
+	case SetStore, DropStore:
+		if c.Name != "" {
+			return invalid("store change", c.Name, "names a store that it does not create", "no name")
+		}
+	default:
+		return invalid("store change", fmt.Sprint(uint8(c.Operation)), "is unknown", "create, set and drop")
+	}
+	for _, r := range []struct {
+		what string
+		kept *Retention
+	}{{"history retention", c.History}, {"log retention", c.Log}} {
+		if r.kept != nil && *r.kept < MinRetention {
+			return invalid(r.what, fmt.Sprint(*r.kept), "is too short", "a second and more, in microseconds")
+		}
+	}
+	return nil
+}
+
+func (s *Stage) validate() error {
+	if s == nil {
+		return nil
+	}
+	if s.Operation < StageUpdates || s.Operation > StageCollect {
+		return invalid("stage's operation", fmt.Sprint(uint8(s.Operation)), "is unknown", "updates, commit, drop and collect")
+	}
+	if (s.ID == StageID{}) != (s.Operation == StageCollect) {
+		return invalid("stage's id", fmt.Sprintf("%x", s.ID), "does not go with the operation", "zero to collect, else 16 bytes that are not all zero")
+	}
+	return nil
+}
+
+// ValidateStoreName checks the name of a store: 1 to 64 letters, digits, '_',
+// '-' and '.', the first a letter or digit. Letters are those of ASCII.
+func ValidateStoreName(name string) error {
+	const allowed = "1 to 64 letters, digits, '_', '-' and '.', the first a letter or digit"
+	switch {
+	case name == "":
+		return invalid("store name", "", "is empty", allowed)
+	case len(name) > MaxStoreNameLength:
+		return invalid("store name", name, fmt.Sprintf("has %d bytes", len(name)), allowed)
+	case !isNameByte(name[0]) || name[0] == '_' || name[0] == '-':
+		return invalid("store name", name, "begins with "+runeAt(name, 0), allowed)
+	}
+	for i := range len(name) {
+		if c := name[i]; !isNameByte(c) && c != '.' {
+			return invalid("store name", name, "contains "+runeAt(name, i), allowed)
+		}
+	}
+	return nil
 }
 
 // limitMax bounds the limits in a mutation.

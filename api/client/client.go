@@ -17,25 +17,39 @@
 //
 //	for found, err := range c.LookupResources(ctx, request) { ... }
 //
-// Errors are those of gRPC; Reason tells them apart.
+// Import writes any number of tuples at one revision, ExportTuples reads them
+// back, and Watch follows what changes, over lost connections too.
+//
+// Questions and other reads that find the server unavailable are asked again a
+// few times. Writes never are: whether one that was cut off took place only the
+// caller can find out. Errors are those of gRPC; Reason tells them apart.
 package client
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"net"
+	"os"
 	"strings"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pembadb/pemba/api"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
@@ -46,29 +60,84 @@ import (
 type Config struct {
 	// Addr is the server's gRPC address, as "127.0.0.1:50051".
 	Addr string
-	// Key is the key to present; empty for none. It is sent as it is: the
-	// connection is not encrypted, so it should not leave the machine or a
-	// network that is trusted.
+	// Key is the key to present; empty for none.
 	Key string
 	// Store is the store that the methods of Client ask; empty for the default.
 	Store string
+	// TLS says how to encrypt, and whom to trust; nil means not to. LoadTLS makes
+	// one of files. It must not be changed any more.
+	TLS *tls.Config
+	// InsecureKey allows to send the key without encryption to another machine,
+	// where whoever is on the way can read it. To this machine it may always go.
+	InsecureKey bool
 }
+
+// ErrKeyExposed means that the key would go unencrypted to another machine.
+var ErrKeyExposed = errors.New("the key would go unencrypted to another machine")
 
 // Validate says what is wrong with the configuration.
 func (c *Config) Validate() error {
 	if c.Addr == "" {
 		return errors.New("client: no address is given; it has the form host:port")
 	}
+	if c.Key != "" && c.TLS == nil && !c.InsecureKey && !isHere(c.Addr) {
+		return fmt.Errorf("client: %s: %w", c.Addr, ErrKeyExposed)
+	}
 	return nil
+}
+
+// isHere reports whether an address certainly is one of this machine. Names but
+// for localhost are not asked for: what they mean may change between two looks.
+func isHere(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		host = addr
+	}
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && (ip.IsLoopback() || ip.IsUnspecified())
+}
+
+// LoadTLS makes the configuration of TLS out of files in PEM form. caCert holds
+// the certificates of the authorities to trust; empty means those of the system.
+// cert and key are what this client shows of itself to a server that asks for
+// it; both are empty, or none.
+func LoadTLS(caCert, cert, key string) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if caCert != "" {
+		pem, err := os.ReadFile(caCert)
+		if err != nil {
+			return nil, fmt.Errorf("client: authorities to trust: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("client: authorities to trust: %s holds no certificate in PEM form", caCert)
+		}
+	}
+	if (cert == "") != (key == "") {
+		return nil, errors.New("client: a certificate and its key belong together, and only one of them is given")
+	}
+	if cert != "" {
+		own, err := tls.LoadX509KeyPair(cert, key)
+		if err != nil {
+			return nil, fmt.Errorf("client: certificate of the client: %w", err)
+		}
+		config.Certificates = []tls.Certificate{own}
+	}
+	return config, nil
 }
 
 // A Client is a connection to a server. It is safe for concurrent use.
 type Client struct {
-	// Schemas, Tuples and Permissions are the services themselves. Their
-	// requests name the store.
+	// Stores, Schemas, Tuples, Permissions and Watches are the services
+	// themselves. Their requests name the store.
+	Stores      pembav1.StoreServiceClient
 	Schemas     pembav1.SchemaServiceClient
 	Tuples      pembav1.TupleServiceClient
 	Permissions pembav1.PermissionServiceClient
+	Watches     pembav1.WatchServiceClient
 
 	conn  *grpc.ClientConn
 	store string
@@ -78,18 +147,52 @@ type Client struct {
 // deep explanation.
 const responseBytesMax = 64 << 20
 
+// retries makes gRPC ask again what changes nothing, when the server cannot be
+// reached or says so. A stream is only begun again before anything came of it.
+const retries = `{"methodConfig": [{
+	"name": [
+		{"service": "pemba.v1.PermissionService"},
+		{"service": "pemba.v1.StoreService", "method": "GetStore"},
+		{"service": "pemba.v1.StoreService", "method": "ListStores"},
+		{"service": "pemba.v1.SchemaService", "method": "ReadSchema"},
+		{"service": "pemba.v1.SchemaService", "method": "ListSchemaVersions"},
+		{"service": "pemba.v1.SchemaService", "method": "DiffSchema"},
+		{"service": "pemba.v1.SchemaService", "method": "TrySchema"},
+		{"service": "pemba.v1.TupleService", "method": "ReadTuples"},
+		{"service": "pemba.v1.TupleService", "method": "CountTuples"},
+		{"service": "pemba.v1.TupleService", "method": "ExportTuples"},
+		{"service": "pemba.v1.TupleService", "method": "GetImport"},
+		{"service": "pemba.v1.WatchService", "method": "ReadChanges"}
+	],
+	"retryPolicy": {
+		"maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 3,
+		"retryableStatusCodes": ["UNAVAILABLE"]
+	}
+}]}`
+
 // Dial connects to the server and returns when it can be reached, or with why
 // it cannot. ctx bounds only that.
 func Dial(ctx context.Context, config Config) (*Client, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
+	transport := insecure.NewCredentials()
+	if config.TLS != nil {
+		transport = credentials.NewTLS(config.TLS)
+	}
+	pause := backoff.DefaultConfig
+	pause.BaseDelay, pause.MaxDelay = 100*time.Millisecond, 5*time.Second
 	options := []grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(transport),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(responseBytesMax)),
+		grpc.WithDefaultServiceConfig(retries),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pause, MinConnectTimeout: 10 * time.Second}),
+		// A server that is gone without a word is noticed by those who wait for
+		// what it streams.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 	}
 	if config.Key != "" {
-		options = append(options, grpc.WithPerRPCCredentials(bearer(config.Key)))
+		options = append(options, grpc.WithPerRPCCredentials(bearer{key: config.Key, encrypted: config.TLS != nil}))
 	}
 	conn, err := grpc.NewClient("passthrough:///"+config.Addr, options...)
 	if err != nil {
@@ -99,9 +202,11 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 		return nil, errors.Join(fmt.Errorf("client: cannot reach a server at %s: %w", config.Addr, err), conn.Close())
 	}
 	return &Client{
+		Stores:      pembav1.NewStoreServiceClient(conn),
 		Schemas:     pembav1.NewSchemaServiceClient(conn),
 		Tuples:      pembav1.NewTupleServiceClient(conn),
 		Permissions: pembav1.NewPermissionServiceClient(conn),
+		Watches:     pembav1.NewWatchServiceClient(conn),
 		conn:        conn, store: config.Store,
 	}, nil
 }
@@ -125,10 +230,19 @@ func reach(ctx context.Context, conn *grpc.ClientConn) error {
 	return nil
 }
 
-// dialProblem takes the wrapping off what gRPC says of a failed connection.
+// dialProblem takes the wrapping off what gRPC says of a failed connection, and
+// says what the usual mistake about TLS looks like from this side.
 func dialProblem(message string) string {
-	if _, problem, ok := strings.Cut(message, "Error while dialing: "); ok {
-		return strings.TrimSuffix(problem, `"`)
+	for _, wrapping := range [...]string{"Error while dialing: ", "authentication handshake failed: "} {
+		if _, problem, ok := strings.Cut(message, wrapping); ok {
+			message = strings.TrimSuffix(problem, `"`)
+		}
+	}
+	switch {
+	case strings.Contains(message, "first record does not look like a TLS handshake"):
+		return message + "; the server does not seem to encrypt"
+	case strings.Contains(message, "error reading server preface"):
+		return message + "; the server may expect TLS"
 	}
 	return message
 }
@@ -137,13 +251,17 @@ func dialProblem(message string) string {
 func (c *Client) Close() error { return c.conn.Close() }
 
 // bearer presents a key with each call.
-type bearer string
-
-func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + string(b)}, nil
+type bearer struct {
+	key string
+	// encrypted makes gRPC refuse to send the key otherwise.
+	encrypted bool
 }
 
-func (b bearer) RequireTransportSecurity() bool { return false }
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + b.key}, nil
+}
+
+func (b bearer) RequireTransportSecurity() bool { return b.encrypted }
 
 // AtLeast asks for a state that holds everything up to the zookie; nil asks for
 // the newest of the node.
@@ -162,6 +280,12 @@ func ExactlyAt(z *pembav1.Zookie) *pembav1.Consistency {
 // Linearizable asks for a state that holds everything acknowledged before.
 func Linearizable() *pembav1.Consistency {
 	return &pembav1.Consistency{Requirement: &pembav1.Consistency_Linearizable{Linearizable: true}}
+}
+
+// AsOf asks for the state as it was at a moment, with the schema of that moment
+// and with the lifetimes of tuples judged at it.
+func AsOf(t time.Time) *pembav1.Consistency {
+	return &pembav1.Consistency{Requirement: &pembav1.Consistency_AsOf{AsOf: timestamppb.New(t)}}
 }
 
 // A Question is what Check asks.
@@ -228,28 +352,102 @@ func Updates(operation graph.Operation, tuples ...graph.Tuple) ([]*pembav1.Tuple
 // in from the client's; r itself is not changed.
 func (c *Client) ReadTuples(ctx context.Context, r *pembav1.ReadTuplesRequest) iter.Seq2[*pembav1.ReadTuplesResponse, error] {
 	r = proto.CloneOf(r)
-	if r.Store == "" {
-		r.Store = c.store
-	}
+	c.fill(&r.Store)
 	return results(ctx, c.Tuples.ReadTuples, r)
 }
 
 // LookupResources returns the resources that r asks for; see ReadTuples.
 func (c *Client) LookupResources(ctx context.Context, r *pembav1.LookupResourcesRequest) iter.Seq2[*pembav1.LookupResourcesResponse, error] {
 	r = proto.CloneOf(r)
-	if r.Store == "" {
-		r.Store = c.store
-	}
+	c.fill(&r.Store)
 	return results(ctx, c.Permissions.LookupResources, r)
 }
 
 // LookupSubjects returns the subjects that r asks for; see ReadTuples.
 func (c *Client) LookupSubjects(ctx context.Context, r *pembav1.LookupSubjectsRequest) iter.Seq2[*pembav1.LookupSubjectsResponse, error] {
 	r = proto.CloneOf(r)
-	if r.Store == "" {
-		r.Store = c.store
-	}
+	c.fill(&r.Store)
 	return results(ctx, c.Permissions.LookupSubjects, r)
+}
+
+// fill sets the store of a request that names none.
+func (c *Client) fill(store *string) {
+	if *store == "" {
+		*store = c.store
+	}
+}
+
+// ExportTuples returns the tuples that r asks for in batches, which is faster
+// than ReadTuples where there are many; see ReadTuples.
+func (c *Client) ExportTuples(ctx context.Context, r *pembav1.ExportTuplesRequest) iter.Seq2[*pembav1.ExportTuplesResponse, error] {
+	r = proto.CloneOf(r)
+	c.fill(&r.Store)
+	return results(ctx, c.Tuples.ExportTuples, r)
+}
+
+// CountTuples says how many tuples match; see ReadTuples for the store.
+func (c *Client) CountTuples(ctx context.Context, r *pembav1.CountTuplesRequest) (*pembav1.CountTuplesResponse, error) {
+	r = proto.CloneOf(r)
+	c.fill(&r.Store)
+	return c.Tuples.CountTuples(ctx, r)
+}
+
+// CountResources says how many results LookupResources has; see ReadTuples for
+// the store.
+func (c *Client) CountResources(ctx context.Context, r *pembav1.CountResourcesRequest) (*pembav1.CountResourcesResponse, error) {
+	r = proto.CloneOf(r)
+	c.fill(&r.Store)
+	return c.Permissions.CountResources(ctx, r)
+}
+
+// CountSubjects says how many results LookupSubjects has; see ReadTuples for the
+// store.
+func (c *Client) CountSubjects(ctx context.Context, r *pembav1.CountSubjectsRequest) (*pembav1.CountSubjectsResponse, error) {
+	r = proto.CloneOf(r)
+	c.fill(&r.Store)
+	return c.Permissions.CountSubjects(ctx, r)
+}
+
+// ListStores returns the stores that the key may know of, by name.
+func (c *Client) ListStores(ctx context.Context) iter.Seq2[*pembav1.Store, error] {
+	return pages(func(cursor string) ([]*pembav1.Store, string, error) {
+		answer, err := c.Stores.ListStores(ctx, &pembav1.ListStoresRequest{Limit: pageMax, Cursor: cursor})
+		return answer.GetStores(), answer.GetCursor(), err
+	})
+}
+
+// ListSchemaVersions returns the schemas that the client's store has and had, the
+// newest first.
+func (c *Client) ListSchemaVersions(ctx context.Context) iter.Seq2[*pembav1.SchemaVersion, error] {
+	return pages(func(cursor string) ([]*pembav1.SchemaVersion, string, error) {
+		answer, err := c.Schemas.ListSchemaVersions(ctx, &pembav1.ListSchemaVersionsRequest{Store: c.store, Cursor: cursor})
+		return answer.GetVersions(), answer.GetCursor(), err
+	})
+}
+
+// pageMax is the largest page that the server gives.
+const pageMax = 1000
+
+// pages yields the items of one page after the other.
+func pages[Item any](next func(cursor string) ([]*Item, string, error)) iter.Seq2[*Item, error] {
+	return func(yield func(*Item, error) bool) {
+		cursor := ""
+		for {
+			items, behind, err := next(cursor)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for _, item := range items {
+				if !yield(item, nil) {
+					return
+				}
+			}
+			if cursor = behind; cursor == "" {
+				return
+			}
+		}
+	}
 }
 
 // results calls and yields what comes, and at last the error if there is one.

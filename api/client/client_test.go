@@ -20,27 +20,45 @@ import (
 	"github.com/pembadb/pemba/graph"
 )
 
-func serve(t *testing.T) string {
+// serve starts a server for a test.
+func serve(t *testing.T, change ...func(*api.Config)) string {
 	t.Helper()
-	quiet := slog.New(slog.DiscardHandler)
-	node, err := cluster.Open(t.Context(), cluster.Config{DataDir: t.TempDir(), Logger: quiet})
+	addr, stop, err := startServer(t.TempDir(), change...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := api.Listen(api.Config{Node: node, GRPCAddr: "127.0.0.1:0", Keys: []string{"k"}, Logger: quiet})
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- server.Serve() }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if err := errors.Join(server.Close(ctx), <-done, node.Close(ctx)); err != nil {
+		if err := stop(); err != nil {
 			t.Error(err)
 		}
 	})
-	return server.GRPCAddr().String()
+	return addr
+}
+
+// startServer starts a server with the key "k" on a directory. stop ends it.
+func startServer(dir string, change ...func(*api.Config)) (addr string, stop func() error, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	quiet := slog.New(slog.DiscardHandler)
+	node, err := cluster.Open(ctx, cluster.Config{DataDir: dir, Logger: quiet})
+	if err != nil {
+		return "", nil, err
+	}
+	config := api.Config{Node: node, GRPCAddr: "127.0.0.1:0", Keys: []string{"k"}, Logger: quiet}
+	for _, f := range change {
+		f(&config)
+	}
+	server, err := api.Listen(config)
+	if err != nil {
+		return "", nil, errors.Join(err, node.Close(ctx))
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve() }()
+	return server.GRPCAddr().String(), func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		return errors.Join(server.Close(ctx), <-done, node.Close(ctx))
+	}, nil
 }
 
 func tuple(t *testing.T, text string) graph.Tuple {

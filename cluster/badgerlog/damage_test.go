@@ -252,6 +252,33 @@ func TestDamagedTable(t *testing.T) {
 	t.Logf("%d places refused, %d harmless", refused, harmless)
 }
 
+// TestCutTable cuts tables at all kinds of lengths, and takes one away.
+func TestCutTable(t *testing.T) {
+	t.Parallel()
+	dir, _ := tableLog(t)
+	tables := filesOf(t, dir, "*.sst")
+	table := tables[len(tables)-1]
+	size := usedBytes(t, table)
+	for _, length := range []int64{-1, 0, 1, 3, 4, 7, 8, 100, size / 3, size / 2, size - 100, size - 13, size - 5, size - 4, size - 1} {
+		image := crashImage(t, dir)
+		path := filepath.Join(image, filepath.Base(table))
+		err := os.Truncate(path, max(length, 0))
+		if length < 0 {
+			err = os.Remove(path)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := Open(testConfig(image))
+		if err == nil {
+			mustClose(t, l)
+			t.Errorf("a table that was cut from %d to %d bytes was not noticed", size, length)
+		} else if !IsCorruptionError(err) || !strings.Contains(err.Error(), filepath.Base(table)) {
+			t.Errorf("a table that was cut from %d to %d bytes: %v, want a corruption error that names it", size, length, err)
+		}
+	}
+}
+
 // TestDamageWhileOpen damages a table under an open log.
 func TestDamageWhileOpen(t *testing.T) {
 	t.Parallel()

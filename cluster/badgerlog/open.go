@@ -87,6 +87,9 @@ func Open(cfg Config) (_ *Log, err error) {
 	if err := removeUnborn(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("badgerlog: open: %w", err)
 	}
+	if err := checkTables(cfg); err != nil {
+		return nil, err
+	}
 	if l.db, err = openBadger(cfg); err != nil {
 		return nil, err
 	}

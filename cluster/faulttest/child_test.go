@@ -21,7 +21,8 @@ import (
 
 var (
 	seedFlag     = flag.Uint64("seed", 0, "seed of the requests; 0 takes one from the clock")
-	killsFlag    = flag.Int("kills", 3, "how often TestKill kills the process")
+	killsFlag    = flag.Int("kills", 3, "how often TestKill and TestImport kill the process")
+	tuplesFlag   = flag.Int("tuples", 20_000, "how many tuples each import of TestImport has")
 	durationFlag = flag.Duration("duration", 3*time.Second, "how long TestTruncation writes")
 )
 
@@ -65,8 +66,14 @@ func (s settings) config() cluster.Config {
 
 // A request asks the child for something.
 type request struct {
-	// Op is "schema", "write", "status" or "scan".
+	// Op is "schema", "write", "stage", "commit", "staged", "count", "status" or
+	// "scan".
 	Op string `json:"op"`
+	// Stage and Chunk name a step of a staged change, or say how many there are.
+	Stage uint8  `json:"stage,omitempty"`
+	Chunk uint32 `json:"chunk,omitempty"`
+	// Prefix begins the documents to count.
+	Prefix string `json:"prefix,omitempty"`
 	// Actor names a write; it stands with its changes in the change log.
 	Actor   string   `json:"actor,omitempty"`
 	Updates []update `json:"updates,omitempty"`
@@ -95,10 +102,15 @@ type reply struct {
 	Refusal  string         `json:"refusal,omitempty"`
 	Error    string         `json:"error,omitempty"`
 	// Unknown says that the error leaves the outcome open.
-	Unknown bool            `json:"unknown,omitempty"`
-	Full    bool            `json:"full,omitempty"`
-	Tuples  []update        `json:"tuples,omitempty"`
-	Status  *cluster.Status `json:"status,omitempty"`
+	Unknown bool     `json:"unknown,omitempty"`
+	Full    bool     `json:"full,omitempty"`
+	Tuples  []update `json:"tuples,omitempty"`
+	// Chunks is how many steps of the staged change are known; Gone says that
+	// there is no such change. Count is how many tuples were counted.
+	Chunks uint32          `json:"chunks,omitempty"`
+	Gone   bool            `json:"gone,omitempty"`
+	Count  int             `json:"count,omitempty"`
+	Status *cluster.Status `json:"status,omitempty"`
 }
 
 const schemaText = `definition person {}
@@ -195,6 +207,26 @@ func handle(node *cluster.Node, q request) (reply, error) {
 		if q.Pad > 0 {
 			m.Metadata = fmt.Appendf(nil, `{"pad":"%0*d"}`, q.Pad, 0)
 		}
+	case "stage", "commit":
+		m = &graph.Mutation{Store: graph.DefaultStore, Stage: &graph.Stage{
+			Operation: graph.StageUpdates, ID: graph.StageID{q.Stage + 1}, Chunk: q.Chunk,
+		}}
+		if q.Op == "commit" {
+			m.Stage.Operation, m.RecordedActor = graph.StageCommit, q.Actor
+		}
+		for _, u := range q.Updates {
+			m.Updates = append(m.Updates, graph.Update{Operation: graph.Create, Tuple: u.tuple()})
+		}
+	case "staged":
+		stages, err := node.Stages(graph.DefaultStore)
+		for _, s := range stages {
+			if s.ID == (graph.StageID{q.Stage + 1}) {
+				return reply{Chunks: s.Chunks}, err
+			}
+		}
+		return reply{Gone: true}, err
+	case "count":
+		return count(node, q.Prefix)
 	case "status":
 		status, err := node.Status()
 		return reply{Status: &status}, err
@@ -212,6 +244,26 @@ func handle(node *cluster.Node, q request) (reply, error) {
 		answer.Refusal = result.Refusal.Error()
 	}
 	return answer, nil
+}
+
+// count counts the tuples of the newest revision whose document begins with the
+// prefix, one by one.
+func count(node *cluster.Node, prefix string) (reply, error) {
+	s, err := node.Snapshot(context.Background(), graph.DefaultStore, cluster.Consistency{}, graph.Overlay{})
+	if err != nil {
+		return reply{}, err
+	}
+	defer s.Close()
+	answer := reply{Revision: s.Revision()}
+	var after []byte
+	for {
+		var tuples []graph.Tuple
+		tuples, after, err = s.Graph().Read(graph.Filter{ObjectType: "document", ObjectIDPrefix: prefix}, after, 10000)
+		answer.Count += len(tuples)
+		if after == nil || err != nil {
+			return answer, err
+		}
+	}
 }
 
 // scan reads the newest revision and every tuple.

@@ -29,6 +29,9 @@ type past struct {
 	fate     fate
 	revision graph.Revision
 	found    bool // Whether the change log has it.
+	// left is what the change log has not shown yet of updates, for a request
+	// whose changes come in another order; nil for one that keeps its order.
+	left map[update]bool
 }
 
 // A history is what all writers asked and were told.
@@ -146,6 +149,9 @@ func (h *history) verify(t *testing.T, dataDir string) {
 	}()
 	for _, p := range h.requests {
 		p.found = false
+		if p.left != nil {
+			p.expectAll()
+		}
 	}
 	present := map[update]bool{}
 	var (
@@ -215,6 +221,13 @@ func (h *history) match(r *graph.LoggedRevision, present map[update]bool) error 
 	p.found = true
 	for i, change := range r.Changes {
 		want := p.updates[int(r.Offset)+i]
+		if p.left != nil {
+			want = update{false, change.Tuple.Object.ID, change.Tuple.Subject.ID}
+			if !p.left[want] {
+				return fmt.Errorf("request %s did not ask for its change %d, or once: %+v", r.RecordedActor, int(r.Offset)+i, want)
+			}
+			delete(p.left, want)
+		}
 		kind := graph.Created
 		if want.Delete {
 			kind = graph.Deleted
@@ -234,6 +247,14 @@ func (h *history) match(r *graph.LoggedRevision, present map[update]bool) error 
 		}
 	}
 	return nil
+}
+
+// expectAll makes the request one whose changes may come in any order.
+func (p *past) expectAll() {
+	p.left = make(map[update]bool, len(p.updates))
+	for _, u := range p.updates {
+		p.left[u] = true
+	}
 }
 
 // compare checks that the stored tuples are those present.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,17 +25,40 @@ const dialPatience = 10 * time.Second
 // A connection holds the flags that every command has which talks to a server.
 type connection struct {
 	addr, key, store, output string
+
+	tls, insecureKey              bool
+	caCert, clientCert, clientKey string
 }
 
+// addFlags adds the flags of a command that asks one store.
 func (c *connection) addFlags(cmd *cobra.Command) {
+	c.addServerFlags(cmd)
+	cmd.Flags().StringVar(&c.store, "store", fromEnv("PEMBA_STORE", ""), "the `store` to ask; empty for the default one (PEMBA_STORE)")
+}
+
+// addServerFlags adds the flags of a command that asks a server, and no store or
+// one that it names otherwise.
+func (c *connection) addServerFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.addr, "addr", fromEnv("PEMBA_ADDR", defaultAddr), "the server's gRPC `address` (PEMBA_ADDR)")
 	f.StringVar(&c.key, "key", "", "the `key` to present (PEMBA_KEY)")
-	f.StringVar(&c.store, "store", fromEnv("PEMBA_STORE", ""), "the `store` to ask; empty for the default one (PEMBA_STORE)")
+	f.BoolVar(&c.insecureKey, "insecure-key", envIsTrue("PEMBA_INSECURE_KEY"), "send the key to another machine without TLS too (PEMBA_INSECURE_KEY)")
+	f.BoolVar(&c.tls, "tls", envIsTrue("PEMBA_TLS"), "speak TLS and trust the authorities that this machine trusts (PEMBA_TLS)")
+	f.StringVar(&c.caCert, "ca-cert", fromEnv("PEMBA_CA_CERT", ""), "speak TLS and trust the authorities in this PEM `file` alone (PEMBA_CA_CERT)")
+	f.StringVar(&c.clientCert, "client-cert", fromEnv("PEMBA_CLIENT_CERT", ""), "speak TLS and show the certificate in this PEM `file` (PEMBA_CLIENT_CERT)")
+	f.StringVar(&c.clientKey, "client-key", fromEnv("PEMBA_CLIENT_KEY", ""), "the private key of --client-cert, a PEM `file` (PEMBA_CLIENT_KEY)")
 	f.StringVarP(&c.output, "output", "o", "text", "the `form` of the output: text or json")
+	// It only fails for a flag that is not there.
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	before(cmd, func() error {
 		if c.output != "text" && c.output != "json" {
 			return fmt.Errorf("-o %s: text and json are allowed", c.output)
+		}
+		for _, name := range []string{"PEMBA_TLS", "PEMBA_INSECURE_KEY"} {
+			// Taken for a no, a yes in other words would leave out the encryption.
+			if _, err := strconv.ParseBool(fromEnv(name, "false")); err != nil {
+				return fmt.Errorf("%s is %q; true and false are allowed", name, os.Getenv(name))
+			}
 		}
 		return nil
 	})
@@ -47,16 +71,32 @@ func fromEnv(name, otherwise string) string {
 	return otherwise
 }
 
+// envIsTrue reports whether a variable says yes. What is neither yes nor no is
+// refused before the command runs.
+func envIsTrue(name string) bool {
+	yes, err := strconv.ParseBool(os.Getenv(name))
+	return err == nil && yes
+}
+
 // dial connects. The key of the environment is read here and not as the flag's
 // default, so that no help text shows it.
 func (c *connection) dial(ctx context.Context) (*client.Client, error) {
-	key := c.key
-	if key == "" {
-		key = os.Getenv("PEMBA_KEY")
+	config := client.Config{Addr: c.addr, Key: c.key, Store: c.store, InsecureKey: c.insecureKey}
+	if config.Key == "" {
+		config.Key = os.Getenv("PEMBA_KEY")
+	}
+	if c.tls || c.caCert+c.clientCert+c.clientKey != "" {
+		var err error
+		if config.TLS, err = client.LoadTLS(c.caCert, c.clientCert, c.clientKey); err != nil {
+			return nil, err
+		}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, dialPatience, fmt.Errorf("nobody answered within %v", dialPatience))
 	defer cancel()
-	conn, err := client.Dial(ctx, client.Config{Addr: c.addr, Key: key, Store: c.store})
+	conn, err := client.Dial(ctx, config)
+	if errors.Is(err, client.ErrKeyExposed) {
+		return nil, fmt.Errorf("%w; speak TLS with --tls or --ca-cert, or allow it with --insecure-key", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w; \"pemba serve\" or \"pemba demo\" start a server, --addr or PEMBA_ADDR name another", err)
 	}
@@ -93,26 +133,42 @@ func printf(cmd *cobra.Command, format string, args ...any) error {
 
 // A consistency holds the flags that say which state a question is asked of.
 type consistency struct {
-	atLeast, at  string
-	linearizable bool
+	atLeast, at, asOf string
+	linearizable      bool
+
+	moment time.Time // what asOf means
 }
 
 func (c *consistency) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.atLeast, "at-least", "", "answer from a state that holds everything up to this `zookie`")
 	f.StringVar(&c.at, "at", "", "answer from the state at this `zookie`")
+	f.StringVar(&c.asOf, "as-of", "", "answer from the state as it was at this `time`: a time, a date, or how long ago, as 24h")
 	f.BoolVar(&c.linearizable, "linearizable", false, "answer from a state that holds everything acknowledged before")
 	before(cmd, func() error {
-		for _, name := range []string{"at-least", "at"} {
-			if flag := f.Lookup(name); flag.Changed && flag.Value.String() == "" {
+		given := 0
+		for _, name := range []string{"at-least", "at", "as-of"} {
+			flag := f.Lookup(name)
+			if flag.Changed && flag.Value.String() == "" {
 				// An unset variable in a script must not drop what it asks for.
 				return fmt.Errorf("--%s is empty; leave it out for the newest state", name)
 			}
+			if flag.Changed {
+				given++
+			}
 		}
-		if c.atLeast != "" && c.at != "" || c.linearizable && c.atLeast+c.at != "" {
-			return errors.New("--at-least, --at and --linearizable exclude each other")
+		if c.linearizable {
+			given++
 		}
-		return nil
+		if given > 1 {
+			return errors.New("--at-least, --at, --as-of and --linearizable exclude each other")
+		}
+		if c.asOf == "" {
+			return nil
+		}
+		var err error
+		c.moment, err = parseMoment("as-of", c.asOf, time.Now())
+		return err
 	})
 }
 
@@ -122,6 +178,8 @@ func (c *consistency) message() *pembav1.Consistency {
 		return client.AtLeast(&pembav1.Zookie{Token: c.atLeast})
 	case c.at != "":
 		return client.ExactlyAt(&pembav1.Zookie{Token: c.at})
+	case c.asOf != "":
+		return client.AsOf(c.moment)
 	case c.linearizable:
 		return client.Linearizable()
 	}

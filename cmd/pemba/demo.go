@@ -18,6 +18,7 @@ import (
 	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/examples"
 	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
 )
 
 func newDemo() *cobra.Command {
@@ -169,9 +170,13 @@ func fill(ctx context.Context, addr string, example *examples.Example) (definiti
 	if _, err := c.WriteTuples(ctx, graph.Touch, all...); err != nil {
 		return 0, 0, err
 	}
-	written, err := storedSchema(ctx, c, "")
+	file, err := schema.Parse(examples.SchemaFile, example.Schema)
 	if err != nil {
 		return 0, 0, err
 	}
-	return len(written.Definitions), len(all), nil
+	compiled, err := schema.Compile(file)
+	if err != nil {
+		return 0, 0, err
+	}
+	return len(compiled.Definitions), len(all), nil
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -22,6 +24,7 @@ type lookup struct {
 	consistency
 	context string
 	limit   uint32
+	count   bool
 }
 
 func (l *lookup) addFlags(cmd *cobra.Command) {
@@ -29,6 +32,13 @@ func (l *lookup) addFlags(cmd *cobra.Command) {
 	l.consistency.addFlags(cmd)
 	cmd.Flags().StringVar(&l.context, "context", "", "values for caveat parameters, as a `JSON` object")
 	addLimit(cmd, &l.limit)
+	cmd.Flags().BoolVar(&l.count, "count", false, "say only how many there are")
+	before(cmd, func() error {
+		if l.count && l.limit > 0 {
+			return errors.New("--count and --limit exclude each other")
+		}
+		return nil
+	})
 }
 
 func addLimit(cmd *cobra.Command, limit *uint32) {
@@ -46,8 +56,9 @@ func newLookupResources() *cobra.Command {
 		Short: "List the objects of a type on which a subject has a permission",
 		Long: `Resources lists, one a line, the objects of a type on which a subject has a
 permission (or relation). Behind those where it depends on caveat parameters that
-nobody gave stands "conditional" with what is missing.`,
-		Example: "  pemba lookup resources document view user:anne",
+nobody gave stands "conditional" with what is missing. With --count it says how
+many are allowed, and how many conditional.`,
+		Example: "  pemba lookup resources document view user:anne\n  pemba lookup resources document view user:anne --count",
 		Args:    arguments(3, 3, "TYPE NAME SUBJECT"),
 	}
 	l.addFlags(cmd)
@@ -61,6 +72,15 @@ nobody gave stands "conditional" with what is missing.`,
 			return err
 		}
 		return l.call(cmd, func(ctx ctx, c *client.Client) error {
+			if l.count {
+				answer, err := c.CountResources(ctx, &pembav1.CountResourcesRequest{
+					Consistency: l.message(), Type: args[0], Permission: args[1], Subject: api.SubjectMessage(subject), Context: context,
+				})
+				if err != nil {
+					return err
+				}
+				return l.printCount(cmd, countJSON{Allowed: answer.GetAllowed(), Conditional: answer.GetConditional(), Zookie: answer.GetCountedAt().GetToken()})
+			}
 			r := &pembav1.LookupResourcesRequest{
 				Consistency: l.message(), Type: args[0], Permission: args[1],
 				Subject: api.SubjectMessage(subject), Context: context, Limit: l.limit,
@@ -86,7 +106,8 @@ func newLookupSubjects() *cobra.Command {
 		Short: "List the subjects of a type that have a permission on an object",
 		Long: `Subjects lists, one a line, the subjects of a type that have a permission (or
 relation) on an object: those that tuples name, and the wildcard with those for
-whom it does not hold, as "user:* - {user:carl}".`,
+whom it does not hold, as "user:* - {user:carl}". With --count it says how many
+are allowed, how many conditional, and what holds for the wildcard.`,
 		Example: "  pemba lookup subjects document:readme#view user\n  pemba lookup subjects document:readme#view group#member",
 		Args:    arguments(2, 2, "OBJECT#NAME TYPE[#RELATION]"),
 	}
@@ -102,6 +123,19 @@ whom it does not hold, as "user:* - {user:carl}".`,
 		}
 		typ, relation, _ := strings.Cut(args[1], "#")
 		return l.call(cmd, func(ctx ctx, c *client.Client) error {
+			if l.count {
+				answer, err := c.CountSubjects(ctx, &pembav1.CountSubjectsRequest{
+					Consistency: l.message(), Object: api.ObjectMessage(object), Permission: name,
+					SubjectType: typ, SubjectRelation: relation, Context: context,
+				})
+				if err != nil {
+					return err
+				}
+				return l.printCount(cmd, countJSON{
+					Allowed: answer.GetAllowed(), Conditional: answer.GetConditional(),
+					Wildcard: decisionText(answer.GetWildcard()), Zookie: answer.GetCountedAt().GetToken(),
+				})
+			}
 			r := &pembav1.LookupSubjectsRequest{
 				Consistency: l.message(), Object: api.ObjectMessage(object), Permission: name,
 				SubjectType: typ, SubjectRelation: relation, Context: context, Limit: l.limit,
@@ -124,6 +158,25 @@ whom it does not hold, as "user:* - {user:carl}".`,
 		})
 	}
 	return cmd
+}
+
+// A countJSON says how many results a lookup has, in the form of -o json.
+type countJSON struct {
+	Allowed     uint64 `json:"allowed"`
+	Conditional uint64 `json:"conditional"`
+	Wildcard    string `json:"wildcard,omitempty"`
+	Zookie      string `json:"zookie"`
+}
+
+func (l *lookup) printCount(cmd *cobra.Command, c countJSON) error {
+	if l.json() {
+		return printJSON(cmd, c)
+	}
+	rows := []row{{"allowed", strconv.FormatUint(c.Allowed, 10)}, {"conditional", strconv.FormatUint(c.Conditional, 10)}}
+	if c.Wildcard != "" {
+		rows = append(rows, row{"wildcard", c.Wildcard})
+	}
+	return printTable(cmd, rows)
 }
 
 // A resultJSON is one result of a lookup in the form of -o json.

@@ -16,12 +16,20 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/status"
 
 	"github.com/pembadb/pemba/api/client"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+func main() {
+	// gRPC and its gateway would write a line to standard error for mistakes of
+	// callers. Who looks for a fault of theirs sets the variable.
+	if os.Getenv("GRPC_GO_LOG_SEVERITY_LEVEL") == "" {
+		grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	}
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
 
 // run executes one command line and returns the exit code: 0 when it did what
 // was asked, which a denied check is, and 1 for everything that failed.
@@ -75,9 +83,39 @@ Begin with "pemba demo", which needs nothing else.`,
 		Args:          noArguments,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newDemo(), newServe(), newSchema(), newTuple(), newCheck(), newExpand(), newLookup(), newTest(), newVersion())
+	for _, group := range []struct {
+		id, title string
+		commands  []*cobra.Command
+	}{
+		{"server", "Servers:", []*cobra.Command{newDemo(), newServe(), newKeygen()}},
+		{"data", "What is stored:", []*cobra.Command{newSchema(), newTuple(), newStore(), newWatch(), newChanges()}},
+		{"question", "What follows from it:", []*cobra.Command{newCheck(), newExpand(), newLookup(), newTest()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: group.id, Title: group.title})
+		for _, c := range group.commands {
+			c.GroupID = group.id
+			root.AddCommand(c)
+		}
+	}
+	root.AddGroup(&cobra.Group{ID: "tool", Title: "This program:"})
+	root.SetHelpCommandGroupID("tool")
+	root.SetCompletionCommandGroupID("tool")
+	version := newVersion()
+	version.GroupID = "tool"
+	root.AddCommand(version)
+	completeFileNames(root)
 	return root
+}
+
+// completeFileNames keeps a shell from offering the names of files where a
+// command takes none.
+func completeFileNames(cmd *cobra.Command) {
+	if cmd.ValidArgsFunction == nil && !strings.Contains(cmd.Use, "FILE") && !cmd.HasSubCommands() {
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	for _, c := range cmd.Commands() {
+		completeFileNames(c)
+	}
 }
 
 // newGroup makes a command that only holds others.

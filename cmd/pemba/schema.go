@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -16,7 +17,7 @@ import (
 
 func newSchema() *cobra.Command {
 	return newGroup("schema", "Write, read and examine schemas",
-		newSchemaWrite(), newSchemaRead(), newSchemaCheck(), newSchemaFormat(), newSchemaDiff(), newSchemaLint())
+		newSchemaWrite(), newSchemaRead(), newSchemaVersions(), newSchemaCheck(), newSchemaFormat(), newSchemaDiff(), newSchemaLint())
 }
 
 // loadSchema reads a schema from a file, following imports within its folder, or
@@ -82,17 +83,24 @@ func hasImports(file *schema.File) bool {
 func newSchemaWrite() *cobra.Command {
 	var conn connection
 	var by change
+	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "write FILE",
 		Short: "Make a file the store's schema",
 		Long: `Write makes the schema in FILE ("-" for the standard input) the store's. It is
 refused when stored tuples would no longer fit. A file goes as it is written; one
-with imports goes as one text in canonical form.`,
-		Example: "  pemba schema write schema.pemba",
+with imports goes as one text in canonical form.
+
+With --dry-run nothing is written. It says whether the schema would be, what would
+change, which permissions would mean something else, and each kind of stored
+tuples that would not fit, with how many there are and why; and it fails where
+writing would.`,
+		Example: "  pemba schema write schema.pemba\n  pemba schema write schema.pemba --dry-run",
 		Args:    arguments(1, 1, "FILE"),
 	}
 	conn.addFlags(cmd)
 	by.addFlags(cmd)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would come of it, and write nothing")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		metadata, err := parseJSONObject("metadata", by.metadata)
 		if err != nil {
@@ -109,6 +117,13 @@ with imports goes as one text in canonical form.`,
 			text = schema.Print(compiled)
 		}
 		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+			if dryRun {
+				answer, err := c.Schemas.TrySchema(ctx, &pembav1.TrySchemaRequest{Store: conn.store, Schema: text})
+				if err != nil {
+					return err
+				}
+				return printTrial(cmd, &conn, answer)
+			}
 			answer, err := c.Schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{
 				Store: conn.store, Schema: text, RecordedActor: by.actor, Metadata: metadata,
 			})
@@ -124,13 +139,200 @@ with imports goes as one text in canonical form.`,
 	return cmd
 }
 
+// A trialJSON is what a dry run found out in the form of -o json.
+type trialJSON struct {
+	Accepted bool             `json:"accepted"`
+	Error    string           `json:"error,omitempty"`
+	Reason   string           `json:"reason,omitempty"`
+	Misfits  []misfitJSON     `json:"misfits,omitempty"`
+	Changes  []schemaDiffJSON `json:"changes,omitempty"`
+	Affected []affectedJSON   `json:"affected,omitempty"`
+	Stored   []storedKindJSON `json:"stored,omitempty"`
+	Zookie   string           `json:"zookie"`
+}
+
+type storedKindJSON struct {
+	Relation string `json:"relation"`
+	Subject  string `json:"subject"`
+	Count    uint64 `json:"count"`
+}
+
+type misfitJSON struct {
+	storedKindJSON
+	Why    string `json:"why"`
+	Sample string `json:"sample,omitempty"`
+}
+
+// A schemaDiffJSON is one difference of two schemas in the form of -o json.
+type schemaDiffJSON struct {
+	Kind       string `json:"kind"`
+	Definition string `json:"definition,omitempty"`
+	Caveat     string `json:"caveat,omitempty"`
+	Name       string `json:"name,omitempty"`
+	Old        string `json:"old,omitempty"`
+	New        string `json:"new,omitempty"`
+	Text       string `json:"text"`
+}
+
+type affectedJSON struct {
+	Permission string `json:"permission"`
+	Rewritten  bool   `json:"rewritten"`
+}
+
+func newStoredKindJSON(k *pembav1.StoredKind) storedKindJSON {
+	return storedKindJSON{Relation: k.GetType() + "#" + k.GetRelation(), Subject: k.GetSubject(), Count: k.GetCount()}
+}
+
+func newSchemaDiffJSON(c *pembav1.SchemaChange) schemaDiffJSON {
+	return schemaDiffJSON{c.GetKind(), c.GetDefinition(), c.GetCaveat(), c.GetName(), c.GetFrom(), c.GetTo(), c.GetText()}
+}
+
+func newAffectedJSON(a *pembav1.AffectedPermission) affectedJSON {
+	return affectedJSON{Permission: a.GetDefinition() + "#" + a.GetPermission(), Rewritten: a.GetRewritten()}
+}
+
+// errTrialRefused is how a dry run fails that found something.
+var errTrialRefused = errors.New("the schema would be refused, and was not written")
+
+func printTrial(cmd *cobra.Command, conn *connection, t *pembav1.TrySchemaResponse) error {
+	j := trialJSON{
+		Accepted: t.GetAccepted(), Error: t.GetError().GetMessage(), Reason: t.GetError().GetReason(), Zookie: t.GetTriedAt().GetToken(),
+	}
+	for _, m := range t.GetMisfits() {
+		j.Misfits = append(j.Misfits, misfitJSON{newStoredKindJSON(m.GetStored()), m.GetWhy(), m.GetSample()})
+	}
+	for _, c := range t.GetChanges() {
+		j.Changes = append(j.Changes, newSchemaDiffJSON(c))
+	}
+	for _, a := range t.GetAffected() {
+		j.Affected = append(j.Affected, newAffectedJSON(a))
+	}
+	for _, k := range t.GetStored() {
+		j.Stored = append(j.Stored, newStoredKindJSON(k))
+	}
+	var err error
+	if conn.json() {
+		err = printJSON(cmd, j)
+	} else {
+		err = printTrialText(cmd, &j)
+	}
+	if err == nil && !j.Accepted {
+		return errTrialRefused
+	}
+	return err
+}
+
+// printTrialText writes a line each for what would change, what would mean
+// something else, and what speaks against it.
+func printTrialText(cmd *cobra.Command, j *trialJSON) error {
+	for _, c := range j.Changes {
+		if err := printf(cmd, "%s\n", c.Text); err != nil {
+			return err
+		}
+	}
+	if err := printAffected(cmd, j.Affected); err != nil {
+		return err
+	}
+	if j.Error != "" {
+		if err := printf(cmd, "refused: %s (%s)\n", j.Error, j.Reason); err != nil {
+			return err
+		}
+	}
+	var rows []row
+	for _, m := range j.Misfits {
+		sample := ""
+		if m.Sample != "" {
+			sample = "as " + m.Sample
+		}
+		rows = append(rows, row{"misfit:", fmt.Sprintf("%d tuples", m.Count), m.Relation + "@" + m.Subject, m.Why, sample})
+	}
+	if err := printTable(cmd, rows); err != nil {
+		return err
+	}
+	if !j.Accepted {
+		return nil
+	}
+	if len(j.Changes) == 0 {
+		return printf(cmd, "it would be written, and means the same as the store's schema\n")
+	}
+	return printf(cmd, "it would be written\n")
+}
+
+func printAffected(cmd *cobra.Command, affected []affectedJSON) error {
+	var rows []row
+	for _, a := range affected {
+		how := "by what it refers to"
+		if a.Rewritten {
+			how = "rewritten"
+		}
+		rows = append(rows, row{"affected: " + a.Permission, how})
+	}
+	return printTable(cmd, rows)
+}
+
+func newSchemaVersions() *cobra.Command {
+	var conn connection
+	var limit uint32
+	cmd := &cobra.Command{
+		Use:   "versions",
+		Short: "List the schemas that the store has and had",
+		Long: `Versions lists the schemas that are kept, the newest first, one a line: the time,
+the zookie, by which "pemba schema read --at" shows it, the size in bytes, on whose
+behalf it was written (- where that was not recorded), and the metadata.`,
+		Example: "  pemba schema versions\n  pemba schema versions --limit 1 -o json",
+		Args:    noArguments,
+	}
+	conn.addFlags(cmd)
+	addLimit(cmd, &limit)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+			var rows []row
+			shown := uint32(0)
+			for v, err := range c.ListSchemaVersions(ctx) {
+				if err != nil {
+					return errors.Join(printTable(cmd, rows), err)
+				}
+				metadata, err := metadataJSON(v.GetMetadata())
+				if err != nil {
+					return err
+				}
+				if conn.json() {
+					err = printJSON(cmd, struct {
+						Time     string          `json:"time"`
+						Zookie   string          `json:"zookie"`
+						Size     uint32          `json:"size"`
+						Actor    string          `json:"actor,omitempty"`
+						Metadata json.RawMessage `json:"metadata,omitempty"`
+					}{timeText(v.GetInstant()), v.GetWrittenAt().GetToken(), v.GetSize(), v.GetRecordedActor(), metadata})
+					if err != nil {
+						return err
+					}
+				} else {
+					actor := v.GetRecordedActor()
+					if actor == "" {
+						actor = "-"
+					}
+					rows = append(rows, row{
+						timeText(v.GetInstant()), v.GetWrittenAt().GetToken(), fmt.Sprintf("%d bytes", v.GetSize()), actor, string(metadata),
+					})
+				}
+				if shown++; shown == limit {
+					break
+				}
+			}
+			return printTable(cmd, rows)
+		})
+	}
+	return cmd
+}
+
 func newSchemaRead() *cobra.Command {
 	var conn connection
 	var state consistency
 	cmd := &cobra.Command{
 		Use:     "read",
-		Short:   "Print the store's schema",
-		Example: "  pemba schema read",
+		Short:   "Print the store's schema, as it is or as it was",
+		Example: "  pemba schema read\n  pemba schema read --as-of 30d",
 		Args:    noArguments,
 	}
 	conn.addFlags(cmd)
@@ -238,72 +440,124 @@ func replaceFile(name, content string) (err error) {
 
 func newSchemaDiff() *cobra.Command {
 	var conn connection
+	var from, to string
 	cmd := &cobra.Command{
-		Use:   "diff FILE [NEWER]",
-		Short: "List what differs between the store's schema and a file, or two files",
-		Long: `Diff lists, one a line, what would change if FILE were written to the store. With
-two files it asks no server and lists what leads from the first to the second.
-Nothing is printed when they mean the same.`,
-		Example: "  pemba schema diff schema.pemba\n  pemba schema diff old.pemba new.pemba",
-		Args:    arguments(1, 2, "FILE [NEWER]"),
+		Use:   "diff [FILE] [NEWER]",
+		Short: "List what differs between schemas of the store, and files",
+		Long: `Diff lists, one a line, what would change if FILE were written to the store, and
+which permissions would mean something else by it. --from compares FILE with the
+schema that the store had at a zookie; --to compares two schemas of the store, and
+there is no FILE. With two files it asks no server and lists what leads from the
+first to the second. Nothing is printed when they mean the same.`,
+		Example: "  pemba schema diff schema.pemba\n  pemba schema diff old.pemba new.pemba\n  pemba schema diff --from $OLD --to $NEW",
+		Args:    arguments(0, 2, "[FILE] [NEWER]"),
 	}
 	conn.addFlags(cmd)
+	cmd.Flags().StringVar(&from, "from", "", "compare with the schema that the store had at this `zookie`, instead of the newest")
+	cmd.Flags().StringVar(&to, "to", "", "compare the schema that the store had at this `zookie`, instead of FILE")
+	before(cmd, func() error { return needTexts(cmd, "from", "to") })
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		_, newer, err := compileSchema(cmd, args[len(args)-1])
-		if err != nil {
-			return err
-		}
-		var older *schema.Schema
 		if len(args) == 2 {
-			if _, older, err = compileSchema(cmd, args[0]); err != nil {
-				return err
+			if from+to != "" {
+				return errors.New("--from and --to do not go with two files")
 			}
-			return printDiff(cmd, &conn, older, newer)
+			return diffFiles(cmd, &conn, args[0], args[1])
 		}
-		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
-			older, err := storedSchema(ctx, c, conn.store)
+		r := &pembav1.DiffSchemaRequest{Store: conn.store}
+		if from != "" {
+			r.From = &pembav1.DiffSchemaRequest_FromZookie{FromZookie: &pembav1.Zookie{Token: from}}
+		}
+		switch {
+		case len(args) == 1 && to != "":
+			return errors.New("FILE and --to exclude each other")
+		case len(args) == 0 && to == "":
+			return errors.New("there is nothing to compare; give a FILE, or --to with a zookie")
+		case to != "":
+			r.To = &pembav1.DiffSchemaRequest_ToZookie{ToZookie: &pembav1.Zookie{Token: to}}
+		default:
+			file, compiled, err := compileSchema(cmd, args[0])
 			if err != nil {
 				return err
 			}
-			return printDiff(cmd, &conn, older, newer)
+			text := file.Source
+			if hasImports(file) {
+				text = schema.Print(compiled)
+			}
+			r.To = &pembav1.DiffSchemaRequest_ToSchema{ToSchema: text}
+		}
+		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+			answer, err := c.Schemas.DiffSchema(ctx, r)
+			if reason, _ := client.Reason(err); reason == "NO_SCHEMA" && from == "" && to == "" {
+				// The store has none yet; all of the file would be new.
+				r.From = &pembav1.DiffSchemaRequest_FromSchema{}
+				answer, err = c.Schemas.DiffSchema(ctx, r)
+			}
+			if err != nil {
+				return err
+			}
+			var changes []schemaDiffJSON
+			for _, c := range answer.GetChanges() {
+				changes = append(changes, newSchemaDiffJSON(c))
+			}
+			var affected []affectedJSON
+			for _, a := range answer.GetAffected() {
+				affected = append(affected, newAffectedJSON(a))
+			}
+			return printDiff(cmd, &conn, changes, affected)
 		})
 	}
 	return cmd
 }
 
-// storedSchema compiles the schema of a store; where there is none it is empty.
-func storedSchema(ctx ctx, c *client.Client, store string) (*schema.Schema, error) {
-	answer, err := c.Schemas.ReadSchema(ctx, &pembav1.ReadSchemaRequest{Store: store})
-	if reason, _ := client.Reason(err); reason == "NO_SCHEMA" {
-		return schema.New(nil, nil)
-	}
+// diffFiles compares by itself what two files hold, as the server does.
+func diffFiles(cmd *cobra.Command, conn *connection, older, newer string) error {
+	_, from, err := compileSchema(cmd, older)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	file, err := schema.Parse("the store's schema", answer.GetSchema())
+	_, to, err := compileSchema(cmd, newer)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return schema.Compile(file)
+	var changes []schemaDiffJSON
+	for _, c := range schema.Diff(from, to) {
+		j := schemaDiffJSON{c.Kind.String(), c.Definition, c.Caveat, c.Name, c.Old, c.New, c.String()}
+		switch c.Kind {
+		case schema.SubjectTypeAdded:
+			j.New = c.Subject.String()
+		case schema.SubjectTypeRemoved:
+			j.Old = c.Subject.String()
+		default: // Old and New say it all.
+		}
+		changes = append(changes, j)
+	}
+	var affected []affectedJSON
+	for _, a := range schema.Affected(from, to) {
+		affected = append(affected, affectedJSON{Permission: a.Definition + "#" + a.Permission, Rewritten: a.Rewritten})
+	}
+	return printDiff(cmd, conn, changes, affected)
 }
 
-func printDiff(cmd *cobra.Command, conn *connection, older, newer *schema.Schema) error {
-	for _, c := range schema.Diff(older, newer) {
+func printDiff(cmd *cobra.Command, conn *connection, changes []schemaDiffJSON, affected []affectedJSON) error {
+	for _, c := range changes {
 		var err error
 		if conn.json() {
-			err = printJSON(cmd, struct {
-				Kind       string `json:"kind"`
-				Definition string `json:"definition,omitempty"`
-				Caveat     string `json:"caveat,omitempty"`
-				Name       string `json:"name,omitempty"`
-				Old        string `json:"old,omitempty"`
-				New        string `json:"new,omitempty"`
-				Text       string `json:"text"`
-			}{c.Kind.String(), c.Definition, c.Caveat, c.Name, c.Old, c.New, c.String()})
+			err = printJSON(cmd, c)
 		} else {
-			err = printf(cmd, "%s\n", c)
+			err = printf(cmd, "%s\n", c.Text)
 		}
 		if err != nil {
+			return err
+		}
+	}
+	if !conn.json() {
+		return printAffected(cmd, affected)
+	}
+	for _, a := range affected {
+		if err := printJSON(cmd, struct {
+			Kind string `json:"kind"`
+			affectedJSON
+		}{"permission affected", a}); err != nil {
 			return err
 		}
 	}

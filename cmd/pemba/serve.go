@@ -35,7 +35,10 @@ type serveFlags struct {
 	dataDir, grpcAddr, httpAddr, nodeID, config string
 	bootstrap                                   bool
 	keys                                        []string
+	keyFile, tlsCert, tlsKey, clientCA          string
+	otlpEndpoint                                string
 	limits                                      api.Limits
+	node                                        cluster.Config
 	log                                         logFlags
 }
 
@@ -48,27 +51,36 @@ func newServe() *cobra.Command {
 one; a used one is resumed, whatever the other flags say.
 
 Without a key the server listens on this machine only, and refuses to start on
-any other address. With keys, every call must present one of them.
+any other address. With keys, every call must present one of them. The keys of
+--key may do everything; those of --key-file too, or they are bound to stores: a
+line each, "KEY" or "KEY store NAME,NAME". The files of keys and of TLS are read
+again when they change.
 
 Every flag is also an environment variable, PEMBA_ with the flag's name in
-capitals and _ for -, as PEMBA_DATA_DIR, and a key of the YAML file that --config
+capitals and _ for -, as PEMBA_TLS_CERT, and a key of the YAML file that --config
 names. The command line wins over the environment, and that over the file. The
 keys of the server are PEMBA_SERVE_KEY, separated by blanks.
 
 SIGTERM and SIGINT end it within 10 seconds; a second one kills it.`,
 		Example: `  pemba serve
-  PEMBA_SERVE_KEY=s3cret pemba serve --data-dir /var/lib/pemba --grpc-addr :50051`,
+  PEMBA_SERVE_KEY=$(pemba keygen) pemba serve --data-dir /var/lib/pemba --tls-cert cert.pem --tls-key key.pem`,
 		Args: noArguments,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.config, "config", "", "a YAML `file` with flags as keys")
 	flags.StringVar(&f.dataDir, "data-dir", "pemba-data", "the `directory` of everything the server keeps; it is made when missing")
 	flags.StringVar(&f.grpcAddr, "grpc-addr", "", "the `address` of gRPC; empty for port "+grpcPort+", on this machine only when there is no key")
-	flags.StringVar(&f.httpAddr, "http-addr", "", "the `address` of /healthz and /readyz; empty for port "+httpPort+" likewise, \"none\" for none")
+	flags.StringVar(&f.httpAddr, "http-addr", "", "the `address` of HTTP: the protocol as JSON, /healthz, /readyz and /metrics; empty for port "+httpPort+" likewise, \"none\" for none")
 	flags.StringVar(&f.nodeID, "node-id", "", "the node's `id`; decided at the first start, made up when empty")
 	flags.BoolVar(&f.bootstrap, "bootstrap", false, "make a cluster of one out of an empty directory, which is done without it too")
 	flags.StringArrayVar(&f.keys, "key", nil, "a `key` that callers may present; may be repeated. Other users of this machine can see it: PEMBA_SERVE_KEY and --config are safer")
+	flags.StringVar(&f.keyFile, "key-file", "", "a `file` of further keys, a line each: KEY, or KEY store NAME,NAME")
+	flags.StringVar(&f.tlsCert, "tls-cert", "", "speak TLS with the certificate in this PEM `file`")
+	flags.StringVar(&f.tlsKey, "tls-key", "", "the private key of --tls-cert, a PEM `file`")
+	flags.StringVar(&f.clientCA, "client-ca", "", "let in only clients that show a certificate of an authority in this PEM `file`")
+	flags.StringVar(&f.otlpEndpoint, "otlp-endpoint", "", "send traces to the OpenTelemetry collector at this `url`, as http://localhost:4317")
 	addLimitFlags(flags, &f.limits)
+	addNodeFlags(flags, &f.node)
 	f.log.addFlags(flags)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := completeFlags(cmd); err != nil {
@@ -88,13 +100,28 @@ func addLimitFlags(flags *pflag.FlagSet, l *api.Limits) {
 	flags.IntVar(&l.Preconditions, "limit-preconditions", d.Preconditions, "how many preconditions a change may have")
 	flags.IntVar(&l.Deletes, "limit-deletes", d.Deletes, "how many tuples one delete by filter may end")
 	flags.IntVar(&l.Checks, "limit-checks", d.Checks, "how many checks a bulk check may have")
+	flags.IntVar(&l.ImportTuples, "limit-import-tuples", d.ImportTuples, "how many tuples a message of an import may have")
 	flags.IntVar(&l.ContextBytes, "limit-context-bytes", d.ContextBytes, "how large the context of a question may be")
 	flags.IntVar(&l.TupleContextBytes, "limit-tuple-context-bytes", d.TupleContextBytes, "how large the context of a tuple may be")
 	flags.IntVar(&l.MetadataBytes, "limit-metadata-bytes", d.MetadataBytes, "how large the metadata of a change may be")
 	flags.IntVar(&l.Steps, "limit-steps", 0, "how many steps a question may take; 0 for 10,000,000")
 	flags.Int64Var(&l.MemoryBytes, "limit-memory-bytes", 0, "how much memory a question may take; 0 for 256 MiB")
+	flags.IntVar(&l.Stores, "limit-stores", d.Stores, "how many stores there may be")
+	flags.IntVar(&l.Watches, "limit-watches", d.Watches, "how many watches may be open")
+	flags.DurationVar(&l.WatchHeartbeat, "limit-watch-heartbeat", d.WatchHeartbeat, "after how long without a change a watch says that it is alive")
+	flags.IntVar(&l.Connections, "limit-connections", d.Connections, "how many connections each address may have open")
 	flags.IntVar(&l.Streams, "limit-streams", d.Streams, "how many calls a connection may have open")
 	flags.DurationVar(&l.StreamStall, "limit-stream-stall", d.StreamStall, "how long an answer waits for a client that takes no results")
+	flags.DurationVar(&l.CallTimeout, "limit-call-timeout", d.CallTimeout, "the deadline of a call that names none and has one answer")
+	flags.IntVar(&l.CallsPerSecond, "limit-calls-per-second", 0, "how many calls a second one key may make; 0 for any number")
+}
+
+// addNodeFlags makes what can be set of the node itself a flag.
+func addNodeFlags(flags *pflag.FlagSet, c *cluster.Config) {
+	flags.DurationVar(&c.WaitMax, "wait-max", 0, "how long a read waits for its revision; 0 for 5s")
+	flags.DurationVar(&c.CollectPause, "collect-pause", 0, "the least time between two rounds that end tuples whose lifetime is over; 0 for 100ms")
+	flags.DurationVar(&c.PrunePause, "prune-pause", 0, "the time between two rounds that forget what stores are set to keep no longer; 0 for 1m")
+	flags.Int64Var(&c.VerifyBytesPerSecond, "verify-bytes-per-second", 0, "how fast all data is read after a start, to find damage early; 0 for 64 MiB, negative for not at all")
 }
 
 // A logFlags says how to log.
@@ -123,7 +150,7 @@ func (l *logFlags) logger(cmd *cobra.Command) (*slog.Logger, error) {
 // defaultAddrs fills in the addresses that are not given.
 func (f *serveFlags) defaultAddrs() {
 	host := ""
-	if len(f.keys) == 0 {
+	if len(f.keys) == 0 && f.keyFile == "" {
 		host = "127.0.0.1"
 	}
 	if f.grpcAddr == "" {
@@ -144,9 +171,16 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 	if err != nil {
 		return err
 	}
+	node := f.node
+	node.DataDir, node.NodeID, node.Logger = f.dataDir, f.nodeID, logger
+	node.WatchersMax = f.limits.Watches // One limit is enough.
 	running, err := start(cmd.Context(), startConfig{
-		cluster: cluster.Config{DataDir: f.dataDir, NodeID: f.nodeID, Logger: logger},
-		api:     api.Config{GRPCAddr: f.grpcAddr, HTTPAddr: f.httpAddr, Keys: f.keys, Limits: f.limits, Logger: logger},
+		cluster: node,
+		api: api.Config{
+			GRPCAddr: f.grpcAddr, HTTPAddr: f.httpAddr, Keys: f.keys, KeyFile: f.keyFile,
+			TLSCert: f.tlsCert, TLSKey: f.tlsKey, ClientCA: f.clientCA, OTLPEndpoint: f.otlpEndpoint,
+			Limits: f.limits, Logger: logger,
+		},
 	})
 	if err != nil {
 		return err

@@ -5,10 +5,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/pembadb/pemba/examples/assertion"
 )
@@ -18,8 +21,10 @@ func newTest() *cobra.Command {
 		Use:   "test FILE|DIR...",
 		Short: "Run assertion files, without a server",
 		Long: `Test runs assertion files: a schema, tuples, and what must hold of them, and what
-must not. Each runs in a graph of its own in memory. Of a folder it takes all
-files that end in .yaml or .yml, those of its subfolders too.
+must not. Each runs in a graph of its own in memory. Of a folder it takes the
+assertion files that end in .yaml or .yml, those of its subfolders too. Other
+files of these names, which have no schema or nothing beside it, are named on the
+standard error as skipped; a file that is named itself is always taken.
 
 The form is that of SpiceDB's validation files (schema or schemaFile,
 relationships, assertions, validation), with tuplesFile beside relationships.
@@ -33,7 +38,7 @@ What does not hold is printed as FILE:LINE, and the command fails.`,
 func runTest(cmd *cobra.Command, args []string) error {
 	var files []string
 	for _, arg := range args {
-		found, err := assertionFiles(arg)
+		found, err := assertionFiles(cmd, arg)
 		if err != nil {
 			return err
 		}
@@ -71,8 +76,9 @@ func runTest(cmd *cobra.Command, args []string) error {
 	return printf(cmd, "files: %d, expectations: %d, all hold\n", len(files), asked)
 }
 
-// assertionFiles returns the file, or those below the folder, of that name.
-func assertionFiles(name string) ([]string, error) {
+// assertionFiles returns the file of that name, or the assertion files below the
+// folder, and names those that are skipped.
+func assertionFiles(cmd *cobra.Command, name string) ([]string, error) {
 	info, err := os.Stat(name)
 	if err != nil {
 		return nil, err
@@ -85,19 +91,45 @@ func assertionFiles(name string) ([]string, error) {
 		if err != nil {
 			return err
 		}
-		if ext := strings.ToLower(filepath.Ext(path)); !d.IsDir() && (ext == ".yaml" || ext == ".yml") {
-			files = append(files, path)
+		if ext := strings.ToLower(filepath.Ext(path)); d.IsDir() || ext != ".yaml" && ext != ".yml" {
+			return nil
 		}
-		return nil
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if isAssertionFile(content) {
+			files = append(files, path)
+			return nil
+		}
+		_, err = fmt.Fprintf(cmd.ErrOrStderr(), "skipped %s: it is no assertion file\n", path)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	if len(files) == 0 {
-		return nil, fmt.Errorf("%s: the folder holds no .yaml or .yml file", name)
+		return nil, fmt.Errorf("%s: the folder holds no assertion file, which ends in .yaml or .yml and has a schema, and tuples or assertions", name)
 	}
 	return files, nil
 }
+
+// isAssertionFile reports whether a YAML file is meant for this command: it has a
+// schema and something to do with it. One that is no YAML but has a line that
+// begins with the key of a schema is meant too, and is better shown as wrong than
+// passed over.
+func isAssertionFile(content []byte) bool {
+	var keys map[string]yaml.Node
+	if err := yaml.Unmarshal(content, &keys); err != nil {
+		return schemaLine.Match(content)
+	}
+	has := func(names ...string) bool {
+		return slices.ContainsFunc(names, func(name string) bool { _, ok := keys[name]; return ok })
+	}
+	return has("schema", "schemaFile") && has("relationships", "tuplesFile", "assertions", "validation")
+}
+
+var schemaLine = regexp.MustCompile(`(?m)^(schema|schemaFile):`)
 
 func testFile(cmd *cobra.Command, name string) (*assertion.Report, error) {
 	file, err := assertion.Load(osFiles{}, filepath.ToSlash(name))

@@ -4,13 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/status"
 
 	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/client"
@@ -19,8 +16,8 @@ import (
 )
 
 func newTuple() *cobra.Command {
-	return newGroup("tuple", "Write, delete, read, import and export tuples",
-		newTupleWrite(), newTupleDelete(), newTupleRead(), newTupleImport(), newTupleExport())
+	return newGroup("tuple", "Write, delete, read, count, import and export tuples",
+		newTupleWrite(), newTupleDelete(), newTupleRead(), newTupleCount(), newTupleImport(), newTupleExport())
 }
 
 const tupleForm = `The text of a tuple is
@@ -303,233 +300,39 @@ func copyTuples(cmd *cobra.Command, conn *connection, r *pembav1.ReadTuplesReque
 	})
 }
 
-// The size of an import's batches. The server limits the number of updates, and
-// the log the size of an entry.
-const (
-	importTuples = 1000
-	importBytes  = 256 << 10
-)
-
-func newTupleImport() *cobra.Command {
+func newTupleCount() *cobra.Command {
 	var conn connection
-	var by change
-	var create bool
-	var format string
+	var state consistency
 	cmd := &cobra.Command{
-		Use:   "import FILE",
-		Short: "Write the tuples of a file",
-		Long: `Import writes the tuples in FILE ("-" for the standard input), in batches, each at
-a revision of its own. What is there already is kept, and gets the caveat and
-expiration of the file; importing a file again changes nothing but tuples whose
-expiration is over.
+		Use:   "count [FILTER]",
+		Short: "Say how many tuples match a filter",
+		Long: `Count says how many tuples match a filter; without one, how many there are. What
+the server has counters for, such as a type or a relation, costs nothing.
 
-The form follows from the name, or from --format:
-  .csv    a heading with the columns ` + strings.Join(tupleColumns, ", ") + `,
-          of which caveat, context and expires_at may be missing
-  .jsonl  one JSON object a line, with the same names
-  else    one tuple a line as text; blank lines and lines that begin with # or //
-          are skipped
-
-` + tupleForm,
-		Example: "  pemba tuple import tuples.txt\n  pemba tuple export --format csv | pemba tuple import --format csv --addr 127.0.0.1:50061 -",
-		Args:    arguments(1, 1, "FILE"),
+` + filterForm,
+		Example: "  pemba tuple count\n  pemba tuple count document#viewer",
+		Args:    arguments(0, 1, "[FILTER]"),
 	}
 	conn.addFlags(cmd)
-	by.addFlags(cmd)
-	cmd.Flags().BoolVar(&create, "create", false, "fail if one of the tuples is there already")
-	cmd.Flags().StringVar(&format, "format", "", "the `form` of the file: text, csv or jsonl")
-	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		name := args[0]
-		form, err := tupleFormat(format, name)
+	state.addFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		f, err := parseFilter(strings.Join(args, ""))
 		if err != nil {
 			return err
 		}
-		in := cmd.InOrStdin()
-		if name == "-" {
-			name = "standard input"
-		} else {
-			f, err := os.Open(name)
-			if err != nil {
-				return err
-			}
-			defer func() { _ = f.Close() }() // It was only read.
-			in = f
-		}
-		operation := graph.Touch
-		if create {
-			operation = graph.Create
-		}
 		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
-			i := &importer{conn: &conn, by: by, client: c, operation: operation, name: name}
-			if err := i.run(ctx, in, form); err != nil {
+			answer, err := c.CountTuples(ctx, &pembav1.CountTuplesRequest{Consistency: state.message(), Filter: f})
+			if err != nil {
 				return err
 			}
 			if conn.json() {
 				return printJSON(cmd, struct {
-					Imported int    `json:"imported"`
-					Changed  int    `json:"changed"`
-					Zookie   string `json:"zookie,omitempty"`
-				}{i.imported, i.changed, i.zookie.GetToken()})
+					Count  uint64 `json:"count"`
+					Zookie string `json:"zookie"`
+				}{answer.GetCount(), answer.GetCountedAt().GetToken()})
 			}
-			if i.zookie == nil {
-				return printf(cmd, "imported 0, there are no tuples in %s\n", name)
-			}
-			return printf(cmd, "imported %d, changed %d, zookie %s\n", i.imported, i.changed, i.zookie.GetToken())
+			return printf(cmd, "%d\n", answer.GetCount())
 		})
-	}
-	return cmd
-}
-
-// An importer writes tuples in batches.
-type importer struct {
-	conn      *connection
-	by        change
-	client    *client.Client
-	operation graph.Operation
-	name      string
-
-	batch []tupleLine
-	bytes int
-	// edges holds the edges of the batch: one request may name each once.
-	edges map[comparableEdge]bool
-
-	imported, changed int
-	zookie            *pembav1.Zookie
-}
-
-func (i *importer) run(ctx ctx, in io.Reader, format string) error {
-	i.edges = make(map[comparableEdge]bool)
-	for t, err := range readTupleLines(in, format) {
-		if err != nil {
-			// What stands before the mistake is not written either: a batch is
-			// all or nothing.
-			return fmt.Errorf("%s:%w%s", i.name, err, i.progress())
-		}
-		if err := i.add(ctx, t); err != nil {
-			return err
-		}
-	}
-	return i.flush(ctx)
-}
-
-func (i *importer) add(ctx ctx, t tupleLine) error {
-	size := len(t.String()) + 64
-	edge := edgeOf(t.Tuple)
-	if len(i.batch) == importTuples || i.bytes+size > importBytes || i.edges[edge] {
-		if err := i.flush(ctx); err != nil {
-			return err
-		}
-	}
-	i.batch = append(i.batch, t)
-	i.bytes += size
-	i.edges[edge] = true
-	return nil
-}
-
-// comparableEdge makes tuples of the same edge equal; a Tuple itself holds
-// slices and is no key.
-type comparableEdge struct {
-	object   graph.Object
-	relation string
-	subject  graph.Subject
-}
-
-func edgeOf(t graph.Tuple) comparableEdge { return comparableEdge{t.Object, t.Relation, t.Subject} }
-
-func (i *importer) flush(ctx ctx) error {
-	if len(i.batch) == 0 {
-		return nil
-	}
-	tuples := make([]graph.Tuple, len(i.batch))
-	for n, t := range i.batch {
-		tuples[n] = t.Tuple
-	}
-	r, err := writeRequest(i.conn, i.by, i.operation, tuples)
-	if err != nil {
-		return err
-	}
-	answer, err := i.client.Tuples.WriteTuples(ctx, r)
-	if err != nil {
-		return fmt.Errorf("%s:%s%s", i.name, i.blame(err), i.progress())
-	}
-	i.imported += len(i.batch)
-	i.changed += int(answer.GetChanged())
-	i.zookie = answer.GetWrittenAt()
-	i.batch, i.bytes = i.batch[:0], 0
-	clear(i.edges)
-	return nil
-}
-
-// blame says which line of the batch an error of the server is about.
-func (i *importer) blame(err error) string {
-	for _, d := range status.Convert(err).Details() {
-		bad, ok := d.(*errdetails.BadRequest)
-		if !ok {
-			continue
-		}
-		for _, v := range bad.GetFieldViolations() {
-			var n int
-			if _, scanErr := fmt.Sscanf(v.GetField(), "updates[%d]", &n); scanErr == nil && 0 <= n && n < len(i.batch) {
-				return fmt.Sprintf("%d: %s: %s", i.batch[n].line, i.batch[n], v.GetDescription())
-			}
-		}
-	}
-	return fmt.Sprintf("%d: in the batch from here to line %d: %s", i.batch[0].line, i.batch[len(i.batch)-1].line, explainError(err))
-}
-
-// progress says what a failed import leaves behind.
-func (i *importer) progress() string {
-	if i.imported == 0 {
-		return "; nothing was imported"
-	}
-	return fmt.Sprintf("; tuples imported before: %d", i.imported)
-}
-
-func newTupleExport() *cobra.Command {
-	var conn connection
-	var state consistency
-	var format string
-	cmd := &cobra.Command{
-		Use:   "export [FILE]",
-		Short: "Write all tuples, at one revision, to a file or the standard output",
-		Long: `Export writes all tuples as they are at one revision to FILE, which must not exist,
-or to the standard output. The form follows from the name (.csv, .jsonl, else
-text) or from --format; "pemba tuple import" reads all three.`,
-		Example: "  pemba tuple export > tuples.txt\n  pemba tuple export tuples.csv",
-		Args:    arguments(0, 1, "[FILE]"),
-	}
-	conn.addFlags(cmd)
-	state.addFlags(cmd)
-	cmd.Flags().StringVar(&format, "format", "", "the `form` of the file: text, csv or jsonl")
-	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		name := "-"
-		if len(args) == 1 {
-			name = args[0]
-		}
-		if format == "" && name == "-" && conn.json() {
-			format = "jsonl"
-		}
-		form, err := tupleFormat(format, name)
-		if err != nil {
-			return err
-		}
-		r := &pembav1.ReadTuplesRequest{Consistency: state.message()}
-		if name == "-" {
-			return copyTuples(cmd, &conn, r, cmd.OutOrStdout(), form)
-		}
-		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		defer func() {
-			if closeErr := f.Close(); err == nil {
-				err = closeErr
-			}
-			if err != nil {
-				_ = os.Remove(name) // Half an export is none; the first error is the one to tell.
-			}
-		}()
-		return copyTuples(cmd, &conn, r, f, form)
 	}
 	return cmd
 }

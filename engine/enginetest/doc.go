@@ -35,17 +35,34 @@
 //	                                "unless FILTER" are preconditions
 //	delete FILTER [limit=N] [partial]
 //	check [trace]                   asks each line object#name@subject
+//	stage NAME [chunk=N] [create]   adds the tuples, one a line, to a staged change
+//	commit-stage NAME chunks=N [actor=A]
+//	drop-stage NAME
+//	collect-stages                  drops those that nobody went on with for a day
+//	stages                          what is staged
 //	expand                          each line object#name
 //	lookup-resources [limit=N] [after=N]   each line type#name@subject
 //	lookup-subjects [limit=N] [after=N]    each line object#name@type[#relation]
+//	count-resources                 as lookup-resources, but how many
+//	count-subjects                  as lookup-subjects, but how many
 //	read                            each line FILTER
+//	count                           each line FILTER
 //	changes                         the change log
 //	clock SECONDS                   moves the clock on
 //	collect                         ends tuples whose lifetime is over
+//	stores                          the stores, by name
+//	create-store NAME [history=SECONDS] [log=SECONDS] [tuples_max=N]
+//	set-store                       takes the settings of create-store
+//	drop-store                      drops the store in use
+//	use NAME                        is the store of all commands that follow
+//	schemas                         the schemas kept, the newest first
+//	prune                           forgets what is older than the retention
+//	remove                          removes what was pruned from the disk
 //	restart                         closes and opens the graph
 //	reset                           begins anew with an empty graph
 //
-// All questions take at=REVISION and steps=N (a budget). Among their lines,
+// All questions take at=REVISION or as_of=TIME (RFC 3339), and steps=N (a budget).
+// Retentions are in seconds, or "forever". Among their lines,
 // "context {…}" gives values for caveats, and "add TUPLE" and "remove TUPLE" an
 // overlay, for the lines below. A FILTER is pairs: object_type=document
 // subject_id=anne.

@@ -28,6 +28,9 @@ type Env struct {
 	// Now is the time that changes are stamped with and questions are judged
 	// at.
 	Now graph.Instant
+	// Store is the store that Write changes and Snapshot reads; at first the
+	// default one.
+	Store graph.StoreID
 
 	config   engine.Config
 	fs       vfs.FS
@@ -37,7 +40,7 @@ type Env struct {
 // New returns an Env with an empty default store: revision 1 is taken by the
 // mutation that makes it.
 func New(config engine.Config) (*Env, error) {
-	e := &Env{config: config, fs: vfs.NewMem(), Now: graph.InstantOf(Start)}
+	e := &Env{config: config, fs: vfs.NewMem(), Now: graph.InstantOf(Start), Store: graph.DefaultStore}
 	if err := e.open(); err != nil {
 		return nil, err
 	}
@@ -75,10 +78,12 @@ func (e *Env) Apply(m *graph.Mutation) (engine.Result, error) {
 	return e.Engine.Apply(e.revision, 1, e.Now, m)
 }
 
-// Write applies a mutation of the default store and returns its refusal as an
-// error.
+// Write applies a mutation of the store and returns its refusal as an error.
 func (e *Env) Write(m *graph.Mutation) (engine.Result, error) {
-	m.Store = graph.DefaultStore
+	m.Store = e.Store
+	if m.StoreChange != nil && m.StoreChange.Operation == graph.CreateStore {
+		m.Store = 0
+	}
 	result, err := e.Apply(m)
 	if err == nil && result.Refusal != nil {
 		err = result.Refusal
@@ -108,7 +113,7 @@ func (e *Env) Touch(tuples ...string) error {
 
 // Snapshot returns the newest state now.
 func (e *Env) Snapshot() (*engine.Snapshot, error) {
-	return e.Engine.Snapshot(graph.DefaultStore, 0, e.Now, graph.Overlay{})
+	return e.Engine.Snapshot(e.Store, 0, e.Now, graph.Overlay{})
 }
 
 // Run runs the script at path in a new Env.
@@ -197,6 +202,17 @@ func (e *Env) handle(d *datadriven.TestData) (string, error) {
 		return "", err
 	case "changes":
 		return e.changes()
+	case "stage", "commit-stage", "drop-stage", "collect-stages":
+		return e.stage(d)
+	case "stages":
+		stages, err := e.Engine.DB().Stages(e.Store)
+		var b strings.Builder
+		for _, info := range stages {
+			b.WriteString(staged(info))
+		}
+		return b.String(), err
+	case "stores", "use", "create-store", "set-store", "drop-store", "prune", "remove", "schemas":
+		return e.store(d)
 	}
 	return e.ask(d)
 }
@@ -249,9 +265,69 @@ func (e *Env) write(d *datadriven.TestData) (string, error) {
 	return written(e.Write(m))
 }
 
+// stage runs one step of a staged change.
+func (e *Env) stage(d *datadriven.TestData) (string, error) {
+	m := &graph.Mutation{Stage: &graph.Stage{Operation: graph.StageCollect}}
+	operation := graph.Touch
+	for i, a := range d.CmdArgs {
+		switch {
+		case i == 0:
+			copy(m.Stage.ID[:], a.Key)
+		case a.Key == "chunk", a.Key == "chunks":
+			n, err := strconv.ParseUint(a.Vals[0], 10, 32)
+			if err != nil {
+				return "", err
+			}
+			m.Stage.Chunk = uint32(n)
+		case a.Key == "create":
+			operation = graph.Create
+		case a.Key == "actor":
+			m.RecordedActor = a.Vals[0]
+		default:
+			return "", fmt.Errorf("unknown argument %s", a.Key)
+		}
+	}
+	switch d.Cmd {
+	case "stage":
+		m.Stage.Operation = graph.StageUpdates
+	case "commit-stage":
+		m.Stage.Operation = graph.StageCommit
+	case "drop-stage":
+		m.Stage.Operation = graph.StageDrop
+	}
+	for _, line := range lines(d.Input) {
+		t, err := graph.ParseTuple(line)
+		if err != nil {
+			return "", err
+		}
+		m.Updates = append(m.Updates, graph.Update{Operation: operation, Tuple: t})
+	}
+	result, err := e.Write(m)
+	if err != nil {
+		return "", err
+	}
+	switch d.Cmd {
+	case "stage":
+		return staged(result.Stage), nil
+	case "commit-stage":
+		return fmt.Sprintf("revision %d: %d changed at revision %d\n", result.Revision, result.Changed, result.Stage.Committed), nil
+	}
+	return fmt.Sprintf("revision %d\n", result.Revision), nil
+}
+
+func staged(info graph.StageInfo) string {
+	return fmt.Sprintf("%s: %d updates in %d chunks, under the schema of revision %d\n",
+		strings.TrimRight(string(info.ID[:]), "\x00"), info.Tuples, info.Chunks, info.Schema)
+}
+
 func (e *Env) changes() (string, error) {
 	var b strings.Builder
-	changes, err := e.Engine.DB().Changes(graph.DefaultStore, graph.Position{}, 1000)
+	info, _ := e.Engine.DB().StoreInfo(e.Store)
+	from := graph.Position{Revision: info.OldestLog}
+	if from.Revision != 0 {
+		fmt.Fprintf(&b, "what is before %s is forgotten\n", info.OldestLogAt)
+	}
+	changes, err := e.Engine.DB().Changes(e.Store, from, 1000)
 	if err != nil {
 		return "", err
 	}
@@ -293,6 +369,7 @@ func (e *Env) ask(d *datadriven.TestData) (string, error) {
 // asking is what the arguments of a question say.
 type asking struct {
 	at      graph.Revision
+	asOf    graph.Instant
 	trace   bool
 	context schema.Context
 	overlay graph.Overlay
@@ -312,6 +389,9 @@ func (e *Env) asking(d *datadriven.TestData) (q asking, err error) {
 		switch a.Key {
 		case "at":
 			q.at = graph.Revision(number(a.Vals[0]))
+		case "as_of":
+			at, timeErr := time.Parse(time.RFC3339, a.Vals[0])
+			q.asOf, err = graph.InstantOf(at), errors.Join(err, timeErr)
 		case "trace":
 			q.trace = true
 		case "limit":
@@ -348,17 +428,29 @@ func (q *asking) set(line string) (isSetting bool, err error) {
 
 func (e *Env) askLine(command string, q asking, line string, b *strings.Builder) error {
 	ctx := context.Background()
-	s, err := e.Engine.Snapshot(graph.DefaultStore, q.at, e.Now, q.overlay)
+	at, instant := q.at, e.Now
+	if q.asOf != 0 {
+		var err error
+		if at, instant, err = e.AsOf(q.asOf); err != nil {
+			return err
+		}
+	}
+	s, err := e.Engine.Snapshot(e.Store, at, instant, q.overlay)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if command == "read" {
+	if command == "read" || command == "count" {
 		f, _, err := filterOf(arguments(line))
 		if err != nil {
 			return err
 		}
 		if err := s.JudgeFilter("filter", f); err != nil {
+			return err
+		}
+		if command == "count" {
+			n, err := s.Graph().Count(f)
+			fmt.Fprintln(b, n)
 			return err
 		}
 		tuples, _, err := s.Graph().Read(f, nil, 1000)
@@ -370,11 +462,12 @@ func (e *Env) askLine(command string, q asking, line string, b *strings.Builder)
 	left, right, _ := strings.Cut(line, "@")
 	typeID, name, _ := strings.Cut(left, "#")
 	object, err := graph.ParseObject(typeID)
-	if err != nil && command != "lookup-resources" {
+	ofResources := command == "lookup-resources" || command == "count-resources"
+	if err != nil && !ofResources {
 		return err
 	}
 	subject := graph.Subject{}
-	if command == "check" || command == "lookup-resources" {
+	if command == "check" || ofResources {
 		if subject, err = graph.ParseSubject(right); err != nil {
 			return err
 		}
@@ -420,10 +513,120 @@ func (e *Env) askLine(command string, q asking, line string, b *strings.Builder)
 			b.WriteByte('\n')
 			return nil
 		})
+	case "count-resources":
+		n, err := s.CountResources(ctx, engine.LookupResources{
+			Type: typeID, Name: name, Subject: subject, Context: q.context, Budget: q.budget,
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(b, "%d allowed, %d conditional\n", n.Allowed, n.Conditional)
+	case "count-subjects":
+		typ, relation, _ := strings.Cut(right, "#")
+		n, wildcard, err := s.CountSubjects(ctx, engine.LookupSubjects{
+			Object: object, Name: name, SubjectType: typ, SubjectRelation: relation, Context: q.context, Budget: q.budget,
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(b, "%d allowed, %d conditional", n.Allowed, n.Conditional)
+		if wildcard != nil {
+			fmt.Fprintf(b, ", the wildcard %s", verdictString(*wildcard))
+		}
+		b.WriteByte('\n')
 	default:
 		return fmt.Errorf("unknown command %s", command)
 	}
 	return nil
+}
+
+// AsOf returns the revision and instant at which the store is read as of a time.
+func (e *Env) AsOf(at graph.Instant) (graph.Revision, graph.Instant, error) {
+	rev, err := e.Engine.DB().RevisionAt(e.Store, at)
+	if rev == 0 && err == nil {
+		// It was empty, as when it was created.
+		info, _ := e.Engine.DB().StoreInfo(e.Store)
+		rev = info.Created
+	}
+	return rev, at, err
+}
+
+// store runs a command about stores.
+func (e *Env) store(d *datadriven.TestData) (string, error) {
+	db := e.Engine.DB()
+	var b strings.Builder
+	switch d.Cmd {
+	case "stores":
+		for _, s := range db.Stores() {
+			fmt.Fprintf(&b, "%s: store %d of revision %d, %d tuples, changed at %d", s.Name, s.ID, s.Created, s.Tuples, s.Changed)
+			if s.OldestHistory != 0 {
+				fmt.Fprintf(&b, ", history from %d at %s", s.OldestHistory, s.OldestHistoryAt)
+			}
+			if s.OldestLog != 0 {
+				fmt.Fprintf(&b, ", log from %d at %s", s.OldestLog, s.OldestLogAt)
+			}
+			b.WriteByte('\n')
+		}
+		return b.String(), nil
+	case "use":
+		info, ok := db.StoreNamed(d.CmdArgs[0].Key)
+		if !ok {
+			return "", fmt.Errorf("store %s: %w", d.CmdArgs[0].Key, graph.ErrUnknownStore)
+		}
+		e.Store = info.ID
+		return "", nil
+	case "remove":
+		for more := true; more; {
+			var err error
+			if more, err = db.Remove(e.Store); err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	case "schemas":
+		versions, err := db.SchemaVersions(e.Store, 0, 100)
+		for _, v := range versions {
+			fmt.Fprintf(&b, "revision %d of %s\n", v.Revision, v.Instant)
+		}
+		return b.String(), err
+	case "prune":
+		return written(e.Write(&graph.Mutation{Prune: &graph.Prune{}}))
+	}
+	c := &graph.StoreChange{Operation: map[string]graph.StoreOperation{
+		"create-store": graph.CreateStore, "set-store": graph.SetStore, "drop-store": graph.DropStore,
+	}[d.Cmd]}
+	for _, a := range d.CmdArgs {
+		if len(a.Vals) == 0 {
+			c.Name = a.Key
+			continue
+		}
+		n, err := strconv.ParseUint(a.Vals[0], 10, 62)
+		kept := graph.Retention(n) * graph.MinRetention
+		if a.Vals[0] == "forever" {
+			kept, err = graph.Forever, nil
+		}
+		if err != nil {
+			return "", err
+		}
+		switch a.Key {
+		case "history":
+			c.History = &kept
+		case "log":
+			c.Log = &kept
+		case "tuples_max":
+			c.TuplesMax = &n
+		default:
+			return "", fmt.Errorf("unknown argument %s", a.Key)
+		}
+	}
+	result, err := e.Write(&graph.Mutation{StoreChange: c})
+	if err != nil {
+		return "", err
+	}
+	if c.Operation == graph.CreateStore {
+		return fmt.Sprintf("revision %d: store %d\n", result.Revision, result.Store), nil
+	}
+	return fmt.Sprintf("revision %d\n", result.Revision), nil
 }
 
 func verdictString(v engine.Verdict) string {

@@ -1,0 +1,221 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/api/client"
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+)
+
+// dialed starts a server with a schema and connects to it.
+func dialed(t *testing.T) *client.Client {
+	t.Helper()
+	c, err := client.Dial(t.Context(), client.Config{Addr: serve(t), Key: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	schema := "definition user {} definition doc { relation viewer: user }"
+	if _, err := c.Schemas.WriteSchema(t.Context(), &pembav1.WriteSchemaRequest{Schema: schema}); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func count(t *testing.T, c *client.Client) uint64 {
+	t.Helper()
+	answer, err := c.CountTuples(t.Context(), &pembav1.CountTuplesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.GetCount()
+}
+
+// add adds the tuples from a number up to another.
+func add(t *testing.T, im *client.Import, from, to int) error {
+	t.Helper()
+	for i := from; i < to; i++ {
+		if err := im.Add(tuple(t, fmt.Sprintf("doc:%06d#viewer@user:anne", i))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestImport: nothing shows before the commit, everything after it; what was
+// canceled can be gone on with by its name until it is forgotten.
+func TestImport(t *testing.T) {
+	c := dialed(t)
+	begin := func(config client.ImportConfig) *client.Import {
+		t.Helper()
+		im, err := c.Import(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return im
+	}
+	config := client.ImportConfig{ID: client.NewImportID()}
+	im := begin(config)
+	if err := add(t, im, 0, 12_000); err != nil {
+		t.Fatal(err)
+	}
+	im.Cancel()
+	im.Cancel()
+	if _, err := im.Commit(); err == nil {
+		t.Error("a canceled import was committed")
+	}
+	if n := count(t, c); n != 0 {
+		t.Errorf("%d tuples of an import that was not committed can be seen", n)
+	}
+
+	// Go on. How much of it came is up to the network.
+	im = begin(config)
+	known := im.Known()
+	if known%5000 != 0 || known > 12_000 {
+		t.Errorf("%d tuples are known, which are not full chunks", known)
+	}
+	if err := add(t, im, 0, 12_000); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := im.Commit()
+	if err != nil || answer.GetTuples() != 12_000 || answer.GetChanged() != 12_000 {
+		t.Fatalf("%v, %v", answer, err)
+	}
+	if n := count(t, c); n != 12_000 {
+		t.Errorf("%d tuples are there", n)
+	}
+
+	// A tuple that is there is refused by its number.
+	im = begin(client.ImportConfig{Create: true, Batches: true})
+	err = errors.Join(add(t, im, 20_000, 26_000), add(t, im, 100, 101))
+	if err == nil {
+		_, err = im.Commit()
+	}
+	var refused *client.ImportError
+	if !errors.As(err, &refused) || refused.Number != 6000 {
+		t.Errorf("%v", err)
+	}
+	if reason, _ := client.Reason(err); reason != "ALREADY_EXISTS" {
+		t.Errorf("%v", err)
+	}
+	im.Cancel()
+
+	// An import is forgotten.
+	config.ID = "forgotten"
+	im = begin(config)
+	if err := add(t, im, 30_000, 36_000); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Forget(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if im = begin(config); im.Known() != 0 {
+		t.Errorf("%d tuples are remembered", im.Known())
+	}
+	// Its context ends it.
+	im.Cancel()
+	ctx, cancel := context.WithCancel(t.Context())
+	if im, err = c.Import(ctx, client.ImportConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	err = add(t, im, 0, 50_000)
+	if err == nil {
+		_, err = im.Commit()
+	}
+	if err == nil {
+		t.Error("a canceled context ends no import")
+	}
+	im.Cancel()
+	if _, err := c.Import(t.Context(), client.ImportConfig{ID: "x", Batches: true}); err == nil {
+		t.Error("an import in batches has a name")
+	}
+	if _, err := c.Import(t.Context(), client.ImportConfig{ID: "?"}); err == nil {
+		t.Error("a name that is none was taken")
+	}
+}
+
+// TestImportTwice: with batches a tuple may come twice, as in two writes.
+func TestImportTwice(t *testing.T) {
+	c := dialed(t)
+	im, err := c.Import(t.Context(), client.ImportConfig{Batches: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Cancel()
+	if err := errors.Join(add(t, im, 0, 10), add(t, im, 0, 10)); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := im.Commit(); err != nil || answer.GetTuples() != 20 || answer.GetChanged() != 10 {
+		t.Errorf("%v, %v", answer, err)
+	}
+}
+
+// TestWatchEnds: a watch outlives the end of its server, goes on behind what it
+// saw, and ends with an error that another attempt would not cure.
+func TestWatchEnds(t *testing.T) {
+	dir := t.TempDir()
+	addr, stop, err := startServer(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.Dial(t.Context(), client.Config{Addr: addr, Key: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	write := func(text string) {
+		t.Helper()
+		if _, err := c.WriteTuples(t.Context(), 1, tuple(t, text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	schema := "definition user {} definition doc { relation viewer: user }"
+	if _, err := c.Schemas.WriteSchema(t.Context(), &pembav1.WriteSchemaRequest{Schema: schema}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	losses := 0
+	for response, err := range c.Watch(t.Context(), &pembav1.WatchRequest{}, func(error) { losses++ }) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if response.GetHeartbeat() && len(got) == 0 {
+			// It has begun.
+			write("doc:a#viewer@user:anne")
+		}
+		for _, change := range response.GetChanges() {
+			got = append(got, change.GetTuple().GetObject().GetId())
+		}
+		if len(got) == 1 && losses == 0 {
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			if _, stop, err = startServer(dir, func(c *api.Config) { c.GRPCAddr = addr }); err != nil {
+				t.Fatal(err)
+			}
+			write("doc:b#viewer@user:anne")
+		}
+		if len(got) == 2 {
+			break
+		}
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if fmt.Sprint(got) != "[a b]" || losses == 0 {
+		t.Errorf("got %v over %d losses", got, losses)
+	}
+}

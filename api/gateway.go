@@ -1,0 +1,489 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	_ "embed" // for the OpenAPI document
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+)
+
+// httpPrefix begins the path of every call over HTTP.
+const httpPrefix = "/pemba/v1/"
+
+// openAPIPath is where the OpenAPI document is served.
+const openAPIPath = httpPrefix + "openapi.json"
+
+// httpSendTimeout is how long a unary call over HTTP may take to send its
+// message, and any call to take a part of its answer.
+const httpSendTimeout = 10 * time.Second
+
+// httpPath returns the path of a method: /pemba/v1/check-bulk for CheckBulk.
+// gateway.yaml says the same to the generators, which a test holds.
+func httpPath(method string) string {
+	path := []byte(httpPrefix)
+	for i, c := range []byte(method) {
+		if 'A' <= c && c <= 'Z' {
+			if i > 0 {
+				path = append(path, '-')
+			}
+			c += 'a' - 'A'
+		}
+		path = append(path, c)
+	}
+	return string(path)
+}
+
+// services are those of pemba.v1.
+var services = []*grpc.ServiceDesc{
+	&pembav1.StoreService_ServiceDesc, &pembav1.SchemaService_ServiceDesc, &pembav1.TupleService_ServiceDesc,
+	&pembav1.PermissionService_ServiceDesc, &pembav1.WatchService_ServiceDesc,
+}
+
+// A gateway serves pemba.v1 as JSON over HTTP. It makes a gRPC call of each
+// request, over a connection inside the process, so that keys, limits, metrics,
+// errors and panics have one path. See docs/http.md for the rules.
+type gateway struct {
+	server *Server
+	mux    *runtime.ServeMux
+	// streaming says for each path whether its request is a stream.
+	streaming map[string]bool
+
+	grpc     *grpc.Server
+	listener *bufconn.Listener
+	conn     *grpc.ClientConn
+}
+
+// pipeBytes is how much the connection inside the process holds in each
+// direction before its writer waits.
+const pipeBytes = 256 << 10
+
+// newGateway makes a gateway to a second gRPC server with the same services.
+func newGateway(s *Server) (*gateway, error) {
+	g := &gateway{server: s, streaming: make(map[string]bool), listener: bufconn.Listen(pipeBytes)}
+	for _, service := range services {
+		for _, m := range service.Methods {
+			g.streaming[httpPath(m.MethodName)] = false
+		}
+		for _, m := range service.Streams {
+			g.streaming[httpPath(m.StreamName)] = m.ClientStreams
+		}
+	}
+	// All callers share the connection, so its number of calls has no limit of its
+	// own: the addresses' connections and their streams bound it.
+	g.grpc = s.newGRPC(grpc.MaxConcurrentStreams(1 << 30))
+	var err error
+	g.conn, err = grpc.NewClient("passthrough:///gateway",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return g.listener.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("api: connect the gateway: %w", err)
+	}
+	g.mux = runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, jsonForm{messageBytes: s.limits.RequestBytes}),
+		runtime.WithErrorHandler(g.writeError),
+		runtime.WithStreamErrorHandler(func(_ context.Context, err error) *status.Status { return withReason(err) }),
+		runtime.WithIncomingHeaderMatcher(func(key string) (string, bool) {
+			// The runtime passes the key on by itself; traces are the other thing
+			// that a header may say.
+			return strings.ToLower(key), key == "Traceparent" || key == "Tracestate"
+		}),
+		runtime.WithOutgoingHeaderMatcher(func(key string) (string, bool) { return ZookieHeader, key == ZookieHeader }),
+		runtime.WithOutgoingTrailerMatcher(func(string) (string, bool) { return "", false }),
+		runtime.WithDisablePathLengthFallback(),
+		runtime.WithDisableHTTPMethodOverride(),
+		runtime.WithWriteContentLength(),
+	)
+	ctx := context.Background()
+	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
+		pembav1.RegisterStoreServiceHandler, pembav1.RegisterSchemaServiceHandler, pembav1.RegisterTupleServiceHandler,
+		pembav1.RegisterPermissionServiceHandler, pembav1.RegisterWatchServiceHandler,
+	} {
+		if err := register(ctx, g.mux, g.conn); err != nil {
+			return nil, errors.Join(fmt.Errorf("api: register the gateway: %w", err), g.conn.Close())
+		}
+	}
+	return g, nil
+}
+
+// serve answers what comes over the connection inside the process, until close.
+func (g *gateway) serve() error { return g.grpc.Serve(g.listener) }
+
+// close ends the gateway, after the HTTP server: no call is open any more, or
+// those that are get canceled.
+func (g *gateway) close() error {
+	err := g.conn.Close()
+	g.grpc.Stop()
+	return errors.Join(err, g.listener.Close())
+}
+
+// openAPI is the document that describes the paths, generated beside the
+// protocol.
+//
+//go:embed pemba/v1/pemba.swagger.json
+var openAPI []byte
+
+// ServeHTTP answers one request below httpPrefix.
+func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == openAPIPath {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			g.server.refuseMethod(w, r, "GET")
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		// The reader has gone when this fails; there is no one to tell.
+		_, _ = w.Write(openAPI)
+		return
+	}
+	streaming, known := g.streaming[r.URL.Path]
+	switch {
+	case !known:
+		g.server.refusePath(w, r)
+		return
+	case r.Method != http.MethodPost:
+		g.server.refuseMethod(w, r, "POST")
+		return
+	}
+	// Strangers are turned away before their request is read.
+	if _, err := g.server.gate.admit(r.Header.Values("Authorization")); err != nil {
+		g.server.writeStatus(w, err, 0)
+		return
+	}
+	if err := validateForm(r); err != nil {
+		g.server.writeStatus(w, err, http.StatusUnsupportedMediaType)
+		return
+	}
+	if r.URL.RawQuery != "" {
+		g.server.writeStatus(w, malformed("", "the path has a query; the request stands in the body"), 0)
+		return
+	}
+	// A client that takes or sends nothing does not keep a call open.
+	control := http.NewResponseController(w)
+	patient := &patientWriter{ResponseWriter: w, control: control, patience: g.server.limits.StreamStall}
+	patient.unwatch()
+	defer patient.wait() // The rest is flushed when this function has returned.
+	w = patient
+	if streaming {
+		r.Body = &messageReader{body: r.Body, control: control, patience: g.server.limits.StreamStall, max: g.server.limits.RequestBytes}
+		g.mux.ServeHTTP(w, r)
+		return
+	}
+	_ = control.SetReadDeadline(time.Now().Add(httpSendTimeout)) // Without one, the server's own goes on.
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(g.server.limits.RequestBytes)))
+	if err != nil {
+		var large *http.MaxBytesError
+		if errors.As(err, &large) {
+			g.server.writeStatus(w, requestTooLarge(g.server.limits.RequestBytes), http.StatusRequestEntityTooLarge)
+			return
+		}
+		g.server.writeStatus(w, malformed("", "the body broke off: %v", err), 0)
+		return
+	}
+	// The deadline was for sending; the answer may take longer, and a connection
+	// whose deadline has passed would end it.
+	_ = control.SetReadDeadline(time.Time{})
+	r.Body = wholeBody{bytes.NewReader(body)}
+	g.mux.ServeHTTP(w, r)
+}
+
+// validateForm refuses a body that is not called JSON. A page of another site can
+// send any other form to a server on this machine without being asked.
+func validateForm(r *http.Request) error {
+	form, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err == nil && (form == "application/json" || form == ndjson) {
+		return nil
+	}
+	return &requestError{
+		code: codes.InvalidArgument, reason: "UNSUPPORTED_MEDIA_TYPE",
+		message: fmt.Sprintf("the header Content-Type is %q; application/json is allowed", r.Header.Get("Content-Type")),
+	}
+}
+
+func requestTooLarge(allowed int) error {
+	return &requestError{
+		code: codes.ResourceExhausted, reason: "TOO_LARGE",
+		message:  fmt.Sprintf("a message of the request has more than %d bytes", allowed),
+		metadata: map[string]string{"limit": strconv.Itoa(allowed)},
+	}
+}
+
+// refuseMethod answers a request by another HTTP method than the path has.
+func (s *Server) refuseMethod(w http.ResponseWriter, r *http.Request, allowed string) {
+	w.Header().Set("Allow", allowed)
+	s.writeStatus(w, &requestError{
+		code: codes.Unimplemented, reason: "METHOD_NOT_ALLOWED",
+		message: fmt.Sprintf("%s is no method of %s; %s is allowed", r.Method, r.URL.Path, allowed),
+	}, http.StatusMethodNotAllowed)
+}
+
+// refusePath answers a request for a path that is none.
+func (s *Server) refusePath(w http.ResponseWriter, r *http.Request) {
+	s.writeStatus(w, &requestError{
+		code: codes.NotFound, reason: "UNKNOWN_PATH",
+		message: fmt.Sprintf("there is no path %q; %s lists those of the protocol", r.URL.Path, openAPIPath),
+	}, 0)
+}
+
+// writeError answers with the error of a call that has not answered yet.
+func (g *gateway) writeError(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
+	// The runtime turns what reading a message gave into text.
+	if body, ok := r.Body.(*messageReader); ok && body.tooLarge {
+		g.server.writeStatus(w, requestTooLarge(body.max), http.StatusRequestEntityTooLarge)
+		return
+	}
+	g.server.writeStatus(w, err, 0)
+}
+
+// writeStatus answers with an error, under an HTTP status that follows from its
+// code unless another is given.
+func (s *Server) writeStatus(w http.ResponseWriter, err error, httpStatus int) {
+	st := withReason(err)
+	if httpStatus == 0 {
+		httpStatus = runtime.HTTPStatusFromCode(st.Code())
+	}
+	h := w.Header()
+	h.Del("Transfer-Encoding")
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	if st.Code() == codes.Unauthenticated {
+		h.Set("WWW-Authenticate", "Bearer")
+	}
+	for _, detail := range st.Details() {
+		if retry, ok := detail.(*errdetails.RetryInfo); ok {
+			// The header knows whole seconds only.
+			h.Set("Retry-After", strconv.FormatInt(int64((retry.GetRetryDelay().AsDuration()+time.Second-1)/time.Second), 10))
+		}
+	}
+	body, err := marshalForm.Marshal(st.Proto())
+	if err != nil {
+		s.logger.Error("an error cannot be written as JSON", "error", err)
+		body = []byte(`{"code":13,"message":"the error cannot be written as JSON"}`)
+	}
+	w.WriteHeader(httpStatus)
+	// The caller has gone when this fails; there is no one to tell.
+	_, _ = w.Write(slices.Concat([]byte(`{"error":`), body, []byte("}\n")))
+}
+
+// withReason returns the status of an error, with a reason also where the error
+// comes from gRPC or the JSON decoder and has none.
+func withReason(err error) *status.Status {
+	st, _ := toStatus(err)
+	for _, detail := range st.Details() {
+		if _, ok := detail.(*errdetails.ErrorInfo); ok {
+			return st
+		}
+	}
+	reason := "GRPC"
+	switch st.Code() {
+	case codes.InvalidArgument:
+		reason = "MALFORMED"
+	case codes.DeadlineExceeded:
+		reason = "DEADLINE_EXCEEDED"
+	case codes.Canceled:
+		reason = "CANCELED"
+	case codes.ResourceExhausted:
+		reason = "TOO_LARGE"
+	case codes.Unavailable:
+		reason = "SHUTTING_DOWN"
+	}
+	return newStatus(st.Code(), reason, "", st.Message(), nil)
+}
+
+// ndjson is one JSON object a line.
+const ndjson = "application/x-ndjson"
+
+// marshalForm writes what is set and what has a value of its own when it is not:
+// zero numbers, false, empty lists; but not messages that are absent.
+var (
+	marshalForm   = protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}
+	unmarshalForm = protojson.UnmarshalOptions{DiscardUnknown: false}
+)
+
+// A jsonForm is how messages are read and written: names as in the protocol,
+// unknown ones refused, and a stream as one object a line.
+type jsonForm struct {
+	// messageBytes bounds one message of a stream.
+	messageBytes int
+}
+
+// ContentType implements runtime.Marshaler.
+func (jsonForm) ContentType(any) string { return "application/json" }
+
+// StreamContentType implements runtime.StreamContentType.
+func (jsonForm) StreamContentType(any) string { return ndjson }
+
+// Delimiter implements runtime.Delimited.
+func (jsonForm) Delimiter() []byte { return []byte("\n") }
+
+// Marshal implements runtime.Marshaler. A message of a stream comes wrapped in a
+// map with one key, "result" or "error".
+func (jsonForm) Marshal(v any) ([]byte, error) {
+	switch v := v.(type) {
+	case proto.Message:
+		b, err := marshalForm.Marshal(v)
+		return append(b, '\n'), err
+	case map[string]any:
+		return marshalWrapped(v)
+	case map[string]proto.Message:
+		return marshalWrapped(v)
+	}
+	return nil, fmt.Errorf("api: %T is no message", v)
+}
+
+func marshalWrapped[V any](wrapped map[string]V) ([]byte, error) {
+	for name, v := range wrapped {
+		m, ok := any(v).(proto.Message)
+		if !ok {
+			return nil, fmt.Errorf("api: %T is no message", v)
+		}
+		b, err := marshalForm.MarshalAppend([]byte(`{"`+name+`":`), m)
+		return append(b, '}'), err
+	}
+	return nil, errors.New("api: an empty answer")
+}
+
+// Unmarshal implements runtime.Marshaler.
+func (jsonForm) Unmarshal(data []byte, v any) error {
+	m, ok := v.(proto.Message)
+	if !ok {
+		return fmt.Errorf("api: %T is no message", v)
+	}
+	if err := unmarshalForm.Unmarshal(data, m); err != nil {
+		// The decoder puts blanks of several kinds into its errors on purpose.
+		text := strings.Join(strings.Fields(strings.TrimPrefix(err.Error(), "proto:")), " ")
+		return fmt.Errorf("the JSON is not the message that is expected: %s", text)
+	}
+	return nil
+}
+
+// NewEncoder implements runtime.Marshaler.
+func (f jsonForm) NewEncoder(w io.Writer) runtime.Encoder {
+	return runtime.EncoderFunc(func(v any) error {
+		b, err := f.Marshal(v)
+		if err == nil {
+			_, err = w.Write(b)
+		}
+		return err
+	})
+}
+
+// NewDecoder implements runtime.Marshaler. It decodes one message of a body that
+// is there as a whole, and else one after another.
+func (f jsonForm) NewDecoder(r io.Reader) runtime.Decoder {
+	if whole, ok := r.(wholeBody); ok {
+		return runtime.DecoderFunc(func(v any) error {
+			data, err := io.ReadAll(whole)
+			if err != nil {
+				return err
+			}
+			if len(bytes.TrimSpace(data)) == 0 {
+				return nil // The empty message.
+			}
+			return f.Unmarshal(data, v)
+		})
+	}
+	messages := json.NewDecoder(r)
+	return runtime.DecoderFunc(func(v any) error {
+		if body, ok := r.(*messageReader); ok {
+			body.begin()
+		}
+		var raw json.RawMessage
+		if err := messages.Decode(&raw); err != nil {
+			return err
+		}
+		return f.Unmarshal(raw, v)
+	})
+}
+
+// A wholeBody is a body that has been read.
+type wholeBody struct{ *bytes.Reader }
+
+// Close does nothing: the body it was read from is closed by the server.
+func (wholeBody) Close() error { return nil }
+
+// A messageReader reads the body of a request that is a stream. It bounds each
+// message, but for what was read ahead, and how long it waits for a part.
+type messageReader struct {
+	body     io.ReadCloser
+	control  *http.ResponseController
+	patience time.Duration
+	// max bounds a message; left is what the one being read may still have.
+	max, left int
+	tooLarge  bool
+}
+
+// begin says that a message begins.
+func (m *messageReader) begin() { m.left = m.max }
+
+// Read reads a part of the message.
+func (m *messageReader) Read(p []byte) (int, error) {
+	if m.left <= 0 {
+		m.tooLarge = true
+		return 0, fmt.Errorf("a message has more than %d bytes", m.max)
+	}
+	_ = m.control.SetReadDeadline(time.Now().Add(m.patience)) // Without one, it waits longer.
+	n, err := m.body.Read(p[:min(len(p), m.left)])
+	m.left -= n
+	if err != nil {
+		_ = m.control.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}
+
+// Close closes the body.
+func (m *messageReader) Close() error { return m.body.Close() }
+
+// A patientWriter gives each part of an answer its own time, so that an answer
+// may take long, a watch may be silent, and a client that takes nothing is let go.
+type patientWriter struct {
+	http.ResponseWriter
+	control  *http.ResponseController
+	patience time.Duration
+}
+
+// wait bounds what is written next, and unwatch lifts the bound: HTTP/2 ends a
+// stream whose deadline passes, whether it writes or not. Where there are no
+// deadlines, writing waits longer.
+func (w *patientWriter) wait()    { _ = w.control.SetWriteDeadline(time.Now().Add(w.patience)) }
+func (w *patientWriter) unwatch() { _ = w.control.SetWriteDeadline(time.Time{}) }
+
+// Write writes a part of the answer.
+func (w *patientWriter) Write(p []byte) (int, error) {
+	w.wait()
+	defer w.unwatch()
+	return w.ResponseWriter.Write(p)
+}
+
+// FlushError sends what was written.
+func (w *patientWriter) FlushError() error {
+	w.wait()
+	defer w.unwatch()
+	return w.control.Flush()
+}
+
+// Unwrap lets http.ResponseController find what the writer beneath can do.
+func (w *patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

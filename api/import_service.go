@@ -1,0 +1,408 @@
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
+)
+
+// An import is a stream of chunks of tuples. Each chunk is one entry of the log:
+// a step of a staged change (MODE_ATOMIC), which the end of the stream commits,
+// or a write of its own (MODE_BATCHES). The next chunk is read when the last one
+// is synced, so that the flow control of gRPC slows down a caller who is faster
+// than the disk, and a server holds one chunk of each import.
+
+// An importStream is the work of one ImportTuples.
+type importStream struct {
+	server    *Server
+	store     graph.StoreInfo
+	header    *pembav1.ImportHeader
+	operation graph.Operation
+	atomic    bool
+	// reasons carries the recorded actor and the metadata.
+	reasons graph.Mutation
+
+	// id is the staged change. Without an import_id nobody can come back to it,
+	// so that it is dropped when the stream does not end well.
+	id graph.StageID
+	// known is how many chunks were staged when the stream began.
+	known uint32
+	// next is the chunk that must come next, once one came.
+	next  uint32
+	begun bool
+	// staged is the staged change after its last step.
+	staged graph.StageInfo
+
+	// What the batches came to; written counts them.
+	written uint32
+	tuples  uint64
+	changed uint64
+	last    engine.Result
+}
+
+func (s *tupleService) ImportTuples(stream grpc.ClientStreamingServer[pembav1.ImportTuplesRequest, pembav1.ImportTuplesResponse]) (err error) {
+	ctx := stream.Context()
+	message, err := stream.Recv()
+	if errors.Is(err, io.EOF) {
+		return malformed("header", "the stream has no message; the first one carries the header")
+	}
+	if err != nil {
+		return err
+	}
+	x, err := s.begin(ctx, message.GetHeader())
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			x.forget()
+		}
+	}()
+	// The first message may have tuples or have none.
+	for first := true; ; first = false {
+		if !first || len(message.GetTuples()) > 0 {
+			if err := x.chunk(ctx, message); err != nil {
+				return err
+			}
+		}
+		message, err = stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if message.GetHeader() != nil {
+			return malformed("header", "it stands in the first message alone")
+		}
+	}
+	response, err := x.finish(ctx)
+	if err != nil {
+		return err
+	}
+	return stream.SendAndClose(response)
+}
+
+// begin judges the header.
+func (s *tupleService) begin(ctx context.Context, h *pembav1.ImportHeader) (*importStream, error) {
+	if h == nil {
+		return nil, malformed("header", "it is missing; the first message of an import carries it")
+	}
+	store, err := s.server.store(ctx, h.GetStore())
+	if err != nil {
+		return nil, within("header", err)
+	}
+	x := &importStream{server: s.server, store: store, header: h}
+	switch h.GetMode() {
+	case pembav1.ImportHeader_MODE_UNSPECIFIED, pembav1.ImportHeader_MODE_ATOMIC:
+		x.atomic = true
+	case pembav1.ImportHeader_MODE_BATCHES:
+		if h.GetImportId() != "" {
+			return nil, malformed("header.import_id", "it is set; imports of MODE_BATCHES have none, for nothing of them is waiting")
+		}
+	default:
+		return nil, malformed("header.mode", "it is %s; MODE_ATOMIC and MODE_BATCHES are allowed", h.GetMode())
+	}
+	switch h.GetOperation() {
+	case pembav1.TupleUpdate_OPERATION_UNSPECIFIED, pembav1.TupleUpdate_OPERATION_TOUCH:
+		x.operation = graph.Touch
+	case pembav1.TupleUpdate_OPERATION_CREATE:
+		x.operation = graph.Create
+	default:
+		return nil, malformed("header.operation", "it is %s; OPERATION_TOUCH and OPERATION_CREATE are allowed", h.GetOperation())
+	}
+	if err := s.server.limits.setReasons(&x.reasons, h.GetRecordedActor(), h.GetMetadata()); err != nil {
+		return nil, within("header", err)
+	}
+	switch {
+	case !x.atomic:
+	case h.GetImportId() == "":
+		// crypto/rand never fails: it ends the process instead.
+		_, _ = rand.Read(x.id[:])
+	default:
+		if x.id, err = stageID("header.import_id", store, h.GetImportId()); err != nil {
+			return nil, err
+		}
+		if x.staged, _, err = s.server.stage(store, x.id); err != nil {
+			return nil, err
+		}
+		x.known = x.staged.Chunks
+	}
+	return x, nil
+}
+
+// chunk takes the tuples of one message in.
+func (x *importStream) chunk(ctx context.Context, message *pembav1.ImportTuplesRequest) error {
+	number := message.GetChunk()
+	if x.begun && number != x.next {
+		return malformed("chunk", "it is %d; the one behind chunk %d is expected, which is %d", number, x.next-1, x.next)
+	}
+	if number == 1<<32-1 {
+		return malformed("chunk", "it is %d; chunks count from 0", number)
+	}
+	updates, err := x.updates(message.GetTuples())
+	if err != nil {
+		return x.failed(number, err)
+	}
+	if !x.atomic {
+		m := x.reasons
+		m.Updates = updates
+		result, err := x.server.change(ctx, x.store, &m)
+		if err != nil {
+			return x.failed(number, err)
+		}
+		x.last = result
+		x.changed += uint64(result.Changed)
+		x.written++
+	} else if number >= x.known {
+		m := graph.Mutation{Updates: updates, Stage: &graph.Stage{Operation: graph.StageUpdates, ID: x.id, Chunk: number}}
+		result, err := x.server.change(ctx, x.store, &m)
+		if err != nil {
+			return x.failed(number, err)
+		}
+		x.staged = result.Stage
+	}
+	x.tuples += uint64(len(updates))
+	x.begun, x.next = true, number+1
+	return nil
+}
+
+// updates converts the tuples of one chunk.
+func (x *importStream) updates(tuples []*pembav1.Tuple) ([]graph.Update, error) {
+	limits := &x.server.limits
+	if len(tuples) == 0 {
+		return nil, malformed("tuples", "there is none; 1 to %d are allowed in a message", limits.ImportTuples)
+	}
+	if len(tuples) > limits.ImportTuples {
+		return nil, tooMany("tuples", "TOO_MANY_UPDATES", len(tuples), limits.ImportTuples)
+	}
+	updates := make([]graph.Update, len(tuples))
+	for i, p := range tuples {
+		t, err := limits.toTuple(p)
+		if err != nil {
+			return nil, within(fmt.Sprintf("tuples[%d]", i), err)
+		}
+		updates[i] = graph.Update{Operation: x.operation, Tuple: t}
+	}
+	return updates, nil
+}
+
+// failed says of an error which chunk it is about and, of batches, what was
+// written before.
+func (x *importStream) failed(number uint32, err error) error {
+	chunk := &chunkError{err: x.translated(err), chunk: number}
+	if !x.atomic {
+		chunk.batches = true
+		chunk.written, chunk.tuples = x.written, x.tuples
+	}
+	return chunk
+}
+
+// translated gives a refusal the words of the caller, who knows tuples and not
+// updates, and the import by its name if it has one.
+func (x *importStream) translated(err error) error {
+	var refusal *engine.Refusal
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	r := *refusal
+	if rest, ok := strings.CutPrefix(r.Field, "updates["); ok {
+		r.Field = "tuples[" + strings.Replace(rest, "].tuple", "]", 1)
+	}
+	switch r.Reason {
+	case engine.StageGap:
+		r.Field = "chunk"
+		r.Message = "the chunks sent do not go with those that the import has; GetImport says which is next"
+	case engine.StageUnknown:
+		r.Message = "the import was aborted or collected meanwhile; begin it again"
+	case engine.StageStale:
+		r.Message = "the schema changed since the import was begun; abort it, and begin again"
+	default:
+	}
+	return &r
+}
+
+// A chunkError is an error of one chunk of an import. toStatus adds what it says
+// to what err says.
+type chunkError struct {
+	err   error
+	chunk uint32
+	// Of MODE_BATCHES: how many chunks, and tuples in them, were written before.
+	batches bool
+	written uint32
+	tuples  uint64
+}
+
+// Error returns what comes before the message of err in the answer, and that.
+func (e *chunkError) Error() string { return e.prefix() + e.err.Error() }
+
+// Unwrap returns the error without the chunk.
+func (e *chunkError) Unwrap() error { return e.err }
+
+func (e *chunkError) prefix() string {
+	text := fmt.Sprintf("chunk %d", e.chunk)
+	if e.batches {
+		text += fmt.Sprintf(" (%d before it, with %d tuples, are written)", e.written, e.tuples)
+	}
+	return text + ": "
+}
+
+func (e *chunkError) metadata() map[string]string {
+	m := map[string]string{"chunk": strconv.FormatUint(uint64(e.chunk), 10)}
+	if e.batches {
+		m["written_chunks"] = strconv.FormatUint(uint64(e.written), 10)
+		m["written_tuples"] = strconv.FormatUint(e.tuples, 10)
+	}
+	return m
+}
+
+// finish commits what was sent.
+func (x *importStream) finish(ctx context.Context) (*pembav1.ImportTuplesResponse, error) {
+	if !x.atomic {
+		if x.written == 0 {
+			return nil, malformed("tuples", "none was sent")
+		}
+		return &pembav1.ImportTuplesResponse{WrittenAt: x.server.writtenAt(x.last), Tuples: x.tuples, Changed: x.changed}, nil
+	}
+	// The caller vouches for the number of chunks that he sent last; one who came
+	// back to send nothing more, for those that are known.
+	chunks := x.known
+	if x.begun {
+		chunks = x.next
+	}
+	if chunks == 0 {
+		if x.header.GetImportId() != "" {
+			return nil, unknownImport("header.import_id", x.header.GetImportId())
+		}
+		return nil, malformed("tuples", "none was sent")
+	}
+	m := x.reasons
+	m.Stage = &graph.Stage{Operation: graph.StageCommit, ID: x.id, Chunk: chunks}
+	result, err := x.server.change(ctx, x.store, &m)
+	if err != nil {
+		return nil, x.translated(err)
+	}
+	return &pembav1.ImportTuplesResponse{
+		WrittenAt: x.server.writtenAt(result), Tuples: x.staged.Tuples, Changed: uint64(result.Changed),
+	}, nil
+}
+
+// forgetTimeout bounds how long an import that failed waits to be forgotten; what
+// is left over is collected.
+const forgetTimeout = 10 * time.Second
+
+// forget drops what was staged under an id that nobody knows. It works on after
+// the call's own context has ended.
+func (x *importStream) forget() {
+	if !x.atomic || x.header.GetImportId() != "" || x.staged.Chunks == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), forgetTimeout)
+	defer cancel()
+	_, err := x.server.change(ctx, x.store, &graph.Mutation{Stage: &graph.Stage{Operation: graph.StageDrop, ID: x.id}})
+	var refusal *engine.Refusal
+	if err != nil && !errors.As(err, &refusal) {
+		// A refusal means that it was committed after all, or is gone.
+		x.server.logger.Info("an import that failed was not forgotten and will be collected", "store", x.store.Name, "error", err)
+	}
+}
+
+// importIDBytesMax bounds the name of an import.
+const importIDBytesMax = 64
+
+// stageID returns the staged change that the name of an import stands for. It is
+// a hash, so that a name may be longer than a StageID and says nothing about
+// those of others.
+func stageID(field string, store graph.StoreInfo, importID string) (graph.StageID, error) {
+	const allowed = "1 to 64 letters, digits, '_' and '-' are allowed"
+	if importID == "" {
+		return graph.StageID{}, malformed(field, "it is empty; %s", allowed)
+	}
+	if len(importID) > importIDBytesMax {
+		return graph.StageID{}, malformed(field, "it has %d bytes; %s", len(importID), allowed)
+	}
+	for i := range len(importID) {
+		switch c := importID[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_', c == '-':
+		default:
+			return graph.StageID{}, malformed(field, "byte %d of it is %q; %s", i, c, allowed)
+		}
+	}
+	digest := sha256.Sum256([]byte(storeArgument(store) + "/" + importID))
+	return graph.StageID(digest[:len(graph.StageID{})]), nil
+}
+
+func unknownImport(field, importID string) error {
+	return &engine.Refusal{
+		Reason: engine.StageUnknown, Field: field,
+		Message:  fmt.Sprintf("no import %q waits to be gone on with: it was committed, aborted or collected, or never begun", importID),
+		Metadata: map[string]string{"import_id": importID},
+	}
+}
+
+// stage finds a staged change of a store.
+func (s *Server) stage(store graph.StoreInfo, id graph.StageID) (graph.StageInfo, bool, error) {
+	stages, err := s.node.Stages(store.ID)
+	if err != nil {
+		return graph.StageInfo{}, false, ofStore(store, err)
+	}
+	for _, stage := range stages {
+		if stage.ID == id {
+			return stage, true, nil
+		}
+	}
+	return graph.StageInfo{}, false, nil
+}
+
+func (s *tupleService) GetImport(ctx context.Context, r *pembav1.GetImportRequest) (*pembav1.GetImportResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	id, err := stageID("import_id", store, r.GetImportId())
+	if err != nil {
+		return nil, err
+	}
+	stage, found, err := s.server.stage(store, id)
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, unknownImport("import_id", r.GetImportId())
+	}
+	return &pembav1.GetImportResponse{
+		NextChunk: stage.Chunks, Tuples: stage.Tuples, ExpiresAt: fromInstant(stage.Touched + graph.StageLifetime),
+	}, nil
+}
+
+func (s *tupleService) AbortImport(ctx context.Context, r *pembav1.AbortImportRequest) (*pembav1.AbortImportResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	id, err := stageID("import_id", store, r.GetImportId())
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.server.change(ctx, store, &graph.Mutation{Stage: &graph.Stage{Operation: graph.StageDrop, ID: id}})
+	var refusal *engine.Refusal
+	if errors.As(err, &refusal) && refusal.Reason == engine.StageUnknown {
+		return nil, unknownImport("import_id", r.GetImportId())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.AbortImportResponse{}, nil
+}

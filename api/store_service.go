@@ -1,0 +1,224 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"strconv"
+
+	"google.golang.org/grpc/codes"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/cluster"
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
+)
+
+// store resolves the name of a store that a call is about; empty means the
+// default store. It is the one way to a store: a name that does not exist and
+// one that the caller's key may not see give the very same error, and every call
+// counts against the store's rate.
+func (s *Server) store(ctx context.Context, name string) (graph.StoreInfo, error) {
+	if name == "" {
+		name = DefaultStoreName
+	}
+	if err := checkText("store", name, storeBytesMax); err != nil {
+		return graph.StoreInfo{}, err
+	}
+	who := callerOf(ctx)
+	if !who.maySee(name) {
+		return graph.StoreInfo{}, unknownStore(name)
+	}
+	store, found := s.node.StoreNamed(name)
+	if !found {
+		return graph.StoreInfo{}, unknownStore(name)
+	}
+	if err := s.rate.allow(who, store); err != nil {
+		return graph.StoreInfo{}, err
+	}
+	return store, nil
+}
+
+func unknownStore(name string) error {
+	return &requestError{
+		code: codes.NotFound, reason: engine.UnknownStore.String(), field: "store",
+		message:  fmt.Sprintf("there is no store %q that the caller may see; an empty name means the store %q", name, DefaultStoreName),
+		metadata: map[string]string{"store": name},
+	}
+}
+
+// ofStore gives the error of a store that was deleted since it was resolved the
+// form of one that never was there.
+func ofStore(store graph.StoreInfo, err error) error {
+	var refusal *engine.Refusal
+	if errors.Is(err, graph.ErrUnknownStore) || errors.As(err, &refusal) && refusal.Reason == engine.UnknownStore {
+		return unknownStore(store.Name)
+	}
+	return err
+}
+
+// change makes a change to a store and returns its result, or the refusal as an
+// error.
+func (s *Server) change(ctx context.Context, store graph.StoreInfo, m *graph.Mutation) (engine.Result, error) {
+	m.Store = store.ID
+	result, err := s.write(ctx, m)
+	return result, ofStore(store, err)
+}
+
+// snapshot gives the state that a read is answered from. A cursor decides it
+// alone when there is one.
+func (s *Server) snapshot(ctx context.Context, store graph.StoreInfo, c *pembav1.Consistency, from *cursor) (*engine.Snapshot, error) {
+	var consistency cluster.Consistency
+	var err error
+	if from != nil {
+		consistency = cluster.Consistency{Mode: cluster.Exactly, Revision: from.revision, Instant: from.instant, Pinned: true}
+	} else if consistency, err = toConsistency(c, s.clusterID); err != nil {
+		return nil, err
+	}
+	snapshot, err := s.node.Snapshot(ctx, store.ID, consistency, graph.Overlay{})
+	return snapshot, ofStore(store, err)
+}
+
+// operatorOnly refuses callers who may not administer stores, before anything is
+// looked at.
+func operatorOnly(ctx context.Context) error {
+	if callerOf(ctx).operator {
+		return nil
+	}
+	return &requestError{
+		code: codes.PermissionDenied, reason: "OPERATOR_ONLY",
+		message: "the key is bound to stores; creating, changing and deleting stores needs an operator's key",
+	}
+}
+
+// storeService implements pemba.v1.StoreService.
+type storeService struct {
+	pembav1.UnimplementedStoreServiceServer
+	server *Server
+}
+
+func (s *storeService) CreateStore(ctx context.Context, r *pembav1.CreateStoreRequest) (*pembav1.CreateStoreResponse, error) {
+	if err := operatorOnly(ctx); err != nil {
+		return nil, err
+	}
+	if err := checked("name", graph.ValidateStoreName(r.GetName())); err != nil {
+		return nil, err
+	}
+	change, err := toStoreChange(r.GetSettings())
+	if err != nil {
+		return nil, within("settings", err)
+	}
+	if err := s.server.rate.allow(callerOf(ctx), graph.StoreInfo{}); err != nil {
+		return nil, err
+	}
+	if n := len(s.server.node.Stores()); n >= s.server.limits.Stores {
+		return nil, &requestError{
+			code: codes.ResourceExhausted, reason: "TOO_MANY_STORES",
+			message:  fmt.Sprintf("there are %d stores, and at most %d are allowed", n, s.server.limits.Stores),
+			metadata: map[string]string{"limit": strconv.Itoa(s.server.limits.Stores)},
+		}
+	}
+	change.Operation, change.Name = graph.CreateStore, r.GetName()
+	result, err := s.server.write(ctx, &graph.Mutation{StoreChange: change})
+	if err != nil {
+		return nil, err
+	}
+	// The store as it was made: it may have been changed since.
+	made := graph.StoreInfo{
+		ID: result.Store, Name: r.GetName(), Created: result.Revision, CreatedAt: result.Instant,
+		Settings: graph.StoreSettings{History: graph.DefaultRetention, Log: graph.DefaultRetention},
+	}
+	setSettings(&made.Settings, change)
+	return &pembav1.CreateStoreResponse{Store: fromStore(made), CreatedAt: s.server.writtenAt(result)}, nil
+}
+
+func (s *storeService) UpdateStore(ctx context.Context, r *pembav1.UpdateStoreRequest) (*pembav1.UpdateStoreResponse, error) {
+	if err := operatorOnly(ctx); err != nil {
+		return nil, err
+	}
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	change, err := toStoreChange(r.GetSettings())
+	if err != nil {
+		return nil, within("settings", err)
+	}
+	if *change == (graph.StoreChange{}) {
+		return nil, malformed("settings", "none is set; at least one of history, log, tuples_max and calls_per_second must be")
+	}
+	change.Operation = graph.SetStore
+	result, err := s.server.change(ctx, store, &graph.Mutation{StoreChange: change})
+	if err != nil {
+		return nil, err
+	}
+	now, found := s.server.node.StoreNamed(store.Name)
+	if !found || now.ID != store.ID {
+		return nil, unknownStore(store.Name)
+	}
+	return &pembav1.UpdateStoreResponse{Store: fromStore(now), UpdatedAt: s.server.writtenAt(result)}, nil
+}
+
+func (s *storeService) GetStore(ctx context.Context, r *pembav1.GetStoreRequest) (*pembav1.GetStoreResponse, error) {
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.GetStoreResponse{Store: fromStore(store)}, nil
+}
+
+func (s *storeService) ListStores(ctx context.Context, r *pembav1.ListStoresRequest) (*pembav1.ListStoresResponse, error) {
+	limit, err := toPageLimit(r.GetLimit())
+	if err != nil {
+		return nil, err
+	}
+	arguments := hashArguments(listStores).sum()
+	after := ""
+	if r.GetCursor() != "" {
+		from, err := parseCursor(r.GetCursor(), s.server.clusterID, listStores, arguments)
+		if err != nil {
+			return nil, err
+		}
+		after = string(from.position)
+	}
+	who := callerOf(ctx)
+	// No store is asked about, so the key alone is counted.
+	if err := s.server.rate.allow(who, graph.StoreInfo{}); err != nil {
+		return nil, err
+	}
+	stores := s.server.node.Stores()
+	begin := sort.Search(len(stores), func(i int) bool { return stores[i].Name > after })
+	response := new(pembav1.ListStoresResponse)
+	for _, store := range stores[begin:] {
+		if !who.maySee(store.Name) {
+			continue
+		}
+		if len(response.Stores) == limit {
+			last := response.Stores[limit-1].GetName()
+			c := cursor{zookie: zookie{cluster: s.server.clusterID}, kind: listStores, arguments: arguments, position: []byte(last)}
+			response.Cursor = c.token()
+			break
+		}
+		response.Stores = append(response.Stores, fromStore(store))
+	}
+	return response, nil
+}
+
+func (s *storeService) DeleteStore(ctx context.Context, r *pembav1.DeleteStoreRequest) (*pembav1.DeleteStoreResponse, error) {
+	if err := operatorOnly(ctx); err != nil {
+		return nil, err
+	}
+	if r.GetStore() == "" {
+		return nil, malformed("store", "it is empty; the store to delete must be named")
+	}
+	store, err := s.server.store(ctx, r.GetStore())
+	if err != nil {
+		return nil, err
+	}
+	result, err := s.server.change(ctx, store, &graph.Mutation{StoreChange: &graph.StoreChange{Operation: graph.DropStore}})
+	if err != nil {
+		return nil, err
+	}
+	return &pembav1.DeleteStoreResponse{DeletedAt: s.server.writtenAt(result)}, nil
+}

@@ -1,0 +1,547 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/cluster"
+	"github.com/pembadb/pemba/graph"
+)
+
+// watchersFlag is how many watch at once in TestManyWatchers.
+var watchersFlag = flag.Int("watchers", 1000, "how many watch at once in TestManyWatchers")
+
+// A place is where a server can be reached that is restarted now and then.
+type place struct {
+	mu     sync.Mutex
+	client *testClient
+}
+
+func (p *place) get() *testClient {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.client
+}
+
+func (p *place) set(c *testClient) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.client = c
+}
+
+// serveDir serves a node on a directory; stop closes both.
+func serveDir(t *testing.T, dir string, limits Limits) (c *testClient, stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	node, err := cluster.Open(ctx, cluster.Config{DataDir: dir, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Listen(Config{Node: node, GRPCAddr: "127.0.0.1:0", Limits: limits, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve() }()
+	return dial(t, s), func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := errors.Join(s.Close(ctx), <-done, node.Close(ctx)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestWatchAgain: whoever watches, is cut off at random, and comes back with the
+// last cursor, is told every change once, in order, through a revision of 100,000
+// changes (fewer under the race detector) and a restart of the node.
+func TestWatchAgain(t *testing.T) {
+	const chunk, watchers = 10_000, 2
+	imported := 100_000
+	if raceEnabled {
+		imported = 20_000 // It costs ten times as much.
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	dir := t.TempDir()
+	limits := Limits{WatchHeartbeat: 20 * time.Millisecond}
+	var where place
+	c, stop := serveDir(t, dir, limits)
+	where.set(c)
+	defer func() { stop() }()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	schema, err := c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: testSchema})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	var total uint64
+	finished := make(chan struct{}) // closed when total is known
+	type told struct {
+		sequence uint64
+		id       string
+		kind     pembav1.Change_Kind
+	}
+	got := make([][]told, watchers)
+	var group sync.WaitGroup
+	for i := range watchers {
+		group.Go(func() {
+			random := rand.New(rand.NewPCG(seed, uint64(i)))
+			request := &pembav1.WatchRequest{From: &pembav1.WatchRequest_After{After: schema.GetWrittenAt()}}
+			enough := func() bool {
+				select {
+				case <-finished:
+					return uint64(len(got[i])) >= total
+				default:
+					return false
+				}
+			}
+			for !enough() && ctx.Err() == nil {
+				watching, cut := context.WithCancel(ctx)
+				stream, err := where.get().Watch(watching, request)
+				// Some are cut off between two messages, some anywhere.
+				left := random.IntN(150)
+				if random.IntN(2) == 0 {
+					time.AfterFunc(time.Duration(random.IntN(200))*time.Millisecond, cut)
+					left = 1 << 30
+				}
+				for ; err == nil && left > 0 && !enough(); left-- {
+					var m *pembav1.WatchResponse
+					if m, err = stream.Recv(); err != nil {
+						break
+					}
+					for _, change := range m.GetChanges() {
+						got[i] = append(got[i], told{change.GetSequence(), change.GetTuple().GetObject().GetId(), change.GetKind()})
+					}
+					request.From = &pembav1.WatchRequest_Cursor{Cursor: m.GetCursor()}
+				}
+				cut()
+				switch status.Code(err) {
+				case codes.OK, codes.Canceled, codes.Unavailable:
+				default:
+					t.Errorf("watcher %d: %v", i, err)
+					return
+				}
+				if status.Code(err) == codes.Unavailable {
+					time.Sleep(5 * time.Millisecond) // The node is being restarted.
+				}
+			}
+		})
+	}
+
+	write := func(from, to int) {
+		for ; from < to; from += 7 {
+			if _, err := where.get().WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: touch(from, min(from+7, to))}); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}
+	write(0, 500)
+	stream, err := where.get().ImportTuples(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := &pembav1.ImportTuplesRequest{Header: &pembav1.ImportHeader{}}
+	for from := 0; from < imported; from += chunk {
+		message.Chunk = uint32(from / chunk)
+		for i := range chunk {
+			message.Tuples = append(message.Tuples, &pembav1.Tuple{Object: object("doc", fmt.Sprintf("i%06d", from+i)), Relation: "viewer", Subject: user("anne")})
+		}
+		if err := stream.Send(message); err != nil {
+			t.Fatal(err)
+		}
+		message = new(pembav1.ImportTuplesRequest)
+	}
+	write(500, 700)
+	result, err := stream.CloseAndRecv()
+	if err != nil || result.GetChanged() != uint64(imported) {
+		t.Fatalf("%v, %v", result, err)
+	}
+	write(700, 800)
+	stop()
+	c, stop = serveDir(t, dir, limits)
+	where.set(c)
+	write(800, 1000)
+	total = uint64(imported) + 1000
+	close(finished)
+	group.Wait()
+
+	// What the log has at the end is what everybody was told.
+	var want []told
+	reading, err := c.ReadChanges(ctx, &pembav1.ReadChangesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		m, err := reading.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(m.GetChanges().GetChanges()); n > batchTuples {
+			t.Errorf("a message has %d changes", n)
+		}
+		for _, change := range m.GetChanges().GetChanges() {
+			want = append(want, told{change.GetSequence(), change.GetTuple().GetObject().GetId(), change.GetKind()})
+		}
+	}
+	if uint64(len(want)) != total {
+		t.Errorf("the log has %d changes, expected %d", len(want), total)
+	}
+	for i, x := range want {
+		if x.sequence != uint64(i)+1 || x.kind != pembav1.Change_KIND_CREATED {
+			t.Fatalf("change %d of the log is %v", i, x)
+		}
+	}
+	for i := range got {
+		if !slices.Equal(got[i], want) {
+			t.Errorf("watcher %d was told %d changes, which are not the %d of the log", i, len(got[i]), len(want))
+		}
+	}
+}
+
+// TestManyWatchers: a thousand watch at once, and all are told everything.
+func TestManyWatchers(t *testing.T) {
+	const revisions = 20
+	s := testServer(t, Config{Limits: Limits{Watches: *watchersFlag}})
+	c := dial(t, s)
+	writeDocs(t, c, 1)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var began, group sync.WaitGroup
+	began.Add(*watchersFlag)
+	begin := time.Now()
+	for from := 0; from < *watchersFlag; from += 500 {
+		conn := dial(t, s) // One connection takes a thousand calls.
+		for i := range min(500, *watchersFlag-from) {
+			group.Go(func() {
+				ready := sync.OnceFunc(began.Done)
+				defer ready()
+				stream, err := conn.Watch(ctx, &pembav1.WatchRequest{})
+				if err != nil {
+					t.Errorf("watcher %d: %v", from+i, err)
+					return
+				}
+				for next := uint64(2); next < 2+revisions; {
+					m, err := stream.Recv()
+					if err != nil {
+						t.Errorf("watcher %d: %v", from+i, err)
+						return
+					}
+					// Everything that is acknowledged from here on must be told.
+					ready()
+					for _, change := range m.GetChanges() {
+						if change.GetSequence() != next {
+							t.Errorf("watcher %d is told change %d, expected %d", from+i, change.GetSequence(), next)
+							return
+						}
+						next++
+					}
+				}
+			})
+		}
+	}
+	began.Wait()
+	t.Logf("%d watches were open after %v", *watchersFlag, time.Since(begin))
+	if stream, err := c.Watch(ctx, &pembav1.WatchRequest{}); err != nil {
+		t.Error(err)
+	} else if _, err := stream.Recv(); err == nil {
+		t.Error("one watch more than allowed was let in")
+	} else {
+		expectStatus(t, "one watch too many", err, codes.ResourceExhausted, "TOO_MANY_WATCHES")
+	}
+	begin = time.Now()
+	for i := range revisions {
+		if _, err := c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: touch(1+i, 2+i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	group.Wait()
+	t.Logf("%d revisions were told to all after %v", revisions, time.Since(begin))
+}
+
+// TestWatchHeartbeat: what the filters keep back moves the cursor all the same.
+func TestWatchHeartbeat(t *testing.T) {
+	s := testServer(t, Config{Limits: Limits{WatchHeartbeat: 5 * time.Millisecond}})
+	c := dial(t, s)
+	writeDocs(t, c, 0)
+	ctx := testContext(t)
+	stream, err := c.Watch(ctx, &pembav1.WatchRequest{Filters: []*pembav1.ChangeFilter{{ObjectType: "doc", ObjectId: "none"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	written, err := c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: touch(0, 3)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := parseZookie(written.GetWrittenAt(), s.clusterID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		z, err := parseZookie(m.GetZookie(), s.clusterID)
+		if err != nil || !m.GetHeartbeat() || len(m.GetChanges()) > 0 {
+			t.Fatalf("%v, %v", m, err)
+		}
+		if z.revision < last.revision {
+			continue
+		}
+		// From this cursor on there is nothing left of the write.
+		position, err := s.parseChangeCursor(storeNamed(t, s, DefaultStoreName), m.GetCursor())
+		if err != nil || position.Revision <= last.revision || position.Offset != 0 {
+			t.Errorf("%v, %v; the write was revision %d", position, err, last.revision)
+		}
+		return
+	}
+}
+
+// TestWatchEnds: a watch ends when its store is deleted, and when the server is
+// closed, which must not wait for it.
+func TestWatchEnds(t *testing.T) {
+	s := testServer(t, Config{})
+	c := dial(t, s)
+	ctx := testContext(t)
+	if _, err := c.CreateStore(ctx, &pembav1.CreateStoreRequest{Name: "short"}); err != nil {
+		t.Fatal(err)
+	}
+	open := func(store string) func() error {
+		stream, err := c.Watch(ctx, &pembav1.WatchRequest{Store: store})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		return func() error {
+			for {
+				if _, err := stream.Recv(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	short, long := open("short"), open("")
+	if _, err := c.DeleteStore(ctx, &pembav1.DeleteStoreRequest{Store: "short"}); err != nil {
+		t.Fatal(err)
+	}
+	expectStatus(t, "a watch of a deleted store", short(), codes.NotFound, "UNKNOWN_STORE")
+	closing, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close(closing) }()
+	expectStatus(t, "a watch of a server that closes", long(), codes.Unavailable, "SHUTTING_DOWN")
+	if err := <-closed; err != nil || closing.Err() != nil {
+		t.Errorf("close: %v, %v", err, closing.Err())
+	}
+}
+
+// TestChangesOfTime reads changes and states by the moments that the log names.
+func TestChangesOfTime(t *testing.T) {
+	s := testServer(t, Config{})
+	c := dial(t, s)
+	writeDocs(t, c, 0)
+	ctx := testContext(t)
+	for i := range 5 {
+		if _, err := c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: touch(i, i+1)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(r *pembav1.ReadChangesRequest) (changes []*pembav1.WatchResponse) {
+		stream, err := c.ReadChanges(ctx, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for {
+			m, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return changes
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			changes = append(changes, m.GetChanges())
+		}
+	}
+	all := read(&pembav1.ReadChangesRequest{})
+	if len(all) != 5 {
+		t.Fatalf("%d revisions", len(all))
+	}
+	before := func(at *timestamppb.Timestamp) *timestamppb.Timestamp {
+		return timestamppb.New(at.AsTime().Add(-time.Microsecond))
+	}
+	for i, m := range all {
+		since := read(&pembav1.ReadChangesRequest{From: &pembav1.ReadChangesRequest_Since{Since: m.GetInstant()}})
+		until := read(&pembav1.ReadChangesRequest{Until: m.GetInstant()})
+		earlier := read(&pembav1.ReadChangesRequest{Until: before(m.GetInstant())})
+		if len(since) != 5-i || len(until) != i+1 || len(earlier) != i {
+			t.Errorf("change %d: %d since, %d until, %d before", i, len(since), len(until), len(earlier))
+		}
+		for _, x := range []struct {
+			at   *timestamppb.Timestamp
+			want uint64
+		}{{m.GetInstant(), uint64(i) + 1}, {before(m.GetInstant()), uint64(i)}} {
+			asOf := &pembav1.Consistency{Requirement: &pembav1.Consistency_AsOf{AsOf: x.at}}
+			count, err := c.CountTuples(ctx, &pembav1.CountTuplesRequest{Consistency: asOf})
+			if err != nil || count.GetCount() != x.want {
+				t.Errorf("as of change %d: %v tuples, %v, expected %d", i, count.GetCount(), err, x.want)
+			}
+		}
+	}
+	ahead := &pembav1.Consistency{Requirement: &pembav1.Consistency_AsOf{AsOf: timestamppb.New(time.Now().Add(time.Hour))}}
+	_, err := c.CountTuples(ctx, &pembav1.CountTuplesRequest{Consistency: ahead})
+	expectStatus(t, "a moment to come", err, codes.OutOfRange, "INSTANT_AHEAD")
+}
+
+// TestForgotten: what a store keeps no more is refused with the oldest that it
+// keeps, by every call that can ask for it.
+func TestForgotten(t *testing.T) {
+	t.Parallel() // It waits for a second to pass.
+	s := testServer(t, Config{})
+	c := dial(t, s)
+	ctx := testContext(t)
+	second := &pembav1.Retention{Kept: &pembav1.Retention_Duration{Duration: durationpb.New(time.Second)}}
+	if _, err := c.CreateStore(ctx, &pembav1.CreateStoreRequest{Name: "short", Settings: &pembav1.StoreSettings{History: second, Log: second}}); err != nil {
+		t.Fatal(err)
+	}
+	schema, err := c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Store: "short", Schema: testSchema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := timestamppb.Now()
+	for i := range 3 {
+		if _, err := c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Store: "short", Updates: touch(i, i+1)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store := storeNamed(t, s, "short")
+	cursor := s.changeCursor(store, graph.Position{Revision: store.Created})
+	time.Sleep(1100 * time.Millisecond)
+	if _, err := s.write(ctx, &graph.Mutation{Store: store.ID, Prune: &graph.Prune{}}); err != nil {
+		t.Fatal(err)
+	}
+	info, err := c.GetStore(ctx, &pembav1.GetStoreRequest{Store: "short"})
+	if err != nil || info.GetStore().GetOldestHistory() == nil || info.GetStore().GetOldestChange() == nil {
+		t.Fatalf("%v, %v", info, err)
+	}
+	oldest := info.GetStore().GetOldestChange().AsTime().UTC().Format(time.RFC3339Nano)
+	asOf := &pembav1.Consistency{Requirement: &pembav1.Consistency_AsOf{AsOf: begun}}
+	exactly := &pembav1.Consistency{Requirement: &pembav1.Consistency_ExactlyAt{ExactlyAt: schema.GetWrittenAt()}}
+	streamed := func(stream interface{ RecvMsg(any) error }, m any, err error) error {
+		if err != nil {
+			return err
+		}
+		return stream.RecvMsg(m)
+	}
+	for name, ask := range map[string]func() error{
+		"as of": func() error {
+			_, err := c.CountTuples(ctx, &pembav1.CountTuplesRequest{Store: "short", Consistency: asOf})
+			return err
+		},
+		"exactly at": func() error {
+			_, err := c.ReadSchema(ctx, &pembav1.ReadSchemaRequest{Store: "short", Consistency: exactly})
+			return err
+		},
+		"a difference": func() error {
+			_, err := c.DiffSchema(ctx, &pembav1.DiffSchemaRequest{Store: "short", From: &pembav1.DiffSchemaRequest_FromZookie{FromZookie: schema.GetWrittenAt()}})
+			return err
+		},
+		"changes since": func() error {
+			stream, err := c.ReadChanges(ctx, &pembav1.ReadChangesRequest{Store: "short", From: &pembav1.ReadChangesRequest_Since{Since: begun}})
+			return streamed(stream, new(pembav1.ReadChangesResponse), err)
+		},
+		"changes after": func() error {
+			stream, err := c.ReadChanges(ctx, &pembav1.ReadChangesRequest{Store: "short", From: &pembav1.ReadChangesRequest_After{After: schema.GetWrittenAt()}})
+			return streamed(stream, new(pembav1.ReadChangesResponse), err)
+		},
+		"a watch": func() error {
+			stream, err := c.Watch(ctx, &pembav1.WatchRequest{Store: "short", From: &pembav1.WatchRequest_Cursor{Cursor: cursor}})
+			return streamed(stream, new(pembav1.WatchResponse), err)
+		},
+	} {
+		err := ask()
+		expectStatus(t, name, err, codes.OutOfRange, "REVISION_GONE")
+		if text := printError(t, err); !strings.Contains(text, "oldest_at="+oldest) || !strings.Contains(text, "oldest_revision=") {
+			t.Errorf("%s: %s does not say %s", name, text, oldest)
+		}
+	}
+	// What is kept can be read from its oldest moment on, and watched from now on.
+	stream, err := c.ReadChanges(ctx, &pembav1.ReadChangesRequest{Store: "short", From: &pembav1.ReadChangesRequest_Since{Since: info.GetStore().GetOldestChange()}})
+	if err := streamed(stream, new(pembav1.ReadChangesResponse), err); err != nil {
+		t.Error(err)
+	}
+	watch, err := c.Watch(ctx, &pembav1.WatchRequest{Store: "short"})
+	if err := streamed(watch, new(pembav1.WatchResponse), err); err != nil {
+		t.Error(err)
+	}
+	versions, err := c.ListSchemaVersions(ctx, &pembav1.ListSchemaVersionsRequest{Store: "short"})
+	if err != nil || len(versions.GetVersions()) != 1 || versions.GetVersions()[0].GetSize() == 0 {
+		t.Errorf("%v, %v", versions, err)
+	}
+}
+
+// TestWatchStalled: a watch whose client takes nothing is ended, and goes on
+// from the last cursor.
+func TestWatchStalled(t *testing.T) {
+	const count = 15_000 // More than is on the way to a client at most.
+	s := testServer(t, Config{Limits: Limits{StreamStall: 10 * time.Millisecond}})
+	c := dial(t, s, grpc.WithInitialWindowSize(1<<16), grpc.WithInitialConnWindowSize(1<<16))
+	writeDocs(t, c, count)
+	ctx := testContext(t)
+	begin := &pembav1.WatchRequest_After{After: zookie{cluster: s.clusterID}.proto()}
+	request := &pembav1.WatchRequest{From: begin}
+	next, stalled := uint64(1), false
+	for pause := 50 * time.Millisecond; next <= count; {
+		stream, err := c.Watch(ctx, request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !stalled {
+			time.Sleep(pause) // How long it takes to fill what is on the way depends on the machine.
+		}
+		for next <= count {
+			m, err := stream.Recv()
+			if err != nil {
+				expectStatus(t, "a client that takes nothing", err, codes.ResourceExhausted, "CLIENT_STALLED")
+				stalled = true
+				break
+			}
+			for _, change := range m.GetChanges() {
+				if change.GetSequence() != next {
+					t.Fatalf("change %d comes where %d should", change.GetSequence(), next)
+				}
+				next++
+			}
+			request.From = &pembav1.WatchRequest_Cursor{Cursor: m.GetCursor()}
+		}
+		if !stalled {
+			// It was not asked for long enough; ctx ends one that never stalls.
+			pause, next, request.From = pause*2, 1, begin
+		}
+	}
+}

@@ -1,0 +1,36 @@
+package cluster
+
+import "time"
+
+// What a node does in the background never holds up those who ask, because of
+// how it is paced: it goes in steps of some milliseconds, none of which holds
+// a lock or a snapshot beyond its end, and rests after each for several times
+// as long as the step took. So it takes a fixed part of one core and of the disk,
+// and where the machine is busy, steps take longer and the rests with them.
+const (
+	// restAfterEntry follows an entry that the leader proposes: it is to take no
+	// more than half of the time of the FSM.
+	restAfterEntry = 1
+	// restAfterStep follows a step that no one waits for.
+	restAfterStep = 4
+
+	restMin = time.Millisecond
+)
+
+// rest waits after a step that took so long. It reports false when the node
+// stops.
+func (n *Node) rest(took time.Duration, times int) bool {
+	return n.sleep(max(restMin, took*time.Duration(times)))
+}
+
+// sleep waits, and reports false when the node stops.
+func (n *Node) sleep(pause time.Duration) bool {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-n.stop:
+		return false
+	case <-timer.C:
+		return true
+	}
+}

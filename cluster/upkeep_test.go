@@ -1,0 +1,281 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/pembadb/pemba/graph"
+)
+
+// eventually waits until a condition holds.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(deadline); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s did not come about", what)
+		}
+	}
+}
+
+// Lifetimes end in every store, in those that come later and after a restart,
+// and where nothing ends nothing is proposed.
+func TestLifetimesEndInEveryStore(t *testing.T) {
+	t.Parallel()
+	now := newClock(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
+	config := testConfig(t, t.TempDir())
+	config.Now = now.Now
+	config.CollectPause = time.Millisecond
+	n := open(t, config)
+	writeSchema(t, n)
+	stores := []graph.StoreID{graph.DefaultStore}
+	for i := range 20 {
+		stores = append(stores, createStore(t, n, fmt.Sprintf("store-%d", i), nil))
+	}
+	guests := func(n *Node, left time.Duration) {
+		for i, store := range stores {
+			tuple := viewer(fmt.Sprint(left), "hanna")
+			tuple.Relation, tuple.ValidUntil = "guest", now.instant()+graph.Instant(left.Microseconds())+graph.Instant(i)
+			m := create(tuple)
+			m.Store = store
+			write(t, n, m)
+		}
+	}
+	left := func(n *Node) (tuples uint64) {
+		for _, store := range stores {
+			info, ok := n.db.StoreInfo(store)
+			if !ok {
+				t.Fatalf("store %d is missing", store)
+			}
+			tuples += info.Tuples
+		}
+		return tuples
+	}
+	guests(n, time.Hour)
+	guests(n, time.Minute) // Earlier than what is known.
+	now.advance(time.Minute + 9*time.Microsecond)
+	eventually(t, "the end of 10 lifetimes", func() bool { return left(n) == uint64(2*len(stores)-10) })
+	now.advance(time.Minute)
+	eventually(t, "the end of all short lifetimes", func() bool { return left(n) == uint64(len(stores)) })
+	last := n.raft.LastIndex()
+	time.Sleep(20 * time.Millisecond)
+	if now := n.raft.LastIndex(); now != last {
+		t.Errorf("the log grew from %d to %d with nothing due", last, now)
+	}
+	if m, err := n.Metrics(); err != nil || m.LifetimesEnded != uint64(len(stores)) {
+		t.Errorf("%d lifetimes ended, %v", m.LifetimesEnded, err)
+	}
+	closeNode(t, n)
+	now.advance(2 * time.Hour)
+	again := open(t, config)
+	eventually(t, "the end of the others after a restart", func() bool { return left(again) == 0 })
+}
+
+// The past is pruned in each store by its own retention, when there is something
+// to forget, and never where it is kept for ever.
+func TestPastIsPruned(t *testing.T) {
+	t.Parallel()
+	now := newClock(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
+	config := testConfig(t, t.TempDir())
+	config.Now = now.Now
+	config.PrunePause = time.Millisecond
+	n := open(t, config)
+	writeSchema(t, n)
+	hour, forever := graph.Retention(time.Hour.Microseconds()), graph.Forever
+	short := createStore(t, n, "short", &graph.StoreChange{History: &hour, Log: &hour})
+	long := createStore(t, n, "long", &graph.StoreChange{History: &forever, Log: &forever})
+	var revisions []graph.Revision
+	change := func(i int) {
+		for _, store := range []graph.StoreID{short, long} {
+			m := create(viewer(fmt.Sprint(i), "hanna"))
+			if m.Store = store; i > 0 {
+				m.Updates = append(m.Updates, graph.Update{Operation: graph.Delete, Tuple: viewer(fmt.Sprint(i-1), "hanna")})
+			}
+			result := write(t, n, m)
+			if store == short {
+				revisions = append(revisions, result.Revision)
+			}
+		}
+	}
+	for i := range 10 {
+		now.advance(20 * time.Minute)
+		change(i)
+	}
+	info := func(id graph.StoreID) graph.StoreInfo {
+		info, ok := n.db.StoreInfo(id)
+		if !ok {
+			t.Fatalf("store %d is missing", id)
+		}
+		return info
+	}
+	// An hour ago the change three before the last one had just been made.
+	eventually(t, "the pruning", func() bool { return info(short).OldestHistory == revisions[6] })
+	if got := info(long); got.OldestHistory != 0 || got.OldestLog != 0 {
+		t.Errorf("the store that is kept for ever: %+v", got)
+	}
+	snapshot := func(store graph.StoreID, at graph.Revision) error {
+		s, err := n.Snapshot(testContext(t), store, Consistency{Mode: Exactly, Revision: at}, graph.Overlay{})
+		if err == nil {
+			s.Close()
+		}
+		return err
+	}
+	if err := errors.Join(snapshot(short, revisions[6]), snapshot(short, revisions[9]), snapshot(long, revisions[0])); err != nil {
+		t.Error(err)
+	}
+	if err := snapshot(short, revisions[5]); !errors.Is(err, graph.ErrRevisionGone) {
+		t.Errorf("what is older than the retention: %v", err)
+	}
+	// With nothing more to forget, nothing is proposed, however time passes.
+	now.advance(48 * time.Hour)
+	eventually(t, "the pruning of the rest", func() bool { return info(short).OldestHistory == revisions[9] })
+	last := n.raft.LastIndex()
+	for range 10 {
+		now.advance(time.Hour)
+		time.Sleep(3 * time.Millisecond)
+	}
+	if now := n.raft.LastIndex(); now != last {
+		t.Errorf("the log grew from %d to %d with nothing to forget", last, now)
+	}
+	m, err := n.Metrics()
+	if err != nil || m.Prunes == 0 || m.Prunes > 20 {
+		t.Errorf("%d prunes, %v", m.Prunes, err)
+	}
+	// Each node removes by itself what nobody can read.
+	eventually(t, "the removal", func() bool {
+		n.remover.mu.Lock()
+		defer n.remover.mu.Unlock()
+		return len(n.remover.stores) == 0
+	})
+	if more, err := n.db.Remove(short); more || err != nil {
+		t.Errorf("the removal left something: %v, %v", more, err)
+	}
+}
+
+// A log that is kept longer than the history is pruned in time, also in a store
+// that nobody changes any more, whose history was pruned to its end before.
+func TestLogIsPrunedBehindTheHistory(t *testing.T) {
+	t.Parallel()
+	now := newClock(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
+	config := testConfig(t, t.TempDir())
+	config.Now = now.Now
+	config.PrunePause = time.Millisecond
+	n := open(t, config)
+	hour, day := graph.Retention(time.Hour.Microseconds()), graph.Retention(24*time.Hour.Microseconds())
+	store := createStore(t, n, "idle", &graph.StoreChange{History: &hour, Log: &day})
+	change := func(document string) graph.Revision {
+		now.advance(20 * time.Hour)
+		m := create(viewer(document, "hanna"))
+		m.Store = store
+		return write(t, n, m).Revision
+	}
+	info := func() graph.StoreInfo {
+		info, ok := n.db.StoreInfo(store)
+		if !ok {
+			t.Fatal("the store is missing")
+		}
+		return info
+	}
+	first := change("0")
+	last := change("1")
+	now.advance(2 * time.Hour)
+	eventually(t, "the pruning of the history", func() bool { return info().OldestHistory == last })
+	now.advance(3 * time.Hour) // The first change is 25 hours old, the last 5.
+	eventually(t, "the pruning of the log", func() bool { return info().OldestLog == first })
+	now.advance(24 * time.Hour)
+	eventually(t, "the pruning of the log to its end", func() bool { return info().OldestLog == last })
+	index := n.raft.LastIndex()
+	now.advance(24 * time.Hour)
+	time.Sleep(10 * time.Millisecond)
+	if now := n.raft.LastIndex(); now != index {
+		t.Errorf("the log grew from %d to %d with nothing to forget", index, now)
+	}
+}
+
+// Staged changes that were left behind are dropped, others not.
+func TestIdleStagesAreCollected(t *testing.T) {
+	t.Parallel()
+	now := newClock(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
+	config := testConfig(t, t.TempDir())
+	config.Now = now.Now
+	config.PrunePause = time.Millisecond
+	n := open(t, config)
+	writeSchema(t, n)
+	stage := func(id byte) {
+		m := create(viewer(fmt.Sprint(id), "hanna"))
+		m.Stage = &graph.Stage{Operation: graph.StageUpdates, ID: graph.StageID{id}}
+		write(t, n, m)
+	}
+	stage(1)
+	now.advance(12 * time.Hour)
+	stage(2)
+	now.advance(12*time.Hour + time.Second)
+	eventually(t, "the collection", func() bool {
+		stages, err := n.Stages(graph.DefaultStore)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(stages) == 0 || stages[len(stages)-1].ID != (graph.StageID{2}) {
+			t.Fatalf("left are %v", stages)
+		}
+		return len(stages) == 1
+	})
+	last := n.raft.LastIndex()
+	time.Sleep(10 * time.Millisecond)
+	if now := n.raft.LastIndex(); now != last {
+		t.Errorf("the log grew from %d to %d with nothing idle", last, now)
+	}
+	if m, err := n.Metrics(); err != nil || m.StageCollections != 1 {
+		t.Errorf("%d collections, %v", m.StageCollections, err)
+	}
+}
+
+// Damage in a table that nobody reads stops the node soon after its start.
+func TestDamageIsFoundByReadingEverything(t *testing.T) {
+	t.Parallel()
+	config, faults := failing(t)
+	n := open(t, config)
+	writeSchema(t, n)
+	for i := range 40 {
+		m := create()
+		for j := range 100 {
+			m.Updates = append(m.Updates, graph.Update{Operation: graph.Create, Tuple: viewer(fmt.Sprintf("%d-%d", i, j), "hanna")})
+		}
+		write(t, n, m)
+	}
+	closeNode(t, n)
+	tables, err := filepath.Glob(filepath.Join(config.DataDir, "state", "*.sst"))
+	if err != nil || len(tables) == 0 {
+		t.Fatal("there are no tables", err)
+	}
+	whole := open(t, config)
+	eventually(t, "the reading of all tables", func() bool {
+		m, err := whole.Metrics()
+		return err == nil && m.Verified && m.VerifiedBytes > 0
+	})
+	closeNode(t, whole)
+
+	table := tables[len(tables)-1]
+	content, err := os.ReadFile(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[len(content)/2] ^= 0x10
+	if err := os.WriteFile(table, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n, err = Open(testContext(t), config)
+	if err != nil {
+		t.Logf("refused at once: %v", err)
+		return
+	}
+	t.Cleanup(func() {
+		if err := n.Close(testContext(t)); err != nil {
+			t.Logf("close: %v", err)
+		}
+	})
+	mustBeStopped(t, n, faults, "verify the state", filepath.Base(table))
+}

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/pembadb/pemba/api/client"
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+)
+
+func newTupleImport() *cobra.Command {
+	var i importer
+	cmd := &cobra.Command{
+		Use:   "import FILE|-",
+		Short: "Write the tuples of a file, all at one revision or none",
+		Long: `Import writes the tuples in FILE ("-" for the standard input). All of them become
+visible at one revision, or none does, however many they are. What is there
+already is kept, and gets the caveat and expiration of the file; with --create it
+is an error.
+
+An import that is cut off says by which --import-id the same file can be imported
+from where it was. It is forgotten when nobody goes on with it for some time. One
+that fails for another reason is forgotten at once, unless --import-id names it.
+
+With --batches the tuples are written in batches, each at a revision of its own;
+what came before a failure stays. Importing a file again changes nothing but
+tuples whose expiration is over.
+
+The form follows from the name, or from --format:
+  .csv    a heading with the columns ` + strings.Join(tupleColumns, ", ") + `,
+          of which all but the first five may be missing
+  .jsonl  one JSON object a line, with the same names
+  else    one tuple a line as text; blank lines and lines that begin with # or //
+          are skipped
+
+` + tupleForm,
+		Example: "  pemba tuple import tuples.txt\n  pemba tuple export --format csv | pemba tuple import --format csv --addr 127.0.0.1:50061 -",
+		Args:    arguments(1, 1, "FILE|-"),
+	}
+	i.addFlags(cmd)
+	i.by.addFlags(cmd)
+	cmd.Flags().BoolVar(&i.create, "create", false, "fail if one of the tuples is there already")
+	cmd.Flags().BoolVar(&i.batches, "batches", false, "write in batches, each at a revision of its own")
+	cmd.Flags().StringVar(&i.id, "import-id", "", "go on with the import of this `id`, or name a new one so")
+	cmd.Flags().StringVar(&i.format, "format", "", "the `form` of the file: text, csv or jsonl")
+	addQuiet(cmd, &i.quiet)
+	before(cmd, func() error {
+		if i.batches && i.id != "" {
+			return errors.New("--batches and --import-id exclude each other: what is imported in batches can be imported again")
+		}
+		return needTexts(cmd, "import-id")
+	})
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return i.run(cmd, args[0]) }
+	return cmd
+}
+
+// An importer holds the flags of tuple import.
+type importer struct {
+	connection
+	by              change
+	create, batches bool
+	id, format      string
+	quiet           bool
+}
+
+func (i *importer) run(cmd *cobra.Command, name string) error {
+	form, err := tupleFormat(i.format, name)
+	if err != nil {
+		return err
+	}
+	metadata, err := parseJSONObject("metadata", i.by.metadata)
+	if err != nil {
+		return err
+	}
+	config := client.ImportConfig{Batches: i.batches, Create: i.create, ID: i.id, RecordedActor: i.by.actor}
+	if metadata != nil {
+		config.Metadata = metadata.AsMap()
+	}
+	if config.ID == "" && !i.batches {
+		config.ID = client.NewImportID()
+	}
+	in, whole := cmd.InOrStdin(), int64(0)
+	shown := "standard input"
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = f.Close() }() // It was only read.
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		in, shown = f, name
+		if info.Mode().IsRegular() {
+			whole = info.Size()
+		}
+	}
+	return i.call(cmd, func(ctx ctx, c *client.Client) error {
+		p := startProgress(cmd, i.quiet)
+		p.whole.Store(whole)
+		answer, err := i.copy(ctx, c, config, countingReader{in, p}, form, shown, p)
+		p.close()
+		if err != nil {
+			return err
+		}
+		if i.json() {
+			return printJSON(cmd, struct {
+				Imported uint64 `json:"imported"`
+				Changed  uint64 `json:"changed"`
+				Zookie   string `json:"zookie,omitempty"`
+			}{answer.GetTuples(), answer.GetChanged(), answer.GetWrittenAt().GetToken()})
+		}
+		if answer.GetTuples() == 0 {
+			return printf(cmd, "imported 0, there are no tuples in %s\n", shown)
+		}
+		return printf(cmd, "imported %d, changed %d, zookie %s\n", answer.GetTuples(), answer.GetChanged(), answer.GetWrittenAt().GetToken())
+	})
+}
+
+// A parsed part of a file: tuples, or the error behind them.
+type parsedPart struct {
+	tuples []tupleLine
+	err    error
+}
+
+// importPart is how many tuples are parsed before they are given on.
+const importPart = 512
+
+// copy reads tuples and sends them. One goroutine reads and parses, this one
+// fills chunks, and that of the client encodes and sends them.
+func (i *importer) copy(
+	ctx ctx, c *client.Client, config client.ImportConfig, in io.Reader, form, name string, p *progress,
+) (*pembav1.ImportTuplesResponse, error) {
+	im, err := c.Import(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	defer im.Cancel()
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	parts := make(chan parsedPart, 4)
+	go parse(reading, in, form, parts)
+	var lines lineMap
+	// failed explains an error, by the line where it is known, and says what is
+	// left of the import.
+	failed := func(err error) error {
+		at := ""
+		var refused *client.ImportError
+		if errors.As(err, &refused) {
+			if line, ok := lines.line(refused.Number); ok {
+				at = fmt.Sprintf("%d:", line)
+			}
+		}
+		return fmt.Errorf("%s:%s %s%s", name, at, explainImport(err), i.left(im, config, err))
+	}
+	for {
+		var part parsedPart
+		var more bool
+		select {
+		case part, more = <-parts:
+		case <-ctx.Done():
+			// A standard input that says nothing must not keep anybody waiting.
+			return nil, failed(context.Cause(ctx))
+		}
+		if !more {
+			break
+		}
+		for n := range part.tuples {
+			t := &part.tuples[n]
+			lines.add(t.line)
+			if err := im.Add(t.Tuple); err != nil {
+				return nil, failed(err)
+			}
+		}
+		p.done.Add(int64(len(part.tuples)))
+		if part.err != nil {
+			return nil, fmt.Errorf("%s:%w%s", name, part.err, i.left(im, config, part.err))
+		}
+	}
+	if lines.count == 0 {
+		if im.Known() > 0 {
+			return nil, fmt.Errorf("%s: it holds no tuples, and the import %s began with some", name, config.ID)
+		}
+		return &pembav1.ImportTuplesResponse{}, nil
+	}
+	p.last.Store(!i.batches)
+	answer, err := im.Commit()
+	if err != nil {
+		return nil, failed(err)
+	}
+	return answer, nil
+}
+
+// parse sends what is read to parts, and closes it at the end, after an error, or
+// when ctx ends.
+func parse(ctx ctx, in io.Reader, form string, parts chan<- parsedPart) {
+	defer close(parts)
+	send := func(part parsedPart) bool {
+		select {
+		case parts <- part:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	tuples := make([]tupleLine, 0, importPart)
+	for t, err := range readTupleLines(in, form) {
+		if err != nil {
+			send(parsedPart{tuples, err})
+			return
+		}
+		if tuples = append(tuples, t); len(tuples) == importPart {
+			if !send(parsedPart{tuples: tuples}) {
+				return
+			}
+			tuples = make([]tupleLine, 0, importPart)
+		}
+	}
+	send(parsedPart{tuples: tuples})
+}
+
+// explainImport is what the server says of a refused tuple, without the numbers
+// that it has within a message, and that has within the import: there is its line.
+func explainImport(err error) string {
+	text := explainError(err)
+	var refused *client.ImportError
+	if !errors.As(err, &refused) {
+		return text
+	}
+	reason, metadata := client.Reason(err)
+	for _, d := range status.Convert(refused.Err).Details() {
+		if bad, ok := d.(*errdetails.BadRequest); ok && len(bad.GetFieldViolations()) > 0 {
+			text = bad.GetFieldViolations()[0].GetDescription() + " (" + reason + ")"
+		}
+	}
+	if strings.HasPrefix(text, "chunk "+metadata["chunk"]) {
+		_, text, _ = strings.Cut(text, ": ")
+	}
+	return text
+}
+
+// left says what a failed import leaves behind. One that is cut off can be gone
+// on with, and so can one that the user named, whatever it failed by: the file
+// may be mended. Any other that fails by what is in it is forgotten at once.
+func (i *importer) left(im *client.Import, config client.ImportConfig, err error) string {
+	if i.batches {
+		im.Cancel()
+		return "; what is in earlier batches was written"
+	}
+	var network interface{ GRPCStatus() *status.Status }
+	keep := i.id != "" || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	if errors.As(err, &network) {
+		switch network.GRPCStatus().Code() {
+		case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Unauthenticated:
+			keep = true
+		}
+	}
+	if keep {
+		im.Cancel()
+		return "; nothing can be seen of it; go on with --import-id " + config.ID
+	}
+	// The context of the command may have ended, and this is short.
+	ctx, cancel := context.WithTimeout(context.Background(), forgetPatience)
+	defer cancel()
+	if err := im.Forget(ctx); err != nil {
+		return "; nothing was imported; what the server has of it is forgotten in some time"
+	}
+	return "; nothing was imported"
+}
+
+// forgetPatience bounds how long a failed import is cleaned up.
+const forgetPatience = 3 * time.Second
+
+// A lineMap knows the lines of the last tuples that were read. The server can
+// refuse none that came before them: so many are never on the way.
+type lineMap struct {
+	recent [64 << 10]int
+	count  uint64
+}
+
+func (m *lineMap) add(line int) {
+	m.recent[m.count%uint64(len(m.recent))] = line
+	m.count++
+}
+
+// line returns the line of tuple number n.
+func (m *lineMap) line(n uint64) (int, bool) {
+	if n >= m.count || m.count-n > uint64(len(m.recent)) {
+		return 0, false
+	}
+	return m.recent[n%uint64(len(m.recent))], true
+}

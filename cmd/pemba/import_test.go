@@ -1,0 +1,313 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/pembadb/pemba/api/client"
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+)
+
+// A cutter is a way to a server that can be cut.
+type cutter struct {
+	listener net.Listener
+	server   string
+	// sent counts what went to the server; when it reaches cutAt, if that is not
+	// zero, all connections are cut.
+	sent, cutAt atomic.Int64
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+	work  sync.WaitGroup
+}
+
+func startCutter(t *testing.T, server string) *cutter {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cutter{listener: l, server: server, conns: make(map[net.Conn]bool)}
+	c.work.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return // It was closed.
+			}
+			c.work.Go(func() { c.forward(conn) })
+		}
+	})
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		c.cut()
+		c.work.Wait()
+	})
+	return c
+}
+
+func (c *cutter) addr() string { return c.listener.Addr().String() }
+
+func (c *cutter) forward(near net.Conn) {
+	far, err := net.Dial("tcp", c.server)
+	if err != nil {
+		_ = near.Close() // Nobody was told anything yet.
+		return
+	}
+	c.mu.Lock()
+	c.conns[near], c.conns[far] = true, true
+	c.mu.Unlock()
+	c.work.Go(func() {
+		_, _ = io.Copy(near, far) // It ends when either side does.
+		_ = near.Close()
+	})
+	b := make([]byte, 4<<10)
+	for {
+		n, err := near.Read(b)
+		if n > 0 {
+			if at := c.cutAt.Load(); at > 0 && c.sent.Load() > at {
+				c.cut()
+			}
+			c.sent.Add(int64(n))
+			if _, err := far.Write(b[:n]); err != nil {
+				break
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	_, _ = near.Close(), far.Close()
+}
+
+// cut ends all connections; new ones are taken.
+func (c *cutter) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn := range c.conns {
+		_ = conn.Close() // It may have ended before.
+		delete(c.conns, conn)
+	}
+}
+
+// must runs a command that has to succeed, and returns its output.
+func must(t *testing.T, stdin string, args ...string) string {
+	t.Helper()
+	stdout, stderr, code := pemba(stdin, args...)
+	if code != 0 {
+		t.Fatalf("%v: %s", args, stderr)
+	}
+	return stdout
+}
+
+// fails runs a command that has to fail, and returns what it says.
+func fails(t *testing.T, stdin string, args ...string) string {
+	t.Helper()
+	stdout, stderr, code := pemba(stdin, args...)
+	if code != 1 {
+		t.Fatalf("%v: exit %d: %s", args, code, stdout)
+	}
+	return stderr
+}
+
+const importSchema = "definition user {} definition doc { relation viewer: user }"
+
+// importLines is a file of n tuples.
+func importLines(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "doc:%06d#viewer@user:%06d\n", i, i%997)
+	}
+	return b.String()
+}
+
+// TestImportResumes: of an import that is cut off nothing can be seen, and it can
+// be gone on with from where it was; but not with other tuples.
+func TestImportResumes(t *testing.T) {
+	r := testStart(t)
+	t.Chdir(t.TempDir())
+	const tuples = 22_222
+	lines := importLines(tuples)
+	if err := os.WriteFile("tuples.txt", []byte(lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	must(t, importSchema, "schema", "write", "-")
+	way := startCutter(t, r.server.GRPCAddr().String())
+	way.cutAt.Store(600 << 10)
+	said := fails(t, "", "tuple", "import", "tuples.txt", "--addr", way.addr())
+	found := regexp.MustCompile(`--import-id ([0-9a-f]+)`).FindStringSubmatch(said)
+	if found == nil {
+		t.Fatalf("no id to go on with: %s", said)
+	}
+	if got := must(t, "", "tuple", "count"); got != "0\n" {
+		t.Errorf("%s tuples of an import that was cut off can be seen", got)
+	}
+	// The server may still be at work on what came before the cut.
+	c, err := client.Dial(t.Context(), client.Config{Addr: way.server, Key: "s3cret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for {
+		known, err := c.Tuples.GetImport(t.Context(), &pembav1.GetImportRequest{ImportId: found[1]})
+		if known.GetTuples() > 0 {
+			break
+		}
+		if status.Code(err) != codes.NotFound {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	// The same lines but one: what is known would not be what is meant.
+	_, rest, _ := strings.Cut(lines, "\n")
+	if said := fails(t, rest[:len(rest)/22_221*3000], "tuple", "import", "-", "--import-id", found[1]); !strings.Contains(said, "began with") {
+		t.Errorf("going on with other tuples: %s", said)
+	}
+	way.cutAt.Store(0)
+	way.sent.Store(0)
+	got := must(t, "", "tuple", "import", "tuples.txt", "--addr", way.addr(), "--import-id", found[1], "-o", "json")
+	if !strings.Contains(got, fmt.Sprintf(`"imported":%d,"changed":%d`, tuples, tuples)) {
+		t.Errorf("gone on with: %s", got)
+	}
+	if exported := must(t, "", "tuple", "export"); sortLines(exported) != sortLines(lines) {
+		t.Error("what was imported is not what is exported")
+	}
+	again := way.sent.Swap(0)
+	got = must(t, "", "tuple", "import", "tuples.txt", "--addr", way.addr(), "-o", "json")
+	if !strings.Contains(got, fmt.Sprintf(`"imported":%d,"changed":0`, tuples)) {
+		t.Errorf("again: %s", got)
+	}
+	// At least one of five chunks was known.
+	if whole := way.sent.Load(); again > whole*9/10 {
+		t.Errorf("%d bytes of %d were sent again", again, whole)
+	}
+}
+
+func sortLines(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+// TestImportRefused: a tuple that is refused is named by its line, with nothing
+// left behind, whatever the mode; but earlier batches.
+func TestImportRefused(t *testing.T) {
+	testStart(t)
+	must(t, importSchema, "schema", "write", "-")
+	lines := "# A comment, which has no number of its own.\n" + importLines(6000)
+	bad := lines + "doc:x#owner@user:a\n"
+	for _, args := range [][]string{{}, {"--import-id", "mine"}, {"--batches"}} {
+		said := fails(t, bad, append([]string{"tuple", "import", "-", "-q"}, args...)...)
+		if !strings.HasPrefix(said, "pemba: standard input:6002: ") || !strings.Contains(said, `"owner"`) {
+			t.Errorf("%v: %s", args, said)
+		}
+		want := "0\n"
+		if slices.Contains(args, "--batches") {
+			want = "5000\n"
+		}
+		if slices.Contains(args, "--import-id") != strings.Contains(said, "go on with --import-id mine") {
+			t.Errorf("%v: %s", args, said)
+		}
+		if got := must(t, "", "tuple", "count"); got != want {
+			t.Errorf("%v: %s tuples are left, expected %s", args, got, want)
+		}
+	}
+	// A line that is no tuple.
+	said := fails(t, lines+"doc:x\n", "tuple", "import", "-", "-q")
+	if !strings.HasPrefix(said, "pemba: standard input:6002: ") || !strings.Contains(said, "nothing was imported") {
+		t.Errorf("%s", said)
+	}
+	// The same tuple twice.
+	if said := fails(t, lines+"doc:000007#viewer@user:000007\n", "tuple", "import", "-", "-q"); !strings.Contains(said, "input:6002: ") || !strings.Contains(said, "DUPLICATE_UPDATE") {
+		t.Errorf("%s", said)
+	}
+	// One that is there.
+	if said := fails(t, "doc:000007#viewer@user:000007\n", "tuple", "import", "-", "-q", "--create"); !strings.Contains(said, "ALREADY_EXISTS") {
+		t.Errorf("%s", said)
+	}
+	// What failed is forgotten: more imports can fail than may be staged.
+	var long strings.Builder // More than one chunk, of few tuples.
+	for i := range 600 {
+		fmt.Fprintf(&long, "doc:%01000d#viewer@user:a\n", i)
+	}
+	for range 17 {
+		fails(t, long.String()+"doc:x\n", "tuple", "import", "-", "-q")
+	}
+	if got := must(t, "\n", "tuple", "import", "-", "-q"); got != "imported 0, there are no tuples in standard input\n" {
+		t.Errorf("%s", got)
+	}
+	if said := fails(t, "", "tuple", "import", "-", "-q", "--batches", "--import-id", "x"); !strings.Contains(said, "exclude") {
+		t.Errorf("%s", said)
+	}
+}
+
+// TestImportInterrupted: a standard input that says nothing keeps nobody waiting.
+func TestImportInterrupted(t *testing.T) {
+	testStart(t)
+	must(t, importSchema, "schema", "write", "-")
+	r, w := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan int, 1)
+	var stdout, stderr bytes.Buffer
+	go func() { done <- execute(ctx, []string{"tuple", "import", "-", "-q"}, r, &stdout, &stderr) }()
+	if _, err := io.WriteString(w, importLines(1000)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	select {
+	case code := <-done:
+		if code != 1 || !strings.Contains(stderr.String(), "--import-id") {
+			t.Errorf("exit %d: %s", code, stderr.String())
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it did not end")
+	}
+	if err := errors.Join(w.Close(), r.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestExport: a filter, a moment, and a failure that leaves no file.
+func TestExport(t *testing.T) {
+	testStart(t)
+	t.Chdir(t.TempDir())
+	must(t, importSchema, "schema", "write", "-")
+	must(t, importLines(700), "tuple", "import", "-")
+	then := time.Now().UTC().Format(time.RFC3339Nano)
+	must(t, "", "tuple", "delete", "doc:000001#viewer@user:000001")
+	must(t, "", "tuple", "export", "doc:00000%", "--out", "now.csv")
+	now, err := os.ReadFile("now.csv")
+	if err != nil || strings.Count(string(now), "\n") != 10 {
+		t.Errorf("%s, %v", now, err)
+	}
+	if got := must(t, "", "tuple", "export", "doc:00000%", "--as-of", then, "-o", "json"); strings.Count(got, "\n") != 10 || !strings.Contains(got, "000001") {
+		t.Errorf("%s", got)
+	}
+	fails(t, "", "tuple", "export", "--out", "gone.csv", "--as-of", "2999-01-01")
+	if _, err := os.Stat("gone.csv"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a failed export left a file: %v", err)
+	}
+	if said := fails(t, "", "tuple", "export", "tuples.csv"); !strings.Contains(said, "--out") {
+		t.Errorf("%s", said)
+	}
+}

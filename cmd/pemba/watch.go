@@ -1,0 +1,396 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/pembadb/pemba/api/client"
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+)
+
+// changeFilters are the flags that say which changes are shown.
+type changeFilters struct {
+	objects, relations, subjects []string
+	schema                       bool
+}
+
+func (f *changeFilters) addFlags(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringArrayVar(&f.objects, "type", nil, "show changes of objects of this `type`; TYPE:ID for one object")
+	flags.StringArrayVar(&f.relations, "relation", nil, "show changes of tuples of this `relation`")
+	flags.StringArrayVar(&f.subjects, "subject", nil, "show changes of tuples with this `subject`: TYPE[:ID][#RELATION]")
+	flags.BoolVar(&f.schema, "schema", false, "show changes of the schema too")
+}
+
+const changeFiltersHelp = `A change is shown when it agrees with each of --type, --relation and --subject that
+is given; of one that is given several times, with one of its values.`
+
+// changeFiltersMax bounds how many filters the flags make together.
+const changeFiltersMax = 1000
+
+// messages returns the filters of which a change must pass one: as many as there
+// are ways to take a value of each flag.
+func (f *changeFilters) messages() ([]*pembav1.ChangeFilter, error) {
+	if len(f.objects)+len(f.relations)+len(f.subjects) == 0 {
+		return nil, nil
+	}
+	either := func(values []string) []string {
+		if len(values) == 0 {
+			return []string{""}
+		}
+		return values
+	}
+	objects, relations, subjects := either(f.objects), either(f.relations), either(f.subjects)
+	if n := len(objects) * len(relations) * len(subjects); n > changeFiltersMax {
+		return nil, fmt.Errorf("--type, --relation and --subject make %d filters together; at most %d are allowed", n, changeFiltersMax)
+	}
+	var filters []*pembav1.ChangeFilter
+	for _, object := range objects {
+		objectType, objectID, behind, hasBehind, err := parseFilterSide(object)
+		if err == nil && (hasBehind || objectType == "" && object != "") {
+			err = fmt.Errorf("its form is TYPE or TYPE:ID, and there is %q", behind)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--type %s: %w", object, err)
+		}
+		for _, subject := range subjects {
+			subjectType, subjectID, subjectRelation, hasRelation, err := parseFilterSide(subject)
+			if err == nil && subjectType == "" && subject != "" {
+				err = errors.New("its form is TYPE[:ID][#RELATION]")
+			}
+			if err != nil {
+				return nil, fmt.Errorf("--subject %s: %w", subject, err)
+			}
+			for _, relation := range relations {
+				filter := &pembav1.ChangeFilter{
+					ObjectType: objectType, ObjectId: objectID, Relation: relation, SubjectType: subjectType, SubjectId: subjectID,
+				}
+				if hasRelation {
+					filter.SubjectRelation = &subjectRelation
+				}
+				filters = append(filters, filter)
+			}
+		}
+	}
+	return filters, nil
+}
+
+func newWatch() *cobra.Command {
+	var conn connection
+	var filters changeFilters
+	var from, cursor string
+	var heartbeats bool
+	cmd := &cobra.Command{
+		Use:   "watch",
+		Short: "Show changes as they are made",
+		Long: `Watch shows the changes of a store as they are made, from now on or from behind a
+zookie or cursor, until it is interrupted: one a line, with the time, the number
+of the change, what became of the tuple (created, replaced, deleted, expired), the
+tuple, and on whose behalf. -o json gives one object a line for all changes of a
+revision, or a part of them, with the zookie, and the cursor to go on behind it.
+
+When the connection is lost it is taken up again by itself where it was; no change
+is left out or shown twice. SIGINT and SIGTERM end it in order, and it says how to
+go on.
+
+` + changeFiltersHelp,
+		Example: `  pemba watch
+  pemba watch --type document --relation viewer --relation editor --schema
+  pemba watch --subject user:anne -o json`,
+		Args: noArguments,
+	}
+	conn.addFlags(cmd)
+	filters.addFlags(cmd)
+	cmd.Flags().StringVar(&from, "from", "", "begin behind this `zookie`, that of a write or a read")
+	cmd.Flags().StringVar(&cursor, "cursor", "", "begin behind this `cursor` of an earlier watch")
+	cmd.Flags().BoolVar(&heartbeats, "heartbeats", false, "show that the watch is alive while nothing changes")
+	before(cmd, func() error {
+		return needTexts(cmd, "from", "cursor")
+	})
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		r := &pembav1.WatchRequest{SchemaChanges: filters.schema}
+		switch {
+		case from != "" && cursor != "":
+			return errors.New("--from and --cursor exclude each other")
+		case from != "":
+			r.From = &pembav1.WatchRequest_After{After: &pembav1.Zookie{Token: from}}
+		case cursor != "":
+			r.From = &pembav1.WatchRequest_Cursor{Cursor: cursor}
+		}
+		var err error
+		if r.Filters, err = filters.messages(); err != nil {
+			return err
+		}
+		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+			return watch(ctx, cmd, &conn, c, r, heartbeats)
+		})
+	}
+	return cmd
+}
+
+// needTexts refuses flags that are given and empty: an unset variable in a script
+// must not change what is asked.
+func needTexts(cmd *cobra.Command, names ...string) error {
+	for _, name := range names {
+		if flag := cmd.Flags().Lookup(name); flag.Changed && flag.Value.String() == "" {
+			return fmt.Errorf("--%s is empty; leave it out, or give it a value", name)
+		}
+	}
+	return nil
+}
+
+func watch(ctx ctx, cmd *cobra.Command, conn *connection, c *client.Client, r *pembav1.WatchRequest, heartbeats bool) error {
+	var say error // why the standard error takes nothing any more
+	lost := func(err error) {
+		_, say = fmt.Fprintf(cmd.ErrOrStderr(), "the watch was cut off: %s; it goes on when there is a server again\n", explainError(err))
+	}
+	cursor, out := "", changePrinter{cmd: cmd, json: conn.json()}
+	for response, err := range c.Watch(ctx, r, lost) {
+		if ctx.Err() != nil {
+			break // That is how a watch ends.
+		}
+		if err != nil {
+			return errors.Join(err, howToGoOn(cmd, cursor))
+		}
+		if response.GetCursor() != "" {
+			cursor = response.GetCursor()
+		}
+		if response.GetHeartbeat() && !heartbeats {
+			continue
+		}
+		if err := errors.Join(out.print(response), say); err != nil {
+			return err
+		}
+	}
+	return howToGoOn(cmd, cursor)
+}
+
+func howToGoOn(cmd *cobra.Command, cursor string) error {
+	if cursor == "" {
+		return nil
+	}
+	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "to go on from here: pemba watch --cursor %s\n", cursor)
+	return err
+}
+
+// A changePrinter prints what Watch and ReadChanges tell.
+type changePrinter struct {
+	cmd  *cobra.Command
+	json bool
+}
+
+// A changesJSON is a WatchResponse in the form of -o json.
+type changesJSON struct {
+	Time      string          `json:"time,omitempty"`
+	Actor     string          `json:"actor,omitempty"`
+	Metadata  json.RawMessage `json:"metadata,omitempty"`
+	Changes   []changeJSON    `json:"changes,omitempty"`
+	Schema    *schemaMarkJSON `json:"schema,omitempty"`
+	Heartbeat bool            `json:"heartbeat,omitempty"`
+	Zookie    string          `json:"zookie,omitempty"`
+	Cursor    string          `json:"cursor,omitempty"`
+}
+
+type changeJSON struct {
+	Sequence uint64 `json:"sequence"`
+	Kind     string `json:"kind"`
+	Tuple    string `json:"tuple"`
+}
+
+// A schemaMarkJSON says that a schema was written, and how large it is.
+type schemaMarkJSON struct {
+	Size   uint32 `json:"size"`
+	Zookie string `json:"zookie"`
+}
+
+func (p *changePrinter) print(r *pembav1.WatchResponse) error {
+	if p.json {
+		j, err := newChangesJSON(r)
+		if err != nil {
+			return err
+		}
+		return printJSON(p.cmd, j)
+	}
+	if r.GetHeartbeat() {
+		return printf(p.cmd, "%s  %8s  %s\n", fixedTime(r), "", "heartbeat")
+	}
+	by := ""
+	if r.GetRecordedActor() != "" {
+		by = "  by " + r.GetRecordedActor()
+	}
+	// A message stands for one moment, and is written at once.
+	var b strings.Builder
+	if r.GetSchema() != nil {
+		fmt.Fprintf(&b, "%s  %8s  %-8s  %d bytes%s\n", fixedTime(r), "", "schema", r.GetSchema().GetSize(), by)
+	}
+	for _, c := range r.GetChanges() {
+		fmt.Fprintf(&b, "%s  %8d  %-8s  %s%s\n", fixedTime(r), c.GetSequence(), kindText(c.GetKind()), tupleText(c.GetTuple()), by)
+	}
+	return printf(p.cmd, "%s", b.String())
+}
+
+func newChangesJSON(r *pembav1.WatchResponse) (*changesJSON, error) {
+	j := &changesJSON{
+		Time: timeText(r.GetInstant()), Actor: r.GetRecordedActor(), Heartbeat: r.GetHeartbeat(),
+		Zookie: r.GetZookie().GetToken(), Cursor: r.GetCursor(),
+	}
+	var err error
+	if j.Metadata, err = metadataJSON(r.GetMetadata()); err != nil {
+		return nil, err
+	}
+	if s := r.GetSchema(); s != nil {
+		j.Schema = &schemaMarkJSON{Size: s.GetSize(), Zookie: s.GetWrittenAt().GetToken()}
+	}
+	for _, c := range r.GetChanges() {
+		j.Changes = append(j.Changes, changeJSON{Sequence: c.GetSequence(), Kind: kindText(c.GetKind()), Tuple: tupleText(c.GetTuple())})
+	}
+	return j, nil
+}
+
+func kindText(k pembav1.Change_Kind) string {
+	return strings.ToLower(strings.TrimPrefix(k.String(), "KIND_"))
+}
+
+// fixedTime is the moment of a change, in microseconds, always of one length.
+// A watch that has told nothing yet knows of no moment.
+func fixedTime(r *pembav1.WatchResponse) string {
+	if r.GetInstant() == nil {
+		return fmt.Sprintf("%-27s", "-")
+	}
+	return r.GetInstant().AsTime().Format("2006-01-02T15:04:05.000000Z")
+}
+
+func newChanges() *cobra.Command {
+	var conn connection
+	var filters changeFilters
+	var since, until, after string
+	var limit uint32
+	cmd := &cobra.Command{
+		Use:   "changes",
+		Short: "Show who changed what, and when",
+		Long: `Changes shows the changes that are in the store's change log, the oldest first, one
+a line: the time, on whose behalf (- where that was not recorded), what became of
+the tuple, the tuple, the number of the change, and the metadata that was kept
+with it. A store keeps its changes for as long as it is set: see "pemba store".
+
+` + changeFiltersHelp,
+		Example: `  pemba changes --since 24h --type document:readme
+  pemba changes --since 2026-01-01 --until 2026-02-01 --subject user:anne -o json`,
+		Args: noArguments,
+	}
+	conn.addFlags(cmd)
+	filters.addFlags(cmd)
+	cmd.Flags().StringVar(&since, "since", "", "begin with the first change at or after this `time`: a time, a date, or how long ago, as 24h")
+	cmd.Flags().StringVar(&until, "until", "", "end before the first change after this `time`")
+	cmd.Flags().StringVar(&after, "after", "", "begin behind this `zookie`")
+	addLimit(cmd, &limit)
+	before(cmd, func() error {
+		return needTexts(cmd, "since", "until", "after")
+	})
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		r, err := changesRequest(since, until, after, time.Now())
+		if err != nil {
+			return err
+		}
+		r.Limit, r.SchemaChanges = limit, filters.schema
+		if r.Filters, err = filters.messages(); err != nil {
+			return err
+		}
+		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+			return printChanges(ctx, cmd, &conn, c, r)
+		})
+	}
+	return cmd
+}
+
+func changesRequest(since, until, after string, now time.Time) (*pembav1.ReadChangesRequest, error) {
+	r := &pembav1.ReadChangesRequest{}
+	if since != "" && after != "" {
+		return nil, errors.New("--since and --after exclude each other")
+	}
+	if after != "" {
+		r.From = &pembav1.ReadChangesRequest_After{After: &pembav1.Zookie{Token: after}}
+	}
+	if since != "" {
+		t, err := parseMoment("since", since, now)
+		if err != nil {
+			return nil, err
+		}
+		r.From = &pembav1.ReadChangesRequest_Since{Since: timestamppb.New(t)}
+	}
+	if until != "" {
+		t, err := parseMoment("until", until, now)
+		if err != nil {
+			return nil, err
+		}
+		r.Until = timestamppb.New(t)
+	}
+	return r, nil
+}
+
+// changesPage is how many changes are aligned with each other: all of them would
+// have to be held until the last one came.
+const changesPage = 500
+
+func printChanges(ctx ctx, cmd *cobra.Command, conn *connection, c *client.Client, r *pembav1.ReadChangesRequest) error {
+	var rows []row
+	for response, err := range c.ReadChanges(ctx, r) {
+		if err != nil {
+			return errors.Join(printTable(cmd, rows), err)
+		}
+		if conn.json() {
+			out := changePrinter{cmd: cmd, json: true}
+			if err := out.print(response); err != nil {
+				return err
+			}
+			continue
+		}
+		metadata, err := metadataJSON(response.GetMetadata())
+		if err != nil {
+			return err
+		}
+		actor := response.GetRecordedActor()
+		if actor == "" {
+			actor = "-"
+		}
+		if s := response.GetSchema(); s != nil {
+			rows = append(rows, row{fixedTime(response), actor, "schema", fmt.Sprintf("%d bytes", s.GetSize()), "-", string(metadata)})
+		}
+		for _, change := range response.GetChanges() {
+			rows = append(rows, row{
+				fixedTime(response), actor, kindText(change.GetKind()), tupleText(change.GetTuple()),
+				strconv.FormatUint(change.GetSequence(), 10), string(metadata),
+			})
+		}
+		if len(rows) >= changesPage {
+			if err := printTable(cmd, rows); err != nil {
+				return err
+			}
+			rows = rows[:0]
+		}
+	}
+	return printTable(cmd, rows)
+}
+
+// metadataJSON is the metadata of a change as JSON with sorted keys; nil for none.
+func metadataJSON(s *structpb.Struct) (json.RawMessage, error) {
+	if len(s.GetFields()) == 0 {
+		return nil, nil
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(s.AsMap()); err != nil {
+		return nil, fmt.Errorf("the metadata of a change: %w", err)
+	}
+	return bytes.TrimSpace(b.Bytes()), nil
+}
