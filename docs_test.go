@@ -3,6 +3,7 @@ package pemba_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 )
 
 // walkedDocs are the pages whose commands a reader types one after the other.
@@ -21,17 +26,17 @@ import (
 // order, in an empty folder. Output that a block of text right behind them shows
 // must be what they print, but that "…" stands for anything. A block "sh server"
 // starts what runs in a shell of its own until the end of the page.
-var walkedDocs = []string{"docs/tutorial.md", "docs/http.md"}
+//
+// The page's ports of this machine stand for free ones.
+var walkedDocs = []string{"docs/tutorial.md", "docs/http.md", "docs/serving.md"}
 
 // TestDocs holds that the pages work as they are written.
 func TestDocs(t *testing.T) {
-	for _, tool := range []string{"bash", "curl"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is not on this machine, and the pages use it", tool)
-		}
-	}
 	for _, page := range walkedDocs {
-		t.Run(page, func(t *testing.T) { walk(t, page) })
+		t.Run(page, func(t *testing.T) {
+			t.Parallel() // They mostly wait.
+			walk(t, page)
+		})
 	}
 }
 
@@ -56,12 +61,14 @@ func blocks(page string) []block {
 }
 
 // prelude is what the shell of a page has beside the reader's: pemba is built
-// in the folder of the page, and Go works in that of the module.
+// in the folder of the page, and Go works in that of the module, also on a file
+// that the page has written.
 const prelude = `set -euo pipefail
 go() {
   local verb=$1
   shift
   if [ "$verb" = build ]; then command go build -C "$MODULE" -o "$PWD/pemba" "$@"
+  elif [ "$verb" = run ] && [ -f "$1" ]; then command go run -C "$MODULE" "$PWD/$1"
   else command go "$verb" -C "$MODULE" "$@"; fi
 }
 `
@@ -71,12 +78,21 @@ func walk(t *testing.T, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, tool := range []string{"bash", "curl", "openssl"} {
+		used := tool == "bash" || strings.Contains(string(source), tool+" ")
+		if _, err := exec.LookPath(tool); used && err != nil {
+			t.Skipf("%s is not on this machine, and %s uses it", tool, name)
+		}
+	}
 	module, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
 	grpcAddr, httpAddr := freeAddr(t), freeAddr(t)
-	page := strings.NewReplacer("127.0.0.1:50051", grpcAddr, "127.0.0.1:8080", httpAddr).Replace(string(source))
+	page := strings.NewReplacer(
+		"127.0.0.1:50051", grpcAddr, "127.0.0.1:8080", httpAddr,
+		"127.0.0.1:50061", freeAddr(t), "127.0.0.1:8081", freeAddr(t),
+	).Replace(string(source))
 	folder := t.TempDir()
 	env := append(os.Environ(), "MODULE="+module, "PEMBA_ADDR="+grpcAddr,
 		"PEMBA_GRPC_ADDR="+grpcAddr, "PEMBA_HTTP_ADDR="+httpAddr)
@@ -168,13 +184,20 @@ func serve(t *testing.T, at, folder string, env []string, text, httpAddr string)
 			}
 		}
 	})
+	probe, url := http.Client{}, "http://"+httpAddr+"/readyz"
+	if strings.Contains(text, "--tls-cert") {
+		// Whether the certificate is good is for the page's own commands to find out.
+		transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+		defer transport.CloseIdleConnections()
+		probe.Transport, url = transport, "https://"+httpAddr+"/readyz"
+	}
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		select {
 		case <-done:
 			t.Fatalf("%s: the server ended: %v\n%s", at, ended, out.String())
 		default:
 		}
-		response, err := http.Get("http://" + httpAddr + "/readyz")
+		response, err := probe.Get(url)
 		if err != nil {
 			continue
 		}
@@ -200,4 +223,70 @@ func freeAddr(t *testing.T) string {
 		}
 	}()
 	return l.Addr().String()
+}
+
+var (
+	callRow   = regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\| ([^|]*) \\| ([^|]*) \\| ([^|]*) \\|$")
+	callField = regexp.MustCompile("`([a-z_]+)`")
+	nextWord  = regexp.MustCompile("(.)([A-Z])")
+)
+
+// TestCalls holds that docs/http.md lists every method of the protocol once and
+// nothing else, that it calls streams streams, and that the fields it names are
+// those of the messages.
+func TestCalls(t *testing.T) {
+	const name = "docs/http.md"
+	source, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, found := strings.Cut(string(source), "\n## The calls\n")
+	if !found {
+		t.Fatalf("%s has no section of the calls", name)
+	}
+	table, _, _ = strings.Cut(table, "\n## ")
+	rows := map[string][]string{}
+	for _, row := range callRow.FindAllStringSubmatch(table, -1) {
+		if rows[row[1]] != nil {
+			t.Errorf("%s lists %s twice", name, row[1])
+		}
+		rows[row[1]] = row
+	}
+	services := pembav1.File_pemba_v1_pemba_proto.Services()
+	for i := range services.Len() {
+		methods := services.Get(i).Methods()
+		for j := range methods.Len() {
+			m := methods.Get(j)
+			path := strings.ToLower(nextWord.ReplaceAllString(string(m.Name()), "$1-$2"))
+			row := rows[path]
+			delete(rows, path)
+			if row == nil {
+				t.Errorf("%s does not list %s, which is %s", name, path, m.FullName())
+				continue
+			}
+			if strings.Contains(row[2], "**stream**") != m.IsStreamingServer() {
+				t.Errorf("%s: whether %s answers a stream is %t", name, path, m.IsStreamingServer())
+			}
+			holdFields(t, name+": the request of "+path, row[3], m.Input())
+			// A line of read-changes is described as the one of watch that it holds.
+			holdFields(t, name+": the answer of "+path, strings.TrimSuffix(row[4], ", as a line of `watch`"), m.Output())
+		}
+	}
+	for path := range rows {
+		t.Errorf("%s lists %s, which the protocol does not have", name, path)
+	}
+}
+
+// holdFields holds that what a cell has in backquotes are fields of a message,
+// and that it names one if there is any.
+func holdFields(t *testing.T, what, cell string, message protoreflect.MessageDescriptor) {
+	named := callField.FindAllStringSubmatch(cell, -1)
+	if len(named) == 0 && message.Fields().Len() > 0 {
+		t.Errorf("%s names no field", what)
+	}
+	for _, field := range named {
+		if message.Fields().ByName(protoreflect.Name(field[1])) == nil {
+			t.Errorf("%s has no field %s", what, field[1])
+		}
+	}
 }

@@ -30,6 +30,9 @@ type caller struct {
 	stores map[string]bool
 	// digest is that of the key; zero without one.
 	digest keyDigest
+	// line is where the key stands in the key file; zero for one that is not of
+	// it.
+	line int
 }
 
 // maySee reports whether the caller may know of a store.
@@ -81,7 +84,7 @@ func parseKeyFile(content []byte) (keyring, error) {
 		if err := validateKey(words[0]); err != nil {
 			return nil, fmt.Errorf("line %d: the key: %w", number, err)
 		}
-		c := caller{operator: true, digest: sha256.Sum256([]byte(words[0]))}
+		c := caller{operator: true, digest: sha256.Sum256([]byte(words[0])), line: number}
 		if before := seen[c.digest]; before > 0 {
 			return nil, fmt.Errorf("line %d: the key stands in line %d already", number, before)
 		}

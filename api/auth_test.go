@@ -189,6 +189,16 @@ func TestKeyRotation(t *testing.T) {
 	l.stop()
 	_, err := c.ReadSchema(metadata.AppendToOutgoingContext(testContext(t), "authorization", "Bearer old"), &pembav1.ReadSchemaRequest{})
 	expectStatus(t, "the old key", err, codes.Unauthenticated, "KEY_INVALID")
+	// A store that is misspelt is told with the line, and no key.
+	if text := log.String(); strings.Contains(text, "do not exist") {
+		t.Errorf("a store that exists is missed: %s", text)
+	}
+	writeFile(t, file, []byte("# keys\nnew store default\nsecret store default,defautl,later\n"))
+	eventually(t, "the new line is in force", func() bool { return letIn("secret") })
+	want := fmt.Sprintf("file=%s line=3 count=2 stores=defautl,later\n", file)
+	if text := log.String(); strings.Count(text, "level=WARN") != 1 || !strings.Contains(text, want) || strings.Contains(text, "secret") {
+		t.Errorf("the log lacks %s: %s", want, text)
+	}
 	if strings.Contains(log.String(), "default\n") {
 		t.Errorf("the log tells of keys: %s", log.String())
 	}

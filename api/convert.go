@@ -733,6 +733,13 @@ func SubjectMessage(s graph.Subject) *pembav1.Subject {
 	return &pembav1.Subject{Object: ObjectMessage(s.Object), Relation: s.Relation}
 }
 
+// ReceivedTuple returns the tuple that a server makes of a message, which may
+// differ from the one that it was made of in how its Context is written.
+func ReceivedTuple(p *pembav1.Tuple) (graph.Tuple, error) {
+	l := Limits{TupleContextBytes: math.MaxInt}
+	return l.toTuple(p)
+}
+
 // TupleMessage returns t as a message. Its Context must be a JSON object or
 // empty; what the message cannot hold (ValidFrom, Sources, Created) is left out.
 func TupleMessage(t graph.Tuple) (*pembav1.Tuple, error) {
@@ -834,6 +841,13 @@ func fromTree(t *engine.Tree) (*pembav1.Tree, error) {
 			return nil, err
 		}
 		p.Children = append(p.Children, c)
+	}
+	if t.Via != nil {
+		via, err := TupleMessage(*t.Via)
+		if err != nil {
+			return nil, err
+		}
+		p.Via = via
 	}
 	for _, leaf := range t.Leaves {
 		l, err := TupleMessage(leaf)

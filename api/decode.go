@@ -2,7 +2,9 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strconv"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -20,30 +22,50 @@ import (
 // a mark, and whoever receives messages looks for it.
 
 // markingCodec is the codec of protobuf that marks instead of failing.
-type markingCodec struct{ encoding.CodecV2 }
-
-func newMarkingCodec() markingCodec {
-	return markingCodec{encoding.GetCodecV2(grpcproto.Name)}
+type markingCodec struct {
+	encoding.CodecV2
+	// bytesMax is how large a message may be; larger ones are marked undecoded.
+	bytesMax int
 }
 
-// markField is a field number that no message has. A caller who sets it is told
+func newMarkingCodec(bytesMax int) markingCodec {
+	return markingCodec{encoding.GetCodecV2(grpcproto.Name), bytesMax}
+}
+
+// tooLargeFactor is how many times too large a message may be and still be
+// refused with a reason. It is read to its end before that; what is larger yet
+// gRPC cuts off.
+const tooLargeFactor = 4
+
+// The field numbers of marks, which no message has. A caller who sets one is told
 // that his message cannot be decoded, and no more.
-const markField = protowire.Number(1<<29 - 1)
+const (
+	undecodableMark = protowire.Number(1<<29 - 1)
+	tooLargeMark    = protowire.Number(1<<29 - 2)
+)
 
 // Unmarshal implements encoding.CodecV2.
 func (c markingCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	err := c.CodecV2.Unmarshal(data, v)
 	m, ok := v.(proto.Message)
-	if err == nil || !ok {
-		return err
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v)
+	}
+	var mark []byte
+	if n := data.Len(); n > c.bytesMax {
+		mark = protowire.AppendVarint(protowire.AppendTag(nil, tooLargeMark, protowire.VarintType), uint64(n))
+	} else if err := c.CodecV2.Unmarshal(data, v); err != nil {
+		mark = protowire.AppendString(protowire.AppendTag(nil, undecodableMark, protowire.BytesType), err.Error())
+	} else {
+		return nil
 	}
 	proto.Reset(m)
-	m.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, markField, protowire.BytesType), err.Error()))
+	m.ProtoReflect().SetUnknown(mark)
 	return nil
 }
 
-// undecodable returns the error of a message that carries the mark, or nil.
-func undecodable(v any) error {
+// undecodable returns the error of a message that carries a mark, or nil. The
+// limit is what the codec had.
+func undecodable(v any, bytesMax int) error {
 	m, ok := v.(proto.Message)
 	if !ok {
 		return nil
@@ -53,22 +75,31 @@ func undecodable(v any) error {
 		return nil
 	}
 	field, kind, n := protowire.ConsumeTag(unknown)
-	if n < 0 || field != markField || kind != protowire.BytesType {
-		return nil
+	switch {
+	case n < 0:
+	case field == tooLargeMark && kind == protowire.VarintType:
+		size, _ := protowire.ConsumeVarint(unknown[n:])
+		return &requestError{
+			code: codes.ResourceExhausted, reason: "REQUEST_TOO_LARGE",
+			message:  fmt.Sprintf("the request has %d bytes; at most %d are allowed", size, bytesMax),
+			metadata: map[string]string{"limit": strconv.Itoa(bytesMax)},
+		}
+	case field == undecodableMark && kind == protowire.BytesType:
+		text, _ := protowire.ConsumeString(unknown[n:])
+		return &requestError{
+			code: codes.InvalidArgument, reason: "UNDECODABLE",
+			message: "the message is not an encoded request, in which all text is UTF-8: " + validUTF8(text),
+		}
 	}
-	text, n := protowire.ConsumeString(unknown[n:])
-	if n < 0 {
-		text = "it is marked as such"
-	}
-	return &requestError{
-		code: codes.InvalidArgument, reason: "UNDECODABLE",
-		message: "the message is not an encoded request, in which all text is UTF-8: " + validUTF8(text),
-	}
+	return nil
 }
 
 // A registrar registers services whose unary calls look for the mark; streams do
 // so where they receive.
-type registrar struct{ server *grpc.Server }
+type registrar struct {
+	server   *grpc.Server
+	bytesMax int
+}
 
 // RegisterService implements grpc.ServiceRegistrar.
 func (r registrar) RegisterService(desc *grpc.ServiceDesc, implementation any) {
@@ -81,7 +112,7 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, implementation any) {
 				if err := decode(message); err != nil {
 					return err
 				}
-				err := undecodable(message)
+				err := undecodable(message, r.bytesMax)
 				if err == nil {
 					return nil
 				}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -45,6 +46,18 @@ func TestUndecodable(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantUndecodable(t, what+", streaming", stream.RecvMsg(&reply))
+	}
+}
+
+// A request that is too large says so with a reason.
+func TestRequestTooLarge(t *testing.T) {
+	c := dial(t, testServer(t, Config{Limits: Limits{RequestBytes: 1 << 20}}))
+	for _, size := range []int{1<<20 + 1, 3 << 20} {
+		_, err := c.WriteSchema(t.Context(), &pembav1.WriteSchemaRequest{Schema: strings.Repeat(" ", size)})
+		e, _ := toItemError(err)
+		if status.Code(err) != codes.ResourceExhausted || e.GetReason() != "REQUEST_TOO_LARGE" {
+			t.Errorf("%d bytes: %v with reason %q, want REQUEST_TOO_LARGE", size, err, e.GetReason())
+		}
 	}
 }
 

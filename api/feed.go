@@ -1,83 +1,153 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
 )
 
-// feed runs produce and sends what it puts out, in order. The two run side by
-// side, at most ahead results apart, so that a client that takes nothing
-// for longer than stall makes produce end, and with it the snapshot it holds,
-// even while the sending is stuck in the connection's flow control.
+// feed runs produce and sends what it puts out, in order. The sending has a
+// goroutine of its own, at most ahead results behind, since it may be stuck in
+// the connection's flow control for as long as the client likes: when none was
+// taken for stall, feed returns CLIENT_STALLED all the same, and likewise when
+// ctx ends. What waits is then dropped.
 //
-// produce must return soon after its put failed, with that error. A panic in it
-// becomes one here.
+// A handler must return what feed returned and do nothing more with its stream:
+// it is the end of the handler that makes gRPC release a Send that is stuck. Such
+// a Send then fails, and is the last.
+//
+// produce must return soon after its put failed or its context ended, with that
+// error.
 func feed[T any](ctx context.Context, stall time.Duration, ahead int, produce func(ctx context.Context, put func(T) error) error, send func(T) error) error {
 	ctx, cancel := context.WithCancel(ctx)
-	results := make(chan T, ahead)
-	var failed error
-	var panicked any
-	done := make(chan struct{})
+	defer cancel()
+	f := &feeding[T]{results: make(chan T, ahead), ended: make(chan struct{}), stall: stall}
 	go func() {
-		defer close(done)
-		defer close(results)
-		defer func() {
-			if p := recover(); p != nil {
-				panicked = producerPanic{p, debug.Stack()}
-			}
-		}()
-		failed = produce(ctx, func(result T) error { return put(ctx, results, result, stall) })
+		defer cancel()
+		f.deliver(ctx, send)
 	}()
-	var sendErr error
-	for result := range results {
-		if sendErr = send(result); sendErr != nil {
-			break
+	failed := f.produce(ctx, produce)
+	if f.stalled {
+		return failed
+	}
+	// The results that wait come before the error, unless nobody takes them.
+	timer := time.NewTimer(stall)
+	defer timer.Stop()
+	for taken := f.taken.Load(); ; {
+		select {
+		case <-f.ended:
+			return f.outcome(failed)
+		case <-ctx.Done():
+			select {
+			case <-f.ended: // That has ended ctx.
+				return f.outcome(failed)
+			default:
+				return cmp.Or(failed, ctx.Err())
+			}
+		case <-timer.C:
+			now := f.taken.Load()
+			if now == taken {
+				return clientStalled(stall)
+			}
+			taken = now
+			timer.Reset(stall)
 		}
 	}
-	cancel()
-	<-done
+}
+
+// A feeding is the work of one feed.
+type feeding[T any] struct {
+	results chan T
+	stall   time.Duration
+	// stalled says that put gave up. Only the producing goroutine uses it.
+	stalled bool
+
+	// taken counts the results that send took.
+	taken atomic.Uint64
+	// ended is closed when nothing is sent any more; sendErr and panicked may be
+	// read then.
+	ended    chan struct{}
+	sendErr  error
+	panicked any
+}
+
+// produce runs f to its end, after which there are no more results.
+func (f *feeding[T]) produce(ctx context.Context, produce func(ctx context.Context, put func(T) error) error) error {
+	defer close(f.results)
+	return produce(ctx, func(result T) error { return f.put(ctx, result) })
+}
+
+// outcome is what feed returns once nothing is sent any more; failed is what
+// produce returned.
+func (f *feeding[T]) outcome(failed error) error {
 	switch {
-	case panicked != nil:
-		panic(panicked)
-	case sendErr != nil && (failed == nil || errors.Is(failed, context.Canceled)):
-		return sendErr
+	case f.panicked != nil:
+		panic(f.panicked)
+	case f.sendErr != nil && (failed == nil || errors.Is(failed, context.Canceled)):
+		return f.sendErr
 	}
 	return failed
 }
 
-// A producerPanic carries the value and the stack of a panic to the goroutine
-// of the handler.
-type producerPanic struct {
+// put hands one result over, waiting at most stall.
+func (f *feeding[T]) put(ctx context.Context, result T) error {
+	select {
+	case f.results <- result:
+		return nil
+	default:
+	}
+	timer := time.NewTimer(f.stall)
+	defer timer.Stop()
+	select {
+	case f.results <- result:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		f.stalled = true
+		return clientStalled(f.stall)
+	}
+}
+
+// deliver sends the results until there are no more, one cannot be sent, or ctx
+// ends.
+func (f *feeding[T]) deliver(ctx context.Context, send func(T) error) {
+	defer close(f.ended)
+	defer func() {
+		if p := recover(); p != nil {
+			f.panicked = deliveryPanic{p, debug.Stack()}
+		}
+	}()
+	for result := range f.results {
+		if f.sendErr = ctx.Err(); f.sendErr != nil {
+			return
+		}
+		if f.sendErr = send(result); f.sendErr != nil {
+			return
+		}
+		f.taken.Add(1)
+	}
+}
+
+func clientStalled(stall time.Duration) error {
+	return &requestError{
+		code: codes.ResourceExhausted, reason: "CLIENT_STALLED",
+		message: fmt.Sprintf("no result was taken for %v; ask again with the last cursor", stall),
+	}
+}
+
+// A deliveryPanic carries the value and the stack of a panic to the goroutine of
+// the handler.
+type deliveryPanic struct {
 	value any
 	stack []byte
 }
 
 // String gives both.
-func (p producerPanic) String() string { return fmt.Sprintf("%v\n%s", p.value, p.stack) }
-
-// put hands one result over, waiting at most stall.
-func put[T any](ctx context.Context, results chan<- T, result T, stall time.Duration) error {
-	select {
-	case results <- result:
-		return nil
-	default:
-	}
-	timer := time.NewTimer(stall)
-	defer timer.Stop()
-	select {
-	case results <- result:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return &requestError{
-			code: codes.ResourceExhausted, reason: "CLIENT_STALLED",
-			message: fmt.Sprintf("no result was taken for %v; ask again with the last cursor", stall),
-		}
-	}
-}
+func (p deliveryPanic) String() string { return fmt.Sprintf("%v\n%s", p.value, p.stack) }

@@ -180,6 +180,10 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.server.writeStatus(w, malformed("", "the path has a query; the request stands in the body"), 0)
 		return
 	}
+	if noTime(r.Header.Get("Grpc-Timeout")) {
+		g.server.writeStatus(w, context.DeadlineExceeded, 0)
+		return
+	}
 	// A client that takes or sends nothing does not keep a call open.
 	control := http.NewResponseController(w)
 	patient := &patientWriter{ResponseWriter: w, control: control, patience: g.server.limits.StreamStall}
@@ -187,8 +191,17 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer patient.wait() // The rest is flushed when this function has returned.
 	w = patient
 	if streaming {
-		r.Body = &messageReader{body: r.Body, control: control, patience: g.server.limits.StreamStall, max: g.server.limits.RequestBytes}
-		g.mux.ServeHTTP(w, r)
+		// An error may be the answer before the request has ended. Without this the
+		// answer would wait for the rest, which may never come.
+		_ = control.EnableFullDuplex() // HTTP/2 is so without being asked.
+		body := &messageReader{body: r.Body, control: control, patience: g.server.limits.StreamStall, max: g.server.limits.RequestBytes}
+		r.Body = body
+		g.mux.ServeHTTP(&answeringWriter{ResponseWriter: w, body: body}, r)
+		if !body.whole {
+			// The server reads what is left, to use the connection again; what is not
+			// here by now is not worth waiting for.
+			_ = control.SetReadDeadline(time.Now())
+		}
 		return
 	}
 	_ = control.SetReadDeadline(time.Now().Add(httpSendTimeout)) // Without one, the server's own goes on.
@@ -209,17 +222,33 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mux.ServeHTTP(w, r)
 }
 
-// validateForm refuses a body that is not called JSON. A page of another site can
+// validateForm refuses a body that is not called JSON in UTF-8, or is compressed. A page of another site can
 // send any other form to a server on this machine without being asked.
 func validateForm(r *http.Request) error {
-	form, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if err == nil && (form == "application/json" || form == ndjson) {
-		return nil
+	unsupported := &requestError{code: codes.InvalidArgument, reason: "UNSUPPORTED_MEDIA_TYPE"}
+	form, parameters, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || form != "application/json" && form != ndjson {
+		unsupported.message = fmt.Sprintf("the header Content-Type is %q; application/json is allowed", r.Header.Get("Content-Type"))
+		return unsupported
 	}
-	return &requestError{
-		code: codes.InvalidArgument, reason: "UNSUPPORTED_MEDIA_TYPE",
-		message: fmt.Sprintf("the header Content-Type is %q; application/json is allowed", r.Header.Get("Content-Type")),
+	if charset, named := parameters["charset"]; named && !strings.EqualFold(charset, "utf-8") {
+		unsupported.message = fmt.Sprintf("the charset of the header Content-Type is %q; utf-8 is allowed", charset)
+		return unsupported
 	}
+	for _, encoding := range r.Header.Values("Content-Encoding") {
+		if encoding != "" && !strings.EqualFold(encoding, "identity") {
+			unsupported.message = fmt.Sprintf("the header Content-Encoding is %q; the body is sent as it is, without one", encoding)
+			return unsupported
+		}
+	}
+	return nil
+}
+
+// noTime reports whether a timeout is zero, which the runtime would take for
+// none. What is no timeout at all is refused by the runtime.
+func noTime(timeout string) bool {
+	n := len(timeout) - 1
+	return n > 0 && strings.Trim(timeout[:n], "0") == "" && strings.Contains("HMSmun", timeout[n:])
 }
 
 func requestTooLarge(allowed int) error {
@@ -434,6 +463,8 @@ type messageReader struct {
 	// max bounds a message; left is what the one being read may still have.
 	max, left int
 	tooLarge  bool
+	// whole says that the body was read to its end.
+	whole bool
 }
 
 // begin says that a message begins.
@@ -448,7 +479,10 @@ func (m *messageReader) Read(p []byte) (int, error) {
 	_ = m.control.SetReadDeadline(time.Now().Add(m.patience)) // Without one, it waits longer.
 	n, err := m.body.Read(p[:min(len(p), m.left)])
 	m.left -= n
-	if err != nil {
+	if errors.Is(err, io.EOF) {
+		m.whole = true
+		// The answer may take longer. Any other error leaves the deadline, which
+		// ends a connection whose client has gone silent.
 		_ = m.control.SetReadDeadline(time.Time{})
 	}
 	return n, err
@@ -456,6 +490,24 @@ func (m *messageReader) Read(p []byte) (int, error) {
 
 // Close closes the body.
 func (m *messageReader) Close() error { return m.body.Close() }
+
+// An answeringWriter says that the connection ends with an answer that comes
+// before the request has ended.
+type answeringWriter struct {
+	http.ResponseWriter
+	body *messageReader
+}
+
+// WriteHeader begins the answer.
+func (w *answeringWriter) WriteHeader(status int) {
+	if !w.body.whole {
+		w.Header().Set("Connection", "close")
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController find what the writer beneath can do.
+func (w *answeringWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // A patientWriter gives each part of an answer its own time, so that an answer
 // may take long, a watch may be silent, and a client that takes nothing is let go.

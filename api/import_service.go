@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/engine"
@@ -39,6 +40,13 @@ type importStream struct {
 	id graph.StageID
 	// known is how many chunks were staged when the stream began.
 	known uint32
+	// committed says that it was committed before the stream began.
+	committed bool
+	// digest is that of the chunks up to the last one that came; located says
+	// that it is. It is not when the stream began within what is staged: then the
+	// answer to the first chunk tells it.
+	digest  graph.StageDigest
+	located bool
 	// next is the chunk that must come next, once one came.
 	next  uint32
 	begun bool
@@ -135,10 +143,10 @@ func (s *tupleService) begin(ctx context.Context, h *pembav1.ImportHeader) (*imp
 		if x.id, err = stageID("header.import_id", store, h.GetImportId()); err != nil {
 			return nil, err
 		}
-		if x.staged, _, err = s.server.stage(store, x.id); err != nil {
-			return nil, err
+		if x.staged, _, err = s.server.node.Stage(store.ID, x.id); err != nil {
+			return nil, ofStore(store, err)
 		}
-		x.known = x.staged.Chunks
+		x.known, x.committed = x.staged.Chunks, x.staged.Committed != 0
 	}
 	return x, nil
 }
@@ -148,6 +156,9 @@ func (x *importStream) chunk(ctx context.Context, message *pembav1.ImportTuplesR
 	number := message.GetChunk()
 	if x.begun && number != x.next {
 		return malformed("chunk", "it is %d; the one behind chunk %d is expected, which is %d", number, x.next-1, x.next)
+	}
+	if x.atomic && !x.begun && number > x.known && x.staged.Committed == 0 {
+		return x.gap(number)
 	}
 	if number == 1<<32-1 {
 		return malformed("chunk", "it is %d; chunks count from 0", number)
@@ -166,17 +177,86 @@ func (x *importStream) chunk(ctx context.Context, message *pembav1.ImportTuplesR
 		x.last = result
 		x.changed += uint64(result.Changed)
 		x.written++
-	} else if number >= x.known {
-		m := graph.Mutation{Updates: updates, Stage: &graph.Stage{Operation: graph.StageUpdates, ID: x.id, Chunk: number}}
-		result, err := x.server.change(ctx, x.store, &m)
-		if err != nil {
-			return x.failed(number, err)
-		}
-		x.staged = result.Stage
+	} else if err := x.stage(ctx, number, updates); err != nil {
+		return x.failed(number, err)
 	}
 	x.tuples += uint64(len(updates))
 	x.begun, x.next = true, number+1
 	return nil
+}
+
+// gap says that the first chunk of the stream is not the one that must come.
+func (x *importStream) gap(number uint32) error {
+	message := fmt.Sprintf("it is %d; the import has %d chunks, and %d is expected next", number, x.known, x.known)
+	switch {
+	case x.header.GetImportId() == "":
+		message = fmt.Sprintf("it is %d; the chunks of an import without an import_id count from 0", number)
+	case x.known == 0:
+		message = fmt.Sprintf("it is %d; no import %q is begun: it begins with chunk 0", number, x.header.GetImportId())
+	}
+	return &chunkError{chunk: number, err: &engine.Refusal{
+		Reason: engine.StageGap, Field: "chunk", Message: message,
+		Metadata: map[string]string{"chunks": strconv.FormatUint(uint64(x.known), 10)},
+	}}
+}
+
+// stage adds a chunk to the staged change, or finds that it is in there. One of
+// a change that is committed is not sent to the log: the commit compares all.
+func (x *importStream) stage(ctx context.Context, number uint32, updates []graph.Update) error {
+	committed := x.committed
+	if !x.begun {
+		switch {
+		case number == 0:
+			x.located = true
+		case number == x.known:
+			x.digest, x.located = x.staged.Digest, true
+		case committed:
+			return x.committedElsewhere()
+		}
+	}
+	if x.located {
+		x.digest = x.digest.Next(number, updates)
+	}
+	if committed && number < x.known {
+		return nil
+	}
+	if total, allowed := x.staged.Tuples+uint64(len(updates)), x.server.limits.ImportTotal; number >= x.known && total > uint64(allowed) {
+		return &engine.Refusal{
+			Reason: engine.StageTooLarge, Field: "tuples",
+			Message: fmt.Sprintf("the import would have %d tuples, and at most %d may become visible at once on this node, since all other changes wait for that; "+
+				"send them with MODE_BATCHES (pemba import --batches), or as several imports", total, allowed),
+			Metadata: map[string]string{"limit": strconv.Itoa(allowed)},
+		}
+	}
+	m := graph.Mutation{Updates: updates, Stage: &graph.Stage{Operation: graph.StageUpdates, ID: x.id, Chunk: number}}
+	result, err := x.server.change(ctx, x.store, &m)
+	if err != nil {
+		return err
+	}
+	x.staged = result.Stage
+	switch {
+	case x.staged.Committed != 0:
+		// By another stream, since this one began.
+		if !x.located {
+			return x.committedElsewhere()
+		}
+	case !x.located:
+		x.digest, x.located = x.staged.Digest, true
+	case x.digest != x.staged.Digest:
+		return &engine.Refusal{Reason: engine.StageMismatch}
+	}
+	return nil
+}
+
+// committedElsewhere refuses the rest of an import that is committed: nothing is
+// left to compare a part of it with.
+func (x *importStream) committedElsewhere() error {
+	return &requestError{
+		code: codes.FailedPrecondition, reason: engine.StageMismatch.String(), field: "chunk",
+		message: fmt.Sprintf("the import %q is committed, with %d chunks; send all of them again, or none, to learn its result, and use another import_id for other tuples",
+			x.header.GetImportId(), x.staged.Chunks),
+		metadata: map[string]string{"import_id": x.header.GetImportId()},
+	}
 }
 
 // updates converts the tuples of one chunk.
@@ -227,8 +307,15 @@ func (x *importStream) translated(err error) error {
 		r.Message = "the chunks sent do not go with those that the import has; GetImport says which is next"
 	case engine.StageUnknown:
 		r.Message = "the import was aborted or collected meanwhile; begin it again"
+	case engine.StageMismatch:
+		r.Message = fmt.Sprintf("the import %q has other tuples, or the other operation; use another import_id", x.header.GetImportId())
+		r.Metadata = map[string]string{"import_id": x.header.GetImportId()}
 	case engine.StageStale:
 		r.Message = "the schema changed since the import was begun; abort it, and begin again"
+	case engine.DuplicateUpdate:
+		if !x.atomic { // A chunk is a request of its own, which would tell of its updates.
+			r.Message = r.Metadata["tuple"] + " is named twice in this chunk; one change may name a tuple once"
+		}
 	default:
 	}
 	return &r
@@ -278,9 +365,9 @@ func (x *importStream) finish(ctx context.Context) (*pembav1.ImportTuplesRespons
 	}
 	// The caller vouches for the number of chunks that he sent last; one who came
 	// back to send nothing more, for those that are known.
-	chunks := x.known
+	chunks, digest := x.known, x.staged.Digest
 	if x.begun {
-		chunks = x.next
+		chunks, digest = x.next, x.digest
 	}
 	if chunks == 0 {
 		if x.header.GetImportId() != "" {
@@ -289,32 +376,39 @@ func (x *importStream) finish(ctx context.Context) (*pembav1.ImportTuplesRespons
 		return nil, malformed("tuples", "none was sent")
 	}
 	m := x.reasons
-	m.Stage = &graph.Stage{Operation: graph.StageCommit, ID: x.id, Chunk: chunks}
+	m.Stage = &graph.Stage{Operation: graph.StageCommit, ID: x.id, Chunk: chunks, Digest: digest}
 	result, err := x.server.change(ctx, x.store, &m)
 	if err != nil {
 		return nil, x.translated(err)
 	}
 	return &pembav1.ImportTuplesResponse{
-		WrittenAt: x.server.writtenAt(result), Tuples: x.staged.Tuples, Changed: uint64(result.Changed),
+		WrittenAt: x.server.writtenAt(result), Tuples: result.Stage.Tuples, Changed: uint64(result.Changed),
 	}, nil
 }
 
 // forgetTimeout bounds how long an import that failed waits to be forgotten; what
 // is left over is collected.
-const forgetTimeout = 10 * time.Second
+const forgetTimeout = 2 * time.Second
 
 // forget drops what was staged under an id that nobody knows. It works on after
-// the call's own context has ended.
+// the call's own context has ended, but not while the server stops, which waits
+// for it.
 func (x *importStream) forget() {
 	if !x.atomic || x.header.GetImportId() != "" || x.staged.Chunks == 0 {
 		return
 	}
+	select {
+	case <-x.server.stopping:
+		return
+	default:
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), forgetTimeout)
 	defer cancel()
-	_, err := x.server.change(ctx, x.store, &graph.Mutation{Stage: &graph.Stage{Operation: graph.StageDrop, ID: x.id}})
+	_, err := x.server.write(ctx, &graph.Mutation{Store: x.store.ID, Stage: &graph.Stage{Operation: graph.StageDrop, ID: x.id}})
 	var refusal *engine.Refusal
-	if err != nil && !errors.As(err, &refusal) {
-		// A refusal means that it was committed after all, or is gone.
+	if err != nil && !errors.As(err, &refusal) && !errors.Is(err, graph.ErrUnknownStore) {
+		// A refusal means that it was committed after all, or is gone, alone or with
+		// its store.
 		x.server.logger.Info("an import that failed was not forgotten and will be collected", "store", x.store.Name, "error", err)
 	}
 }
@@ -352,20 +446,6 @@ func unknownImport(field, importID string) error {
 	}
 }
 
-// stage finds a staged change of a store.
-func (s *Server) stage(store graph.StoreInfo, id graph.StageID) (graph.StageInfo, bool, error) {
-	stages, err := s.node.Stages(store.ID)
-	if err != nil {
-		return graph.StageInfo{}, false, ofStore(store, err)
-	}
-	for _, stage := range stages {
-		if stage.ID == id {
-			return stage, true, nil
-		}
-	}
-	return graph.StageInfo{}, false, nil
-}
-
 func (s *tupleService) GetImport(ctx context.Context, r *pembav1.GetImportRequest) (*pembav1.GetImportResponse, error) {
 	store, err := s.server.store(ctx, r.GetStore())
 	if err != nil {
@@ -375,16 +455,20 @@ func (s *tupleService) GetImport(ctx context.Context, r *pembav1.GetImportReques
 	if err != nil {
 		return nil, err
 	}
-	stage, found, err := s.server.stage(store, id)
+	stage, found, err := s.server.node.Stage(store.ID, id)
 	if err != nil {
-		return nil, err
+		return nil, ofStore(store, err)
 	}
 	if !found {
 		return nil, unknownImport("import_id", r.GetImportId())
 	}
-	return &pembav1.GetImportResponse{
-		NextChunk: stage.Chunks, Tuples: stage.Tuples, ExpiresAt: fromInstant(stage.Touched + graph.StageLifetime),
-	}, nil
+	response := &pembav1.GetImportResponse{NextChunk: stage.Chunks, Tuples: stage.Tuples, Digest: stage.Digest[:]}
+	if stage.Committed != 0 {
+		response.CommittedAt = s.server.writtenAt(engine.Result{Revision: stage.Committed, Instant: stage.Touched})
+	} else {
+		response.ExpiresAt = fromInstant(stage.Touched + graph.StageLifetime)
+	}
+	return response, nil
 }
 
 func (s *tupleService) AbortImport(ctx context.Context, r *pembav1.AbortImportRequest) (*pembav1.AbortImportResponse, error) {

@@ -266,3 +266,68 @@ func TestExport(t *testing.T) {
 		}
 	}
 }
+
+// TestImportMismatch: of streams that use one id for different tuples at the same
+// time at most one is acknowledged, and what it sent is what is there.
+func TestImportMismatch(t *testing.T) {
+	s := testServer(t, Config{})
+	c := dial(t, s)
+	writeDocs(t, c, 0)
+	ctx := testContext(t)
+	send := func(operation pembav1.TupleUpdate_Operation, first, chunks int) (*pembav1.ImportTuplesResponse, error) {
+		stream, err := c.ImportTuples(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for i := range chunks {
+			m := &pembav1.ImportTuplesRequest{Chunk: uint32(i), Tuples: docs(first+i*10, first+i*10+10)}
+			if i == 0 {
+				m.Header = &pembav1.ImportHeader{ImportId: "one", Operation: operation}
+			}
+			if err := stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
+				return nil, err
+			}
+		}
+		return stream.CloseAndRecv()
+	}
+	const touch, create = pembav1.TupleUpdate_OPERATION_TOUCH, pembav1.TupleUpdate_OPERATION_CREATE
+	errs := make(chan error, 8)
+	for i := range cap(errs) {
+		go func() {
+			_, err := send(touch, i*1000, 3)
+			errs <- err
+		}()
+	}
+	won := 0
+	for range cap(errs) {
+		if err := <-errs; err == nil {
+			won++
+		} else {
+			expectStatus(t, "an id in use", err, codes.FailedPrecondition, "STAGE_MISMATCH")
+		}
+	}
+	if n := countDocs(t, c); won != 1 || n != 30 {
+		t.Fatalf("%d streams were acknowledged, and %d tuples are there", won, n)
+	}
+	info, err := c.GetImport(ctx, &pembav1.GetImportRequest{ImportId: "one"})
+	if err != nil || info.GetCommittedAt() == nil || info.GetExpiresAt() != nil || info.GetNextChunk() != 3 {
+		t.Fatalf("%v, %v", info, err)
+	}
+	same := 0
+	for i := range cap(errs) {
+		for _, attempt := range []struct {
+			operation pembav1.TupleUpdate_Operation
+			chunks    int
+		}{{touch, 3}, {create, 3}, {touch, 2}, {touch, 4}} {
+			answer, err := send(attempt.operation, i*1000, attempt.chunks)
+			if err == nil && attempt.operation == touch && attempt.chunks == 3 && answer.GetChanged() == 30 {
+				same++
+				continue
+			}
+			expectStatus(t, fmt.Sprint(attempt), err, codes.FailedPrecondition, "STAGE_MISMATCH")
+		}
+	}
+	if n := countDocs(t, c); same != 1 || n != 30 {
+		t.Errorf("%d of the streams are taken for the one that won, and %d tuples are there", same, n)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
 )
 
 // Limits bound what callers may ask. A zero field means the default that its
@@ -28,6 +29,10 @@ type Limits struct {
 	Checks int
 	// ImportTuples bounds the tuples of one message of an import: 10,000.
 	ImportTuples int
+	// ImportTotal bounds the tuples of one atomic import: 10,000,000. All of them
+	// become visible by one change, and all other changes of the node wait for it,
+	// some 3 to 5 s a million tuples.
+	ImportTotal int
 	// ContextBytes bounds the context of a question, as JSON: 64 KiB.
 	ContextBytes int
 	// TupleContextBytes bounds the context a tuple carries, as JSON: 25,000.
@@ -41,8 +46,13 @@ type Limits struct {
 	// Stores bounds how many stores there may be: 1000. It is judged by the node
 	// that is asked to make one, so that requests at once may exceed it a little.
 	Stores int
-	// Watches bounds the watches that the node has open: 1000.
+	// Watches bounds the watches that the node has open: 1000. A key that is bound
+	// to stores has at most half of them.
 	Watches int
+	// OpenStreams bounds the streaming answers that the node has open, watches and
+	// those over HTTP among them: 2000. Each may hold some 1 MiB for a client
+	// that is slow to take it. A key that is bound to stores has at most half.
+	OpenStreams int
 	// WatchHeartbeat is after how long without a change a watch says that it is
 	// alive: 10 s.
 	WatchHeartbeat time.Duration
@@ -74,11 +84,13 @@ func DefaultLimits() Limits {
 		Deletes:           10_000,
 		Checks:            1000,
 		ImportTuples:      10_000,
+		ImportTotal:       10_000_000,
 		ContextBytes:      64 << 10,
 		TupleContextBytes: 25_000,
 		MetadataBytes:     65_000,
 		Stores:            1000,
 		Watches:           1000,
+		OpenStreams:       2000,
 		WatchHeartbeat:    10 * time.Second,
 		Connections:       10_000,
 		Streams:           1000,
@@ -115,11 +127,13 @@ func (l Limits) withDefaults() Limits {
 		{&l.Deletes, d.Deletes},
 		{&l.Checks, d.Checks},
 		{&l.ImportTuples, d.ImportTuples},
+		{&l.ImportTotal, d.ImportTotal},
 		{&l.ContextBytes, d.ContextBytes},
 		{&l.TupleContextBytes, d.TupleContextBytes},
 		{&l.MetadataBytes, d.MetadataBytes},
 		{&l.Stores, d.Stores},
 		{&l.Watches, d.Watches},
+		{&l.OpenStreams, d.OpenStreams},
 		{&l.Connections, d.Connections},
 		{&l.Streams, d.Streams},
 	} {
@@ -156,6 +170,7 @@ func (l Limits) Validate() error {
 		{"deletes", int64(l.Deletes), 1 << 30},
 		{"checks", int64(l.Checks), 1 << 30},
 		{"import tuples", int64(l.ImportTuples), 1 << 30},
+		{"import total", int64(l.ImportTotal), graph.StageTuplesMax},
 		{"context bytes", int64(l.ContextBytes), 1 << 30},
 		{"tuple context bytes", int64(l.TupleContextBytes), 1 << 30},
 		{"metadata bytes", int64(l.MetadataBytes), 1 << 30},
@@ -163,6 +178,7 @@ func (l Limits) Validate() error {
 		{"memory bytes", l.MemoryBytes, math.MaxInt64},
 		{"stores", int64(l.Stores), 1 << 30},
 		{"watches", int64(l.Watches), 1 << 30},
+		{"open streams", int64(l.OpenStreams), 1 << 30},
 		{"connections", int64(l.Connections), 1 << 30},
 		{"streams", int64(l.Streams), 1 << 30},
 		{"calls per second", int64(l.CallsPerSecond), 1 << 30},

@@ -214,8 +214,8 @@ func (m *metrics) unauthenticated(err error) {
 	m.unauthenticatedCalls.WithLabelValues(reason).Inc()
 }
 
-// metricsHandler serves the metrics. On loopback anybody on this machine may read them;
-// elsewhere they need an operator's key, for they name stores.
+// metricsHandler serves the metrics. They need an operator's key, for they name
+// stores; without keys, anybody on this machine may read them.
 func (s *Server) metricsHandler() http.Handler {
 	handler := promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{
 		// Figures that cannot be had are left out; the others still tell something.
@@ -224,20 +224,17 @@ func (s *Server) metricsHandler() http.Handler {
 		MaxRequestsInFlight: 4,
 		Timeout:             httpSendTimeout / 2,
 	})
-	open := isLoopback(s.httpListener.Addr())
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !open {
-			c, err := s.gate.admit(r.Header.Values("Authorization"))
-			if err == nil && !c.operator {
-				err = &requestError{
-					code: codes.PermissionDenied, reason: "OPERATOR_ONLY",
-					message: "the key is bound to stores; the metrics need an operator's key",
-				}
+		c, err := s.gate.admit(r.Header.Values("Authorization"))
+		if err == nil && !c.operator {
+			err = &requestError{
+				code: codes.PermissionDenied, reason: "OPERATOR_ONLY",
+				message: "the key is bound to stores; the metrics need an operator's key",
 			}
-			if err != nil {
-				s.writeStatus(w, err, 0)
-				return
-			}
+		}
+		if err != nil {
+			s.writeStatus(w, err, 0)
+			return
 		}
 		handler.ServeHTTP(w, r)
 	})

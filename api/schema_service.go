@@ -55,19 +55,47 @@ func (s *schemaService) ReadSchema(ctx context.Context, r *pembav1.ReadSchemaReq
 	}
 	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), nil)
 	if err != nil {
-		return nil, err
+		version, err := s.kept(store, r.GetConsistency().GetExactlyAt(), err)
+		if err != nil {
+			return nil, err
+		}
+		written := s.written(version).proto()
+		return &pembav1.ReadSchemaResponse{Schema: version.Text, WrittenAt: written, ReadAt: written}, nil
 	}
 	defer snapshot.Close()
 	_, version, err := snapshot.Schema()
 	if err != nil {
 		return nil, err
 	}
-	// The instant of the write is not kept with the schema; a zookie without one
-	// leaves it to the read.
-	written := zookie{cluster: s.server.clusterID, revision: version.Revision}
 	return &pembav1.ReadSchemaResponse{
-		Schema: version.Text, WrittenAt: written.proto(), ReadAt: s.server.zookie(snapshot).proto(),
+		Schema: version.Text, WrittenAt: s.written(version).proto(), ReadAt: s.server.zookie(snapshot).proto(),
 	}, nil
+}
+
+// written is the zookie of the write of a schema.
+func (s *schemaService) written(v graph.SchemaVersion) zookie {
+	return zookie{cluster: s.server.clusterID, revision: v.Revision, instant: v.Instant}
+}
+
+// kept returns the schema that was written at the very revision of a zookie, when
+// the state of that revision is kept no more but the schema is: the one in force
+// at the oldest state is. Else it returns gone, the error of reading the state.
+func (s *schemaService) kept(store graph.StoreInfo, at *pembav1.Zookie, gone error) (graph.SchemaVersion, error) {
+	if at == nil || !errors.Is(gone, graph.ErrRevisionGone) {
+		return graph.SchemaVersion{}, gone
+	}
+	z, err := parseZookie(at, s.server.clusterID)
+	if err != nil {
+		return graph.SchemaVersion{}, err
+	}
+	versions, err := s.server.node.SchemaVersions(store.ID, z.revision+1, 1)
+	switch {
+	case err != nil:
+		return graph.SchemaVersion{}, ofStore(store, err)
+	case len(versions) == 0 || versions[0].Revision != z.revision:
+		return graph.SchemaVersion{}, gone
+	}
+	return versions[0], nil
 }
 
 // versionsAtOnce is how many schemas ListSchemaVersions holds at once: it reads
@@ -120,22 +148,25 @@ func (s *schemaService) ListSchemaVersions(ctx context.Context, r *pembav1.ListS
 	}
 }
 
-// describe says when and on whose behalf a schema was written, as far as the
+// describe says when a schema was written, and on whose behalf as far as the
 // change log knows.
 func (s *schemaService) describe(store graph.StoreInfo, v graph.SchemaVersion) (*pembav1.SchemaVersion, error) {
+	version := &pembav1.SchemaVersion{
+		WrittenAt: s.written(v).proto(), Instant: fromInstant(v.Instant), Size: toCount(len(v.Text)),
+	}
 	if v.Revision < store.OldestLog {
-		return s.server.schemaVersion(v.Revision, 0, "", nil, len(v.Text))
+		return version, nil
 	}
 	changes, err := s.server.node.Changes(store.ID, graph.Position{Revision: v.Revision}, 1)
 	if err != nil && !errors.Is(err, graph.ErrRevisionGone) {
 		return nil, err
 	}
 	if len(changes) == 0 || changes[0].Revision != v.Revision {
-		// The change log was pruned in between.
-		return s.server.schemaVersion(v.Revision, 0, "", nil, len(v.Text))
+		return version, nil // The change log was pruned in between.
 	}
-	r := &changes[0]
-	return s.server.schemaVersion(v.Revision, r.Stamp, r.RecordedActor, r.Metadata, len(v.Text))
+	version.RecordedActor = changes[0].RecordedActor
+	version.Metadata, err = fromMetadata(changes[0].Metadata)
+	return version, err
 }
 
 // schemaVersion makes the message of a version; what is not known is zero.
@@ -211,7 +242,11 @@ func (s *schemaService) schemaAt(ctx context.Context, store graph.StoreInfo, fie
 	}
 	snapshot, err := s.server.snapshot(ctx, store, consistency, nil)
 	if err != nil {
-		return nil, err
+		version, err := s.kept(store, at, err)
+		if err != nil {
+			return nil, err
+		}
+		return engine.CompileSchema(field, version.Text)
 	}
 	defer snapshot.Close()
 	compiled, _, err := snapshot.Schema()

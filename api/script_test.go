@@ -164,6 +164,9 @@ func findToken(m protoreflect.Message) string {
 	return token
 }
 
+// timeOfCreation is what a message says of when a store was made, by the clock.
+var timeOfCreation = regexp.MustCompile(`created at [-:.TZ0-9]+`)
+
 func printError(t testing.TB, err error) string {
 	t.Helper()
 	st := status.Convert(err)
@@ -194,7 +197,7 @@ func printError(t testing.TB, err error) string {
 		metadata = append(metadata, k+"="+v)
 	}
 	sort.Strings(metadata)
-	text := fmt.Sprintf("%s %s\n%s", st.Code(), info.GetReason(), st.Message())
+	text := fmt.Sprintf("%s %s\n%s", st.Code(), info.GetReason(), timeOfCreation.ReplaceAllString(st.Message(), "created at ..."))
 	if len(metadata) > 0 {
 		text += "\n" + strings.Join(metadata, ", ")
 	}

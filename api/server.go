@@ -9,8 +9,9 @@ import (
 	"net/http"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -52,6 +53,9 @@ type Node interface {
 	Changes(id graph.StoreID, from graph.Position, limit int) ([]graph.LoggedRevision, error)
 	// Stages returns the staged changes of a store, by id.
 	Stages(id graph.StoreID) ([]graph.StageInfo, error)
+	// Stage returns a staged change of a store, also one of the last that were
+	// committed: it has Committed set.
+	Stage(id graph.StoreID, stage graph.StageID) (graph.StageInfo, bool, error)
 	// RevisionAt returns the revision that a store had at a moment.
 	RevisionAt(id graph.StoreID, at graph.Instant) (graph.Revision, error)
 	// Watch follows the changes of a store from a position on.
@@ -215,8 +219,9 @@ type Server struct {
 	stopFollowing context.CancelFunc
 	following     sync.WaitGroup
 
-	// watches counts the open watches.
-	watches atomic.Int64
+	// watches are the open watches, and streams all open streaming answers, those
+	// among them.
+	watches, streams slots
 
 	// stopping is closed when Close begins.
 	stopping  chan struct{}
@@ -240,6 +245,8 @@ func Listen(c Config) (*Server, error) {
 	if s.logger == nil {
 		s.logger = slog.Default()
 	}
+	s.watches = slots{what: "watches", reason: "TOO_MANY_WATCHES", limit: s.limits.Watches}
+	s.streams = slots{what: "streaming answers", reason: "TOO_MANY_STREAMS", limit: s.limits.OpenStreams}
 	s.metrics = newMetrics(s)
 	s.rate = newRates(s.limits.CallsPerSecond, s.metrics.rateLimited)
 	s.gate = &gate{metrics: s.metrics}
@@ -283,6 +290,7 @@ func (s *Server) load(c Config) error {
 		ring, err := c.readKeys()
 		if err == nil {
 			s.gate.ring.Store(&ring)
+			s.warnOfUnknownStores(c.KeyFile, ring)
 		}
 		return err
 	}
@@ -329,6 +337,28 @@ func (s *Server) listen(what, addr string) (*boundedListener, error) {
 	return &boundedListener{Listener: l, max: int64(s.limits.Connections), refused: s.metrics.connectionsRefused}, nil
 }
 
+// warnOfUnknownStores tells of keys that are bound to stores that do not exist:
+// the names may be misspelt, or the stores be created later.
+func (s *Server) warnOfUnknownStores(file string, ring keyring) {
+	for i := range ring {
+		var unknown []string
+		for name := range ring[i].stores {
+			if _, exists := s.node.StoreNamed(name); !exists {
+				unknown = append(unknown, name)
+			}
+		}
+		if len(unknown) == 0 {
+			continue
+		}
+		slices.Sort(unknown)
+		s.logger.Warn("a key is bound to stores that do not exist; it can use them once they are created",
+			"file", file, "line", ring[i].line, "count", len(unknown), "stores", strings.Join(unknown[:min(len(unknown), unknownStoresShown)], ","))
+	}
+}
+
+// unknownStoresShown bounds how many stores of one key a warning names.
+const unknownStoresShown = 8
+
 func (s *Server) listenHTTP(addr string) error {
 	var err error
 	if s.httpListener, err = s.listen("HTTP", addr); err != nil {
@@ -356,8 +386,8 @@ func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
 		grpc.InTapHandle(s.gate.authenticate),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
-		grpc.ForceServerCodecV2(newMarkingCodec()),
-		grpc.MaxRecvMsgSize(s.limits.RequestBytes),
+		grpc.ForceServerCodecV2(newMarkingCodec(s.limits.RequestBytes)),
+		grpc.MaxRecvMsgSize(tooLargeFactor * s.limits.RequestBytes),
 		grpc.MaxHeaderListSize(headerBytesMax),
 		grpc.ConnectionTimeout(10 * time.Second),
 		// A worker keeps the stack that a deep question has grown; with too few
@@ -369,7 +399,7 @@ func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}, s.tracer.serverOptions()...), more...)...)
-	r := registrar{g}
+	r := registrar{g, s.limits.RequestBytes}
 	pembav1.RegisterStoreServiceServer(r, &storeService{server: s})
 	pembav1.RegisterSchemaServiceServer(r, &schemaService{server: s})
 	pembav1.RegisterTupleServiceServer(r, &tupleService{server: s})
@@ -536,8 +566,11 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	call := s.metrics.begin(info.FullMethod)
-	counted := &countedStream{ServerStream: stream, server: s}
+	counted := &countedStream{ServerStream: stream, server: s, answers: info.IsServerStream && s.metrics.methods[info.FullMethod] != nil}
 	defer func() {
+		if counted.entered {
+			s.streams.leave(callerOf(stream.Context()))
+		}
 		if p := recover(); p != nil {
 			err = s.panicked(info.FullMethod, p)
 		}
@@ -549,10 +582,14 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	return handler(srv, counted)
 }
 
-// A countedStream looks at the first request of a stream.
+// A countedStream looks at the first request of a stream, and takes a slot when
+// the answer is one of the streams that are bounded.
 type countedStream struct {
 	grpc.ServerStream
-	server      *Server
+	server *Server
+	// answers says that the answer is such a stream, entered that it has its slot.
+	answers     bool
+	entered     bool
 	seen        bool
 	consistency consistencyLabel
 }
@@ -561,12 +598,16 @@ type countedStream struct {
 func (c *countedStream) RecvMsg(m any) error {
 	err := c.ServerStream.RecvMsg(m)
 	if err == nil {
-		err = undecodable(m)
+		err = undecodable(m, c.server.limits.RequestBytes)
 	}
 	if err == nil && !c.seen {
 		c.seen = true
 		c.consistency = consistencyOf(m)
 		c.server.tracer.annotate(c.Context(), m)
+		if c.answers {
+			err = c.server.streams.enter(callerOf(c.Context()))
+			c.entered = err == nil
+		}
 	}
 	return err
 }
@@ -592,6 +633,7 @@ func (s *Server) outward(method string, err error) error {
 }
 
 func (s *Server) fault(method string, err error) {
+	err = graph.Damage(err)
 	s.logger.Error("a call failed by a fault of this node", "method", method, "error", err)
 	if graph.IsCorruptionError(err) && s.onFault != nil {
 		s.onFault(err)

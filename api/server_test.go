@@ -562,9 +562,18 @@ func TestCorruption(t *testing.T) {
 	damage := corruption(t)
 	faults := make(chan error, 1)
 	node := &wrappedNode{Node: testNode(t), snapshot: func() (*engine.Snapshot, error) { return nil, damage }}
-	c := dial(t, testServer(t, Config{Node: node, OnFault: func(err error) { faults <- err }}))
+	var log lockedBuffer
+	c := dial(t, testServer(t, Config{
+		Node: node, OnFault: func(err error) { faults <- err }, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+	}))
 	_, err := c.Check(testContext(t), &pembav1.CheckRequest{Object: object("doc", "a"), Permission: "view", Subject: user("anne")})
 	expectStatus(t, "damage", err, codes.DataLoss, "CORRUPTION")
+	if text := printError(t, err); text != "DataLoss CORRUPTION\nthe graph's data is damaged: read a block: pebble: corruption; the node stops" {
+		t.Errorf("the caller is told %s", text)
+	}
+	if text := log.String(); strings.Count(text, "\n") != 1 || len(text) > 400 || !strings.Contains(text, "damaged: read a block: pebble: corruption\"\n") {
+		t.Errorf("the operator is told %s", text)
+	}
 	select {
 	case err := <-faults:
 		if !graph.IsCorruptionError(err) {

@@ -91,6 +91,7 @@ var reasonCodes = map[engine.Reason]codes.Code{
 	engine.StageGap:           codes.FailedPrecondition,
 	engine.StageStale:         codes.Aborted,
 	engine.StageTooLarge:      codes.ResourceExhausted,
+	engine.StageMismatch:      codes.FailedPrecondition,
 }
 
 // busyRetry is after what time a caller is told to try again who met a node that
@@ -172,6 +173,7 @@ func toRequestError(err error) (e requestError, fault bool) {
 	e = requestError{message: err.Error()}
 	if graph.IsCorruptionError(err) {
 		e.code, e.reason = codes.DataLoss, "CORRUPTION"
+		e.message = graph.Damage(err).Error() + "; the node stops"
 		return e, true
 	}
 	// What became of a write is worth more than why nobody knows.

@@ -18,24 +18,51 @@ import (
 // store resolves the name of a store that a call is about; empty means the
 // default store. It is the one way to a store: a name that does not exist and
 // one that the caller's key may not see give the very same error, and every call
-// counts against the store's rate.
+// counts against the store's rate, but for those of administered.
 func (s *Server) store(ctx context.Context, name string) (graph.StoreInfo, error) {
+	store, err := s.storeNamed(ctx, name)
+	if err != nil {
+		return graph.StoreInfo{}, err
+	}
+	if err := s.rate.allow(callerOf(ctx), store); err != nil {
+		return graph.StoreInfo{}, err
+	}
+	return store, nil
+}
+
+// administered resolves the name of a store like store, for a call that is about
+// the store itself and not about what is in it. It counts for the key alone when
+// that is an operator's: a store that is over its rate must not keep its operator
+// from raising the rate, nor an operator's care take from the store's callers.
+func (s *Server) administered(ctx context.Context, name string) (graph.StoreInfo, error) {
+	who := callerOf(ctx)
+	if !who.operator {
+		return s.store(ctx, name)
+	}
+	store, err := s.storeNamed(ctx, name)
+	if err != nil {
+		return graph.StoreInfo{}, err
+	}
+	if err := s.rate.allow(who, graph.StoreInfo{}); err != nil {
+		return graph.StoreInfo{}, err
+	}
+	return store, nil
+}
+
+// storeNamed finds a store that the caller may see, and counts nothing.
+func (s *Server) storeNamed(ctx context.Context, name string) (graph.StoreInfo, error) {
 	if name == "" {
 		name = DefaultStoreName
 	}
 	if err := checkText("store", name, storeBytesMax); err != nil {
 		return graph.StoreInfo{}, err
 	}
-	who := callerOf(ctx)
-	if !who.maySee(name) {
+	if !callerOf(ctx).maySee(name) {
 		return graph.StoreInfo{}, unknownStore(name)
 	}
 	store, found := s.node.StoreNamed(name)
 	if !found {
 		return graph.StoreInfo{}, unknownStore(name)
-	}
-	if err := s.rate.allow(who, store); err != nil {
-		return graph.StoreInfo{}, err
 	}
 	return store, nil
 }
@@ -137,7 +164,7 @@ func (s *storeService) UpdateStore(ctx context.Context, r *pembav1.UpdateStoreRe
 	if err := operatorOnly(ctx); err != nil {
 		return nil, err
 	}
-	store, err := s.server.store(ctx, r.GetStore())
+	store, err := s.server.administered(ctx, r.GetStore())
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +188,7 @@ func (s *storeService) UpdateStore(ctx context.Context, r *pembav1.UpdateStoreRe
 }
 
 func (s *storeService) GetStore(ctx context.Context, r *pembav1.GetStoreRequest) (*pembav1.GetStoreResponse, error) {
-	store, err := s.server.store(ctx, r.GetStore())
+	store, err := s.server.administered(ctx, r.GetStore())
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +239,7 @@ func (s *storeService) DeleteStore(ctx context.Context, r *pembav1.DeleteStoreRe
 	if r.GetStore() == "" {
 		return nil, malformed("store", "it is empty; the store to delete must be named")
 	}
-	store, err := s.server.store(ctx, r.GetStore())
+	store, err := s.server.administered(ctx, r.GetStore())
 	if err != nil {
 		return nil, err
 	}

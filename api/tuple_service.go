@@ -135,7 +135,7 @@ func (s *tupleService) ExportTuples(r *pembav1.ExportTuplesRequest, stream grpc.
 const (
 	batchTuples  = 500
 	batchBytes   = 64 << 10
-	batchesAhead = 8
+	batchesAhead = 2
 )
 
 func (s *tupleService) CountTuples(ctx context.Context, r *pembav1.CountTuplesRequest) (*pembav1.CountTuplesResponse, error) {

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"math"
 	"sort"
-	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
@@ -176,10 +174,11 @@ func (s *watchService) Watch(r *pembav1.WatchRequest, stream grpc.ServerStreamin
 	if err != nil {
 		return err
 	}
-	if err := server.enterWatch(); err != nil {
+	who := callerOf(stream.Context())
+	if err := server.watches.enter(who); err != nil {
 		return err
 	}
-	defer server.leaveWatch()
+	defer server.watches.leave(who)
 	watcher, err := server.node.Watch(store.ID, from)
 	if err != nil {
 		return ofStore(store, err)
@@ -234,21 +233,6 @@ func (s *watchService) Watch(r *pembav1.WatchRequest, stream grpc.ServerStreamin
 	return ofStore(store, err)
 }
 
-// enterWatch counts a watch in; leaveWatch counts it out.
-func (s *Server) enterWatch() error {
-	if n := s.watches.Add(1); n > int64(s.limits.Watches) {
-		s.watches.Add(-1)
-		return &requestError{
-			code: codes.ResourceExhausted, reason: "TOO_MANY_WATCHES", retry: busyRetry,
-			message:  fmt.Sprintf("%d watches are open on this node, and no more are allowed", s.limits.Watches),
-			metadata: map[string]string{"limit": strconv.Itoa(s.limits.Watches)},
-		}
-	}
-	return nil
-}
-
-func (s *Server) leaveWatch() { s.watches.Add(-1) }
-
 func (s *watchService) ReadChanges(r *pembav1.ReadChangesRequest, stream grpc.ServerStreamingServer[pembav1.ReadChangesResponse]) error {
 	server := s.server
 	store, err := server.store(stream.Context(), r.GetStore())
@@ -285,10 +269,22 @@ func (s *watchService) ReadChanges(r *pembav1.ReadChangesRequest, stream grpc.Se
 		}
 		if err == nil {
 			from, err = server.since(stream.Context(), store, since)
+			if errors.Is(err, graph.ErrRevisionGone) {
+				err = fmt.Errorf("%w; leave since out to begin there", err)
+			}
 		}
 	}
 	if err != nil {
 		return ofStore(store, err)
+	}
+	// A place that no revision was given yet is refused as it is by Watch; one that
+	// another store's change was given is the end of this log.
+	if from.Revision > max(store.Changed, store.Created)+1 {
+		snapshot, err := server.node.Snapshot(stream.Context(), store.ID, cluster.Consistency{Mode: cluster.AtLeast, Revision: from.Revision - 1}, graph.Overlay{})
+		if err != nil {
+			return ofStore(store, err)
+		}
+		snapshot.Close()
 	}
 	produce := func(ctx context.Context, put func(*pembav1.ReadChangesResponse) error) error {
 		teller.put = func(m *pembav1.WatchResponse) error { return put(&pembav1.ReadChangesResponse{Changes: m}) }
@@ -321,7 +317,7 @@ func (s *watchService) ReadChanges(r *pembav1.ReadChangesRequest, stream grpc.Se
 // the log is.
 func (s *Server) since(ctx context.Context, store graph.StoreInfo, at graph.Instant) (graph.Position, error) {
 	if store.OldestLog != 0 && at < store.OldestLogAt {
-		return graph.Position{}, &graph.RevisionGoneError{At: at, Oldest: store.OldestLog, OldestAt: store.OldestLogAt}
+		return graph.Position{}, &graph.RevisionGoneError{At: at, Oldest: store.OldestLog, OldestAt: store.OldestLogAt, Log: true}
 	}
 	var failed error
 	later := sort.Search(int(min(store.Changed-min(store.Changed, store.OldestLog), math.MaxInt-1))+1, func(i int) bool {

@@ -434,9 +434,14 @@ func TestForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	begun := timestamppb.Now()
+	var first *pembav1.Zookie
 	for i := range 3 {
-		if _, err := c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Store: "short", Updates: touch(i, i+1)}); err != nil {
+		written, err := c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Store: "short", Updates: touch(i, i+1)})
+		if err != nil {
 			t.Fatal(err)
+		}
+		if i == 0 {
+			first = written.GetWrittenAt()
 		}
 	}
 	store := storeNamed(t, s, "short")
@@ -451,7 +456,8 @@ func TestForgotten(t *testing.T) {
 	}
 	oldest := info.GetStore().GetOldestChange().AsTime().UTC().Format(time.RFC3339Nano)
 	asOf := &pembav1.Consistency{Requirement: &pembav1.Consistency_AsOf{AsOf: begun}}
-	exactly := &pembav1.Consistency{Requirement: &pembav1.Consistency_ExactlyAt{ExactlyAt: schema.GetWrittenAt()}}
+	exactly := &pembav1.Consistency{Requirement: &pembav1.Consistency_ExactlyAt{ExactlyAt: first}}
+	written := &pembav1.Consistency{Requirement: &pembav1.Consistency_ExactlyAt{ExactlyAt: schema.GetWrittenAt()}}
 	streamed := func(stream interface{ RecvMsg(any) error }, m any, err error) error {
 		if err != nil {
 			return err
@@ -468,7 +474,11 @@ func TestForgotten(t *testing.T) {
 			return err
 		},
 		"a difference": func() error {
-			_, err := c.DiffSchema(ctx, &pembav1.DiffSchemaRequest{Store: "short", From: &pembav1.DiffSchemaRequest_FromZookie{FromZookie: schema.GetWrittenAt()}})
+			_, err := c.DiffSchema(ctx, &pembav1.DiffSchemaRequest{Store: "short", From: &pembav1.DiffSchemaRequest_FromZookie{FromZookie: first}})
+			return err
+		},
+		"what a schema said of tuples": func() error {
+			_, err := c.CountTuples(ctx, &pembav1.CountTuplesRequest{Store: "short", Consistency: written})
 			return err
 		},
 		"changes since": func() error {
@@ -486,8 +496,23 @@ func TestForgotten(t *testing.T) {
 	} {
 		err := ask()
 		expectStatus(t, name, err, codes.OutOfRange, "REVISION_GONE")
-		if text := printError(t, err); !strings.Contains(text, "oldest_at="+oldest) || !strings.Contains(text, "oldest_revision=") {
+		text := printError(t, err)
+		if !strings.Contains(text, "oldest_at="+oldest) || !strings.Contains(text, "oldest_revision=") {
 			t.Errorf("%s: %s does not say %s", name, text, oldest)
+		}
+		kept := "is older than the history that is kept: the oldest is"
+		switch name {
+		case "changes since":
+			kept = "the changes since " + begun.AsTime().UTC().Truncate(time.Microsecond).Format(time.RFC3339Nano) +
+				" are kept no more: the oldest that are kept are of revision"
+			if !strings.Contains(text, "; leave since out to begin there\n") {
+				t.Errorf("%s: %s has no advice", name, text)
+			}
+		case "changes after", "a watch":
+			kept = "on are kept no more: the oldest that are kept are of revision"
+		}
+		if !strings.Contains(text, kept) || strings.Contains(text, "snapshot") || strings.Contains(text, "store ") {
+			t.Errorf("%s: %s", name, text)
 		}
 	}
 	// What is kept can be read from its oldest moment on, and watched from now on.
@@ -503,6 +528,29 @@ func TestForgotten(t *testing.T) {
 	if err != nil || len(versions.GetVersions()) != 1 || versions.GetVersions()[0].GetSize() == 0 {
 		t.Errorf("%v, %v", versions, err)
 	}
+	// The schema in force at the oldest state is kept, with its time, and can be
+	// read and compared by its own zookie although the state of then cannot.
+	if v := versions.GetVersions()[0]; v.GetInstant() == nil || v.GetInstant().AsTime().After(begun.AsTime()) || v.GetWrittenAt().GetToken() != schema.GetWrittenAt().GetToken() {
+		t.Errorf("the schema was written at %v, version %v", schema.GetWrittenAt(), v)
+	}
+	read, err := c.ReadSchema(ctx, &pembav1.ReadSchemaRequest{Store: "short", Consistency: written})
+	if err != nil || read.GetSchema() != testSchema || read.GetWrittenAt().GetToken() != schema.GetWrittenAt().GetToken() {
+		t.Errorf("the schema by its version: %v, %v", read, err)
+	}
+	difference, err := c.DiffSchema(ctx, &pembav1.DiffSchemaRequest{Store: "short", From: &pembav1.DiffSchemaRequest_FromZookie{FromZookie: schema.GetWrittenAt()}})
+	if err != nil || len(difference.GetChanges()) > 0 {
+		t.Errorf("the schema differs from itself: %v, %v", difference, err)
+	}
+	// Once it is replaced and the state with it forgotten, it is gone as well.
+	if _, err := c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Store: "short", Schema: testSchema + "definition more {}"}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(1100 * time.Millisecond)
+	if _, err := s.write(ctx, &graph.Mutation{Store: store.ID, Prune: &graph.Prune{}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.ReadSchema(ctx, &pembav1.ReadSchemaRequest{Store: "short", Consistency: written})
+	expectStatus(t, "a schema that is listed no more", err, codes.OutOfRange, "REVISION_GONE")
 }
 
 // TestWatchStalled: a watch whose client takes nothing is ended, and goes on

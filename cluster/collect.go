@@ -18,16 +18,20 @@ type collector struct {
 	mu sync.Mutex
 	// next is when the lifetime ends that ends first; never for none. What is
 	// not there is not known and has to be looked up. A moment may be too early,
-	// for a tuple may be deleted before its time, but it is never too late.
+	// for a tuple may be deleted before its time, but it is never too late, other
+	// than in a store where looking or collecting failed.
 	next map[graph.StoreID]graph.Instant
 	// at is when the collector means to look again by itself.
 	at graph.Instant
+	// look finds when a lifetime ends; it is nextEnd, but in tests.
+	look func(graph.StoreID) (graph.Instant, error)
 }
 
 // never is beyond every lifetime.
 const never = graph.MaxInstant + 1
 
-func (c *collector) init() {
+func (c *collector) init(look func(graph.StoreID) (graph.Instant, error)) {
+	c.look = look
 	c.wake = make(chan struct{}, 1)
 	c.next = map[graph.StoreID]graph.Instant{}
 }
@@ -114,8 +118,16 @@ func (n *Node) collect() {
 	}
 }
 
+// postpone has a store looked at again at a moment.
+func (c *collector) postpone(store graph.StoreID, until graph.Instant) {
+	c.mu.Lock()
+	c.next[store] = until
+	c.mu.Unlock()
+}
+
 // collectRound ends what is due, store by store, and returns how long to wait
-// for the next round, unless woken.
+// for the next round, unless woken. A store in which it fails does not keep it
+// from the others, and is tried again after a while.
 func (n *Node) collectRound() time.Duration {
 	idle := idleRounds * n.config.CollectPause
 	for n.leads() {
@@ -127,6 +139,8 @@ func (n *Node) collectRound() time.Duration {
 			n.collector.mu.Unlock()
 			return max(time.Microsecond, time.Duration(min(left, graph.Instant(idle.Microseconds())))*time.Microsecond)
 		}
+		var errs []error
+		stopped := false
 		for _, store := range due {
 			start := time.Now()
 			err := n.collectOnce(store, now)
@@ -136,13 +150,24 @@ func (n *Node) collectRound() time.Duration {
 				return idle
 			case errors.Is(err, ErrTooBusy), errors.Is(err, ErrNotLeader), errors.Is(err, ErrDiskFull):
 				return idle / 10
+			case graph.IsCorruptionError(err):
+				n.fail(fmt.Errorf("collect what is over in store %d: %w", store, err))
+				return idle
 			default:
-				n.config.Logger.Warn("tuples whose lifetime is over were not collected", "node", n.dir.nodeID, "store", store, "error", err)
-				return idle
+				n.collector.postpone(store, now+graph.Instant(idle.Microseconds()))
+				if len(errs) < roundErrorsMax {
+					errs = append(errs, fmt.Errorf("store %d: %w", store, err))
+				}
 			}
-			if !n.rest(time.Since(start), restAfterEntry) {
-				return idle
+			if stopped = !n.rest(time.Since(start), restAfterEntry); stopped {
+				break
 			}
+		}
+		if len(errs) > 0 {
+			n.config.Logger.Warn("tuples whose lifetime is over were not collected", "node", n.dir.nodeID, "error", errors.Join(errs...))
+		}
+		if stopped {
+			break
 		}
 	}
 	return idle
@@ -155,8 +180,9 @@ func (n *Node) collectOnce(store graph.StoreID, now graph.Instant) error {
 	c := &n.collector
 	c.mu.Lock()
 	c.next[store] = never
+	look := c.look
 	c.mu.Unlock()
-	next, err := n.nextEnd(store)
+	next, err := look(store)
 	if errors.Is(err, graph.ErrUnknownStore) {
 		return nil // It was dropped meanwhile.
 	}

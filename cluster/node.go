@@ -62,6 +62,7 @@ var errStopped = errors.New("the node stopped")
 // fail stops the node: nothing is answered from now on. Only the first fault
 // counts. It returns at once and may be called from anywhere.
 func (n *Node) fail(err error) {
+	err = graph.Damage(err)
 	n.mu.Lock()
 	if n.failure != nil {
 		n.mu.Unlock()
@@ -290,13 +291,13 @@ func (n *Node) close() error {
 }
 
 // closeGraph closes the graph once the last snapshot is given back. Snapshots
-// are counted by the graph and live as long as a question, so looking now and
+// are counted by the graph and live as long as a question, so trying now and
 // then will do.
 func (n *Node) closeGraph() error {
 	for {
-		metrics, err := n.db.Metrics()
-		if err != nil || metrics.Snapshots == 0 {
-			return n.db.Close()
+		err := n.db.Close()
+		if !errors.Is(err, graph.ErrSnapshotsOpen) {
+			return err
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

@@ -524,6 +524,32 @@ func TestCloseWaitsForSnapshots(t *testing.T) {
 	closeNode(t, open(t, config))
 }
 
+// Close fails for none of the readers that come in its way.
+func TestCloseBesideReaders(t *testing.T) {
+	t.Parallel()
+	n := open(t, testConfig(t, t.TempDir()))
+	var readers sync.WaitGroup
+	for range 8 {
+		readers.Go(func() {
+			for {
+				s, err := n.db.Snapshot(graph.DefaultStore, 0, 0)
+				if errors.Is(err, graph.ErrClosed) {
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				time.Sleep(10 * time.Microsecond)
+				s.Close()
+				time.Sleep(100 * time.Microsecond)
+			}
+		})
+	}
+	closeNode(t, n)
+	readers.Wait()
+}
+
 // failing returns a config whose node may stop, and the fault it stops with.
 func failing(t *testing.T) (Config, <-chan error) {
 	config := testConfig(t, t.TempDir())
@@ -830,6 +856,7 @@ func TestRaftLinesAreQuiet(t *testing.T) {
 	config := testConfig(t, t.TempDir())
 	config.Logger = lines.logger()
 	config.SnapshotThreshold, config.SnapshotInterval = 50, time.Millisecond
+	config.VerifyBytesPerSecond = -1 // Its end has a line, whenever that is.
 	n := open(t, config)
 	writeSchema(t, n)
 	started := lines.count.Load()

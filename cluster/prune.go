@@ -44,7 +44,7 @@ func (n *Node) pruneRound(pruned map[graph.StoreID]horizons) error {
 			break
 		}
 		start := time.Now()
-		if err := n.pruneStore(&stores[i], pruned); err != nil && len(errs) < pruneErrorsMax {
+		if err := n.pruneStore(&stores[i], pruned); err != nil && len(errs) < roundErrorsMax {
 			errs = append(errs, fmt.Errorf("store %d: %w", stores[i].ID, err))
 		}
 		if !n.rest(time.Since(start), restAfterEntry) {
@@ -59,8 +59,8 @@ func (n *Node) pruneRound(pruned map[graph.StoreID]horizons) error {
 	return errors.Join(errs...)
 }
 
-// pruneErrorsMax bounds how many errors of a round are told.
-const pruneErrorsMax = 4
+// roundErrorsMax bounds how many errors of a round through the stores are told.
+const roundErrorsMax = 4
 
 func (n *Node) pruneStore(info *graph.StoreInfo, pruned map[graph.StoreID]horizons) error {
 	now := max(n.now(), n.db.Applied().Stamp)

@@ -223,7 +223,7 @@ func (n *Node) snapshotAsOf(ctx context.Context, store graph.StoreID, at graph.I
 		// is kept no more, it cannot be said.
 		info, ok := n.db.StoreInfo(store)
 		if !ok {
-			return nil, fmt.Errorf("read as of %s: store %d: %w", at, store, graph.ErrUnknownStore)
+			return nil, fmt.Errorf("read as of %s: %w", at, graph.ErrUnknownStore)
 		}
 		// Which revision made it is not known of a store of format version 1, but
 		// it was not the first, which a cluster begins with.

@@ -129,7 +129,7 @@ func (n *Node) openParts(ctx context.Context) error {
 	}
 	n.engine = engine.New(n.db, n.config.Engine)
 	n.watches.init(n.db.Applied())
-	n.collector.init()
+	n.collector.init(n.nextEnd)
 	n.remover.init()
 	n.cutter.wake = make(chan struct{}, 1)
 	n.fsm = &fsm{

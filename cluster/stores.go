@@ -33,6 +33,15 @@ func (n *Node) Stages(id graph.StoreID) ([]graph.StageInfo, error) {
 	return n.db.Stages(id)
 }
 
+// Stage returns a staged change of a store, also one of the last that were
+// committed: it has Committed set.
+func (n *Node) Stage(id graph.StoreID, stage graph.StageID) (graph.StageInfo, bool, error) {
+	if err := n.usable(); err != nil {
+		return graph.StageInfo{}, false, err
+	}
+	return n.db.Stage(id, stage)
+}
+
 // RevisionAt returns what graph.DB.RevisionAt does. Unlike a Snapshot as of the
 // moment it waits for nothing: writes under way may yet belong before it.
 func (n *Node) RevisionAt(id graph.StoreID, at graph.Instant) (graph.Revision, error) {

@@ -74,6 +74,63 @@ func TestLifetimesEndInEveryStore(t *testing.T) {
 	eventually(t, "the end of the others after a restart", func() bool { return left(again) == 0 })
 }
 
+// A store in which collecting fails keeps no other from it, and is reported.
+func TestCollectingGoesOnBehindAFailure(t *testing.T) {
+	t.Parallel()
+	now := newClock(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
+	config := testConfig(t, t.TempDir())
+	config.Now = now.Now
+	config.CollectPause = time.Millisecond
+	var lines lineCounter
+	config.Logger = lines.logger()
+	n := open(t, config)
+	writeSchema(t, n)
+	stores := []graph.StoreID{graph.DefaultStore}
+	for i := range 8 {
+		stores = append(stores, createStore(t, n, fmt.Sprintf("store-%d", i), nil))
+	}
+	fails := func(store graph.StoreID) bool { return store%3 == 0 }
+	broken := true // Guarded by the collector's lock, under which look is taken.
+	look := func(store graph.StoreID) (graph.Instant, error) {
+		n.collector.mu.Lock()
+		fail := broken && fails(store)
+		n.collector.mu.Unlock()
+		if fail {
+			return 0, errors.New("out of luck")
+		}
+		return n.nextEnd(store)
+	}
+	n.collector.mu.Lock()
+	n.collector.look = look
+	n.collector.mu.Unlock()
+	for _, store := range stores {
+		tuple := viewer("1", "hanna")
+		tuple.Relation, tuple.ValidUntil = "guest", now.instant()+60_000_000
+		m := create(tuple)
+		m.Store = store
+		write(t, n, m)
+	}
+	left := func(failing bool) (tuples uint64) {
+		for _, store := range stores {
+			if info, _ := n.db.StoreInfo(store); fails(store) == failing {
+				tuples += info.Tuples
+			}
+		}
+		return tuples
+	}
+	now.advance(time.Hour)
+	eventually(t, "the end of the lifetimes in the other stores", func() bool { return left(false) == 0 })
+	if got := left(true); got != 3 {
+		t.Errorf("%d tuples are left in the stores that fail", got)
+	}
+	eventually(t, "the report", func() bool { return lines.bad.Load() > 0 })
+	n.collector.mu.Lock()
+	broken = false
+	n.collector.mu.Unlock()
+	now.advance(time.Hour)
+	eventually(t, "the end of all lifetimes", func() bool { return left(true) == 0 })
+}
+
 // The past is pruned in each store by its own retention, when there is something
 // to forget, and never where it is kept for ever.
 func TestPastIsPruned(t *testing.T) {

@@ -63,7 +63,7 @@ func (n *Node) Watch(store graph.StoreID, from graph.Position) (*Watcher, error)
 	}
 	// What the log cannot answer is said now rather than by the first Next.
 	if _, err := n.db.Changes(store, from, 1); err != nil {
-		return nil, n.watchError(store, err)
+		return nil, n.watchError(err)
 	}
 	w := &Watcher{node: n, position: from, timer: time.NewTimer(time.Hour)}
 	w.timer.Stop()
@@ -74,12 +74,12 @@ func (n *Node) Watch(store graph.StoreID, from graph.Position) (*Watcher, error)
 	return w, nil
 }
 
-// watchError returns the error of a watcher of store.
-func (n *Node) watchError(store graph.StoreID, err error) error {
+// watchError returns the error of a watcher.
+func (n *Node) watchError(err error) error {
 	if usable := n.usable(); usable != nil {
 		return usable // Whatever it led to.
 	}
-	return fmt.Errorf("watch store %d: %w", store, err)
+	return fmt.Errorf("watch: %w", err)
 }
 
 // Next returns the next changes as soon as there are some, else, after the pause,
@@ -102,7 +102,7 @@ func (w *Watcher) Next(ctx context.Context, pause time.Duration) (WatchBatch, er
 		case errors.Is(err, errBehind):
 			turn = w.node.watches.turns
 		case err != nil:
-			return WatchBatch{}, w.node.watchError(w.tail.store, err)
+			return WatchBatch{}, w.node.watchError(err)
 		case len(batch.Revisions) > 0, late:
 			return w.deliver(batch), nil
 		}
@@ -114,7 +114,7 @@ func (w *Watcher) Next(ctx context.Context, pause time.Duration) (WatchBatch, er
 			batch, err := w.readPage()
 			<-w.node.watches.turns
 			if err != nil {
-				return WatchBatch{}, w.node.watchError(w.tail.store, err)
+				return WatchBatch{}, w.node.watchError(err)
 			}
 			if batch = w.deliver(batch); len(batch.Revisions) > 0 {
 				return batch, nil
@@ -123,7 +123,7 @@ func (w *Watcher) Next(ctx context.Context, pause time.Duration) (WatchBatch, er
 		case <-w.timer.C:
 			late = true
 		case <-ctx.Done():
-			return WatchBatch{}, fmt.Errorf("watch store %d: %w", w.tail.store, context.Cause(ctx))
+			return WatchBatch{}, fmt.Errorf("watch: %w", context.Cause(ctx))
 		case <-w.node.closing:
 		}
 	}

@@ -24,7 +24,9 @@ type Result struct {
 	Partial bool
 	// Store is the store that CreateStore made.
 	Store graph.StoreID
-	// Stage is the staged change after the step that was asked for.
+	// Stage is the staged change after the step that was asked for. If that was a
+	// chunk that was staged before, and is not committed, Stage.Digest is the one
+	// behind that chunk.
 	Stage graph.StageInfo
 }
 

@@ -164,7 +164,7 @@ func (s *Snapshot) program() (*program, error) {
 		return nil, err
 	}
 	if version.Revision == 0 {
-		return nil, refuse(NoSchema, "", "the store has no schema yet; write one first")
+		return nil, s.noSchema()
 	}
 	key := programKey{s.graph.Store(), version.Revision}
 	s.engine.mu.RLock()
@@ -183,6 +183,32 @@ func (s *Snapshot) program() (*program, error) {
 	}
 	s.prog = p
 	return p, nil
+}
+
+// noSchema refuses a question because the store has no schema: none yet, or none
+// at the moment or revision that is asked about.
+func (s *Snapshot) noSchema() error {
+	first, err := s.graph.FirstSchema()
+	if err != nil {
+		return err
+	}
+	revision, instant := s.graph.Revision(), s.graph.Instant()
+	store, known := s.engine.db.StoreInfo(s.graph.Store())
+	// What a moment is before tells that the moment is meant; a state of a
+	// revision is read with lifetimes as of now, or as of a later moment.
+	if known && instant < store.CreatedAt {
+		return refuse(NoSchema, "", "the store did not exist at %s; it was created at %s", instant, store.CreatedAt)
+	}
+	if known && revision < store.Created {
+		return refuse(NoSchema, "", "the store did not exist at revision %d; it was created at %s", revision, store.CreatedAt)
+	}
+	if first.Revision == 0 {
+		return refuse(NoSchema, "", "the store has no schema yet; write one first")
+	}
+	if instant < first.Instant {
+		return refuse(NoSchema, "", "the store had no schema at %s; its first is of %s", instant, first.Instant)
+	}
+	return refuse(NoSchema, "", "the store had no schema at revision %d; its first is of %s", revision, first.Instant)
 }
 
 // schemaName is how error messages call the one file that a stored schema is.

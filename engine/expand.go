@@ -138,8 +138,8 @@ func (x *expansion) operate(n *name, op *operation, object graph.Number) (*Tree,
 	return t, nil
 }
 
-// arrow gives one child for each object that the relation leads to and that has
-// the name asked for.
+// arrow gives one child for each tuple of the relation that leads to an object
+// with the name asked for.
 func (x *expansion) arrow(n *name, op *operation, object graph.Number) (*Tree, error) {
 	operation := TreeUnion
 	if op.all {
@@ -150,19 +150,28 @@ func (x *expansion) arrow(n *name, op *operation, object graph.Number) (*Tree, e
 		return nil, err
 	}
 	for _, target := range op.targets {
+		if target.name == nil && !op.all {
+			continue
+		}
 		err := x.each(op.name, object, target.shape, func(e graph.Edge) (bool, error) {
-			if target.name == nil {
-				if !op.all {
-					return true, nil
-				}
+			var child *Tree
+			var err error
+			if target.name != nil {
+				child, err = x.nameOf(target.name, e.Number)
+			} else {
 				// An object without the name empties the intersection.
-				child, err := x.tree(&name{typ: target.typ, name: op.expression()}, e.Number, TreeLeaf)
-				t.Children = append(t.Children, child)
-				return true, err
+				child, err = x.tree(&name{typ: target.typ, name: op.expression()}, e.Number, TreeLeaf)
 			}
-			child, err := x.nameOf(target.name, e.Number)
+			if err != nil {
+				return false, err
+			}
+			via, err := x.tuple(t.Object, op.name, &target.storedShape, child.Object.ID, e)
+			if err != nil {
+				return false, err
+			}
+			child.Via = &via
 			t.Children = append(t.Children, child)
-			return true, err
+			return true, nil
 		})
 		if err != nil {
 			return nil, err
@@ -178,7 +187,6 @@ func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 		return nil, err
 	}
 	for _, s := range n.stored {
-		_, relation := x.graph.ShapeName(s.shape)
 		add := func(e graph.Edge) (bool, error) {
 			id := graph.Wildcard
 			if e.Number != graph.WildcardNumber {
@@ -187,16 +195,9 @@ func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 					return false, err
 				}
 			}
-			tuple := graph.Tuple{
-				Object: t.Object, Relation: n.name,
-				Subject: graph.Subject{Object: graph.Object{Type: s.typ.name, ID: id}, Relation: relation},
-				Context: e.Context,
-			}
-			if e.Caveat != 0 {
-				tuple.Caveat = x.graph.CaveatName(e.Caveat)
-			}
+			tuple, err := x.tuple(t.Object, n, &s, id, e)
 			t.Leaves = append(t.Leaves, tuple)
-			return true, x.hold(treeBytes + int64(len(e.Context)))
+			return true, err
 		}
 		if s.wildcard {
 			e, found, err := x.graph.Find(n.shape, object, s.shape, graph.WildcardNumber)
@@ -222,6 +223,33 @@ func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 	return t, nil
 }
 
+// tuple gives the tuple of an edge of relation n on object, to the subject with
+// the given id and the shape s, which n stores.
+func (x *expansion) tuple(object graph.Object, n *name, s *storedShape, id string, e graph.Edge) (graph.Tuple, error) {
+	_, relation := x.graph.ShapeName(s.shape)
+	t := graph.Tuple{
+		Object: object, Relation: n.name,
+		Subject: graph.Subject{Object: graph.Object{Type: s.typ.name, ID: id}, Relation: relation},
+		Context: e.Context,
+	}
+	if e.Caveat != 0 {
+		t.Caveat = x.graph.CaveatName(e.Caveat)
+	}
+	if err := x.hold(treeBytes + int64(len(e.Context))); err != nil || !s.expiring {
+		return t, err
+	}
+	// Edges have no lifetime, which only trees show: it takes a second look.
+	if err := x.step(); err != nil {
+		return t, err
+	}
+	stored, found, err := x.graph.Get(t.Object, t.Relation, t.Subject)
+	if err == nil && !found {
+		err = fmt.Errorf("engine: tuple %s is listed by its relation, but not found by its names", t)
+	}
+	t.ValidUntil = stored.ValidUntil
+	return t, err
+}
+
 // String renders the tree, one node or tuple a line, for people and for tests.
 func (t *Tree) String() string {
 	var b strings.Builder
@@ -231,6 +259,9 @@ func (t *Tree) String() string {
 
 func (t *Tree) render(b *strings.Builder, indent string) {
 	fmt.Fprintf(b, "%s%s:%s#%s %s", indent, t.Object.Type, t.Object.ID, t.Name, t.Operation)
+	if t.Via != nil {
+		fmt.Fprintf(b, " via %s", t.Via)
+	}
 	if t.Note != "" {
 		fmt.Fprintf(b, " (%s)", t.Note)
 	}

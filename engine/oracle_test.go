@@ -271,13 +271,13 @@ func askAll(e *enginetest.Env, w *world, m *mix, about moment, past bool, fail f
 		instant = e.Now
 	}
 	tuples = slices.DeleteFunc(tuples, func(x graph.Tuple) bool { return !x.Living(instant) })
-	solved := func(s graph.Subject, bareArrows bool) *twin {
-		tw := &twin{schema: w.schema, tuples: tuples, objects: w.objects, subject: s, context: context, bareArrows: bareArrows}
+	twinAt := func(s graph.Subject, at graph.Instant) *twin {
+		living := slices.DeleteFunc(slices.Clone(tuples), func(x graph.Tuple) bool { return !x.Living(at) })
+		tw := &twin{schema: w.schema, tuples: living, objects: w.objects, subject: s, context: context}
 		tw.solve()
 		return tw
 	}
-	twinOf := func(s graph.Subject) *twin { return solved(s, false) }
-	treeTwinOf := func(s graph.Subject) *twin { return solved(s, true) }
+	twinOf := func(s graph.Subject) *twin { return twinAt(s, instant) }
 	s, err := e.Engine.Snapshot(e.Store, about.revision, instant, overlay)
 	if err != nil {
 		fail("snapshot: %v", err)
@@ -296,7 +296,7 @@ func askAll(e *enginetest.Env, w *world, m *mix, about moment, past bool, fail f
 	tw := twinOf(subject)
 	ok := q.checks(tw)
 	if ok && !about.brief {
-		ok = q.resources(subject, tw) && q.subjects(twinOf) && q.expansions(treeTwinOf)
+		ok = q.resources(subject, tw) && q.subjects(twinOf) && q.expansions(twinAt, instant)
 	}
 	if past {
 		m.past += m.questions - before
@@ -579,15 +579,18 @@ func saysOf(id string, found map[string]engine.Verdict, all *engine.FoundSubject
 }
 
 // expansions follows the tree of a random name by set algebra, judging the
-// caveats of its tuples, to what it says of some subjects, and holds that
-// against the twin. The tuples that arrows go along are not in trees, so this
-// twin goes along them whatever their caveats. A tree that is cut at a cycle
-// says nothing.
-func (q *asker) expansions(twinOf func(graph.Subject) *twin) bool {
+// caveats and expirations of its tuples, to what it says of some subjects, and
+// holds that against the twin: at the tree's instant, or at a later one, when
+// some of the tree's tuples are over. A tree that is cut at a cycle says
+// nothing.
+func (q *asker) expansions(twinAt func(graph.Subject, graph.Instant) *twin, at graph.Instant) bool {
+	if q.w.oneIn(2) {
+		at += graph.Instant(q.w.IntN(1000)) * 1_000_000
+	}
 	twins := map[string]*twin{}
 	for _, o := range []graph.Object{choose(q.w, q.w.objects[:idsPerType]), choose(q.w, q.w.objects)} {
 		s := graph.Subject{Object: o}
-		twins[s.String()] = twinOf(s)
+		twins[s.String()] = twinAt(s, at)
 	}
 	for range 4 {
 		a := q.atom(twins)
@@ -606,11 +609,11 @@ func (q *asker) expansions(twinOf func(graph.Subject) *twin) bool {
 			continue
 		}
 		for s, tw := range twins {
-			lower, upper := treeSays(tree, tw)
+			lower, upper := treeSays(tree, tw, at)
 			want, wantUpper := verdictOf(tw.lower[a]), verdictOf(tw.upper[a])
 			if got, gotUpper := verdictOf(lower), verdictOf(upper); !equalVerdicts(got, want) || !equalVerdicts(gotUpper, wantUpper) {
-				q.fail("expand %s:%s#%s for %s: %v (at most %v), want %v (%v)\n%s\n%s",
-					a.object.Type, a.object.ID, a.name, s, got, gotUpper, want, wantUpper, tree, q.where())
+				q.fail("expand %s:%s#%s for %s at %s: %v (at most %v), want %v (%v)\n%s\n%s",
+					a.object.Type, a.object.ID, a.name, s, at, got, gotUpper, want, wantUpper, tree, q.where())
 				return false
 			}
 			if want.Decision != engine.Denied || q.w.oneIn(4) {
@@ -627,24 +630,35 @@ func cut(t *engine.Tree) bool {
 }
 
 // treeSays is what a tree says of the twin's subject at least and at most, the
-// caveats of its tuples judged and their usersets as the twin says.
-func treeSays(t *engine.Tree, tw *twin) (lower, upper tri) {
+// caveats and expirations of its tuples judged and their usersets as the twin
+// says.
+func treeSays(t *engine.Tree, tw *twin, at graph.Instant) (lower, upper tri) {
 	var l, u []tri
 	for _, c := range t.Children {
-		x, y := treeSays(c, tw)
-		l, u = append(l, x), append(u, y)
+		condition := tri{truth: 2}
+		if c.Via != nil {
+			if !c.Via.Living(at) {
+				continue
+			}
+			condition = tw.caveat(*c.Via)
+		}
+		x, y := treeSays(c, tw, at)
+		l, u = append(l, allOf(condition, x)), append(u, allOf(condition, y))
 	}
 	switch t.Operation {
 	case engine.TreeUnion:
 		return anyOf(l...), anyOf(u...)
 	case engine.TreeIntersection:
-		some := truthOf(len(t.Children) > 0)
+		some := truthOf(len(l) > 0)
 		return allOf(append(l, some)...), allOf(append(u, some)...)
 	case engine.TreeExclusion:
 		return allOf(l[0], not(anyOf(u[1:]...))), allOf(u[0], not(anyOf(l[1:]...)))
 	case engine.TreeLeaf:
 	}
 	for _, leaf := range t.Leaves {
+		if !leaf.Living(at) {
+			continue
+		}
 		condition := tw.caveat(leaf)
 		tw.reads = tw.lower
 		l = append(l, allOf(condition, tw.holds(leaf.Subject)))

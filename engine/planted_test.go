@@ -88,8 +88,18 @@ var planted = []struct{ name, file, text, bug string }{
 	},
 	{
 		"a tree forgets the caveats of its tuples", "expand.go",
-		"			if e.Caveat != 0 {\n",
-		"			if e.Caveat == 0 {\n",
+		"	if e.Caveat != 0 {\n",
+		"	if e.Caveat == 0 {\n",
+	},
+	{
+		"a tree forgets the tuple along which an arrow goes", "expand.go",
+		"child.Via = &via",
+		"_ = via",
+	},
+	{
+		"a tree forgets when its tuples end", "expand.go",
+		"t.ValidUntil = stored.ValidUntil",
+		"_ = stored",
 	},
 }
 

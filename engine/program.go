@@ -62,6 +62,8 @@ type storedShape struct {
 	// concrete and wildcard say which of id and "*" the schema allows; both
 	// only for plain subjects.
 	concrete, wildcard bool
+	// expiring says that the schema lets such a tuple have an expiration.
+	expiring bool
 }
 
 // An operation is a node of a compiled rewrite.
@@ -96,9 +98,8 @@ func (o *operation) expression() string {
 }
 
 type arrowTarget struct {
-	shape graph.Shape
-	typ   *objectType
-	name  *name
+	storedShape
+	name *name
 }
 
 // A feed says how holders of one name come to hold another.
@@ -197,6 +198,7 @@ func (p *program) store(n *name, allowed []schema.SubjectType) error {
 		}
 		n.stored[i].wildcard = n.stored[i].wildcard || a.Wildcard
 		n.stored[i].concrete = n.stored[i].concrete || !a.Wildcard
+		n.stored[i].expiring = n.stored[i].expiring || a.Expiration
 	}
 	slices.SortStableFunc(n.stored, func(a, b storedShape) int {
 		return cmp.Compare(btoi(a.userset != nil), btoi(b.userset != nil))
@@ -233,7 +235,7 @@ func (p *program) operation(n *name, rewrite schema.Rewrite) (*operation, error)
 		}
 		for _, s := range op.name.stored {
 			if s.concrete {
-				op.targets = append(op.targets, arrowTarget{s.shape, s.typ, s.typ.names[r.Name]})
+				op.targets = append(op.targets, arrowTarget{s, s.typ.names[r.Name]})
 			}
 		}
 	case schema.Union:

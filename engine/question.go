@@ -131,7 +131,8 @@ func (k TraceKind) String() string {
 // Expand asks for the tree of subjects behind Name on Object. It follows
 // computed names and arrows and stops at usersets, which stand in the tree as
 // subjects. Caveats and lifetimes: a tuple outside its lifetime is not in the
-// tree; a caveat is shown, not evaluated.
+// tree; a caveat is shown, not evaluated. So a tree grants nothing by itself:
+// who evaluates one judges the caveats of its leaves and of its Via tuples.
 type Expand struct {
 	Object graph.Object
 	Name   string
@@ -147,11 +148,16 @@ type Tree struct {
 	// Operation is one of the Tree operations.
 	Operation TreeOperation
 	// Children are the operands; for TreeExclusion the base and then all that
-	// is subtracted, for an arrow one child for each object reached, whatever
-	// the caveat of the tuple that leads there, which a tree does not show.
+	// is subtracted, for an arrow one child for each tuple that leads to an
+	// object. A TreeIntersection without children holds nobody.
 	Children []*Tree
+	// Via is, on a child of an arrow, the tuple that leads to it, and nil on all
+	// other nodes. Its caveat is shown, not evaluated: the child holds its
+	// subjects only as far as the caveat does.
+	Via *graph.Tuple
 	// Leaves are the tuples that stand on the relation, sorted by subject type,
-	// id and relation; set only for TreeLeaf.
+	// id and relation; set only for TreeLeaf. Like Via they have their caveat and
+	// ValidUntil; ValidFrom, Sources and Created are not filled in.
 	Leaves []graph.Tuple
 	// Note is "cycle" on a node that stands above itself, which is not
 	// followed again.

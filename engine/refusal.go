@@ -60,7 +60,7 @@ const (
 	UnknownStore
 	// StoreExists: a store of that name exists.
 	StoreExists
-	// StoreProtected: the default store cannot be dropped.
+	// StoreProtected: the default store cannot be deleted.
 	StoreProtected
 	// StoreFull: the store would hold more tuples than its settings allow.
 	StoreFull
@@ -72,6 +72,8 @@ const (
 	StageStale
 	// StageTooLarge: too much is staged.
 	StageTooLarge
+	// StageMismatch: other updates were staged under the same id.
+	StageMismatch
 )
 
 var reasonNames = [...]string{
@@ -85,6 +87,7 @@ var reasonNames = [...]string{
 	TooMuchToRead: "TOO_MUCH_TO_READ", UnknownStore: "UNKNOWN_STORE", StoreExists: "STORE_EXISTS",
 	StoreProtected: "STORE_PROTECTED", StoreFull: "STORE_FULL", StageUnknown: "STAGE_UNKNOWN",
 	StageGap: "STAGE_GAP", StageStale: "STAGE_STALE", StageTooLarge: "STAGE_TOO_LARGE",
+	StageMismatch: "STAGE_MISMATCH",
 }
 
 // String returns the reason as it stands on the wire: UNKNOWN_TYPE.

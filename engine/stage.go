@@ -55,11 +55,11 @@ func (j *judgement) stageUpdates(m *graph.Mutation, info graph.StageInfo, found 
 	chunk := m.Stage.Chunk
 	switch {
 	case found && chunk < info.Chunks:
-		// Asked again, for the caller could not know the answer. Nothing is
-		// compared: an id is its caller's alone.
-		j.result.Stage = info
-		return nil, nil
-	case !found && chunk > 0, info.Committed != 0:
+		return j.stageAgain(m, info)
+	case info.Committed != 0:
+		return refuseMismatch(chunk, "the staged change %x was committed at revision %d with %d chunks, and chunk %d is another; use another id",
+			m.Stage.ID, info.Committed, info.Chunks, chunk), nil
+	case !found && chunk > 0:
 		return refuseStage(m.Stage.ID, info), nil
 	case chunk > info.Chunks:
 		return refuse(StageGap, "", "chunk %d does not follow, for the staged change %x has %d; chunk %d is next", chunk, m.Stage.ID, info.Chunks, info.Chunks).
@@ -85,14 +85,15 @@ func (j *judgement) stageUpdates(m *graph.Mutation, info graph.StageInfo, found 
 	if total := info.Tuples + uint64(len(m.Updates)); total > graph.StageTuplesMax {
 		return refuse(StageTooLarge, "updates", "the staged change would have %d updates, and at most %d are allowed; make several", total, graph.StageTuplesMax), nil
 	}
-	edges := make(map[edgeKey]int, len(m.Updates))
+	digest := info.Digest.Next(chunk, m.Updates)
+	edges := make(map[edgeKey]bool, len(m.Updates))
 	for i := range m.Updates {
 		u, field := &m.Updates[i], fmt.Sprintf("updates[%d]", i)
-		if first, twice := edges[edgeOf(&u.Tuple)]; twice {
-			return refuse(DuplicateUpdate, field+".tuple", "%s is updated by updates[%d] already; one staged change may name a tuple once",
-				edgeString(&u.Tuple), first).with("tuple", edgeString(&u.Tuple)), nil
+		if edges[edgeOf(&u.Tuple)] {
+			return refuse(DuplicateUpdate, field+".tuple", "%s is named twice in this chunk; one change may name a tuple once",
+				edgeString(&u.Tuple)).with("tuple", edgeString(&u.Tuple)), nil
 		}
-		edges[edgeOf(&u.Tuple)] = i
+		edges[edgeOf(&u.Tuple)] = true
 		if u.Operation != graph.Touch && u.Operation != graph.Create {
 			return refuse(Malformed, field+".operation", "operation %d cannot be staged; touch and create are allowed", u.Operation), nil
 		}
@@ -101,13 +102,53 @@ func (j *judgement) stageUpdates(m *graph.Mutation, info graph.StageInfo, found 
 		}
 	}
 	j.commit.Stage = &graph.StageStep{
-		Operation: graph.StageUpdates, ID: m.Stage.ID, Chunk: chunk, Updates: m.Updates, Schema: info.Schema,
+		Operation: graph.StageUpdates, ID: m.Stage.ID, Chunk: chunk, Updates: m.Updates, Schema: info.Schema, Digest: digest,
 	}
 	info.Chunks++
 	info.Tuples += uint64(len(m.Updates))
-	info.Touched = j.commit.Stamp
+	info.Digest, info.Touched = digest, j.commit.Stamp
 	j.result.Stage = info
 	return nil, nil
+}
+
+// stageAgain answers a chunk that was staged before: its caller could not know
+// the answer, or somebody else uses the same id. Of what was committed only the
+// digest of the whole is left, and so it is the commit that compares.
+func (j *judgement) stageAgain(m *graph.Mutation, info graph.StageInfo) (*Refusal, error) {
+	chunk := m.Stage.Chunk
+	if info.Committed == 0 {
+		var before graph.StageDigest
+		if chunk > 0 {
+			var err error
+			if before, err = j.chunkDigest(m.Stage.ID, chunk-1); err != nil {
+				return nil, err
+			}
+		}
+		staged, err := j.chunkDigest(m.Stage.ID, chunk)
+		if err != nil {
+			return nil, err
+		}
+		if before.Next(chunk, m.Updates) != staged {
+			return refuseMismatch(chunk, "the staged change %x has other updates in chunk %d; use another id", m.Stage.ID, chunk), nil
+		}
+		info.Digest = staged
+	}
+	j.result.Stage = info
+	return nil, nil
+}
+
+// chunkDigest returns the digest of a staged change behind a chunk that it has.
+func (j *judgement) chunkDigest(id graph.StageID, chunk uint32) (graph.StageDigest, error) {
+	digest, ok, err := j.snapshot.graph.StageDigest(id, chunk)
+	if err == nil && !ok {
+		err = fmt.Errorf("the staged change %x lacks the digest of chunk %d", id, chunk)
+	}
+	return digest, err
+}
+
+// refuseMismatch says that an id stands for other updates.
+func refuseMismatch(chunk uint32, format string, args ...any) *Refusal {
+	return refuse(StageMismatch, "", format, args...).with("chunk", fmt.Sprint(chunk))
 }
 
 // staleStage refuses updates that were judged by another schema than that in
@@ -128,7 +169,7 @@ func refuseStagedTwice(m *graph.Mutation, err error) *Refusal {
 		return nil
 	}
 	edge := edgeString(&m.Updates[twice.Index].Tuple)
-	return refuse(DuplicateUpdate, fmt.Sprintf("updates[%d].tuple", twice.Index), "%s is staged by an earlier chunk already; one staged change may name a tuple once", edge).
+	return refuse(DuplicateUpdate, fmt.Sprintf("updates[%d].tuple", twice.Index), "%s is named in an earlier chunk already; one change may name a tuple once", edge).
 		with("tuple", edge)
 }
 
@@ -143,6 +184,10 @@ func (j *judgement) stageCommit(s *graph.Stage, info graph.StageInfo, found bool
 		if !found {
 			return refuseStage(s.ID, info), nil
 		}
+		if info.Committed != 0 && (s.Chunk != info.Chunks || otherDigest(s, info)) {
+			return refuse(StageMismatch, "", "the staged change %x was committed at revision %d with other updates, in %d chunks; use another id",
+				s.ID, info.Committed, info.Chunks), nil
+		}
 		if s.Chunk != info.Chunks {
 			return refuse(StageGap, "", "the staged change %x has %d chunks, and %d are said to be in it", s.ID, info.Chunks, s.Chunk).
 				with("chunks", fmt.Sprint(info.Chunks)), nil
@@ -151,6 +196,9 @@ func (j *judgement) stageCommit(s *graph.Stage, info graph.StageInfo, found bool
 			// Asked again, for the caller could not know the answer.
 			j.result.Stage, j.result.Changed = info, int(info.Changed)
 			return nil, nil
+		}
+		if otherDigest(s, info) {
+			return refuse(StageMismatch, "", "the staged change %x has other updates in one of its %d chunks; use another id", s.ID, info.Chunks), nil
 		}
 		p, err := j.snapshot.program()
 		if err != nil {
@@ -172,6 +220,11 @@ func (j *judgement) stageCommit(s *graph.Stage, info graph.StageInfo, found bool
 	info.Changed = step.Verdict.Created + step.Verdict.Replaced
 	j.result.Stage, j.result.Changed = info, int(info.Changed)
 	return nil, nil
+}
+
+// otherDigest reports whether a commit means other updates than were staged.
+func otherDigest(s *graph.Stage, info graph.StageInfo) bool {
+	return s.Digest != graph.StageDigest{} && s.Digest != info.Digest
 }
 
 // collectStages forgets what nobody goes on with.

@@ -11,8 +11,11 @@ import (
 func (e *Engine) storeChange(m *graph.Mutation, commit *graph.Commit) *Refusal {
 	c := m.StoreChange
 	if c.Operation == graph.CreateStore {
+		if e.db.ClusterID() == [16]byte{} {
+			return refuse(Malformed, "", "the cluster has no identity yet, with which its first store is made")
+		}
 		if _, exists := e.db.StoreNamed(c.Name); exists {
-			return refuse(StoreExists, "name", "a store named %q exists; drop it first, or choose another name", c.Name).with("store", c.Name)
+			return refuse(StoreExists, "name", "a store named %q exists; delete it first, or choose another name", c.Name).with("store", c.Name)
 		}
 	} else {
 		store, known := e.db.StoreInfo(m.Store)
@@ -20,7 +23,7 @@ func (e *Engine) storeChange(m *graph.Mutation, commit *graph.Commit) *Refusal {
 			return refuseUnknownStore(m.Store)
 		}
 		if c.Operation == graph.DropStore && m.Store == graph.DefaultStore {
-			return refuse(StoreProtected, "store", "the store %q is the default store, which cannot be dropped", store.Name).with("store", store.Name)
+			return refuse(StoreProtected, "store", "the store %q is the default store, which cannot be deleted", store.Name).with("store", store.Name)
 		}
 	}
 	commit.Store, commit.StoreChange = m.Store, c

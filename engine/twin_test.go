@@ -22,8 +22,6 @@ type twin struct {
 	objects []graph.Object
 	subject graph.Subject
 	context schema.Context
-	// bareArrows makes arrows go along every tuple, whatever its caveat.
-	bareArrows bool
 
 	// Each is a solution: three-valued truths with missing parameters.
 	lower, upper map[atom]tri
@@ -182,11 +180,7 @@ func (w *twin) rewrite(a atom, r schema.Rewrite) tri {
 	case schema.Arrow:
 		var ways []tri
 		for _, t := range w.stored[atom{a.object, r.Relation}] {
-			condition := tri{truth: 2}
-			if !w.bareArrows {
-				condition = w.caveat(t)
-			}
-			ways = append(ways, allOf(condition, w.reads[atom{t.Subject.Object, r.Name}]))
+			ways = append(ways, allOf(w.caveat(t), w.reads[atom{t.Subject.Object, r.Name}]))
 		}
 		if !r.All {
 			return anyOf(ways...)

@@ -44,6 +44,7 @@ const (
 	spaceCounter         keyspace = 'c' // store 4, relation 3, subject 3, flags 1, caveat 3 -> count
 	spaceSchema          keyspace = 'z' // store 4, revision 8                               -> stamp, text
 	spaceStage           keyspace = 'g' // store 4, stage 16 -> StageInfo
+	spaceStageDigest     keyspace = 'h' // store 4, stage 16, chunk 4 -> StageDigest
 	spaceStaged          keyspace = 'u' // store 4, stage 16, forward rest 16 -> operation, edgeValue
 	spaceCommittedStages keyspace = 'k' // store 4 -> the last StageInfos
 	spaceLog             keyspace = 'l' // store 4, revision 8, offset 4                     -> logHeader or logRecord
@@ -54,7 +55,7 @@ const (
 var storeSpaces = []keyspace{
 	spaceStore, spaceShape, spaceCaveat, spaceNext, spaceNumber, spaceID, spaceForward, spaceReverse,
 	spaceForwardHistory, spaceReverseHistory, spaceExpiry, spaceCounter, spaceSchema, spaceLog, spaceRemoval,
-	spaceStage, spaceStaged, spaceCommittedStages,
+	spaceStage, spaceStageDigest, spaceStaged, spaceCommittedStages,
 }
 
 // The names in spaceMeta.
@@ -109,7 +110,7 @@ func splitKey(key []byte) int {
 		// Numbers are only looked up when they exist, so a filter on them would
 		// never say no.
 		n = storeEnd + 3
-	case spaceStaged:
+	case spaceStaged, spaceStageDigest:
 		n = stageKeyLen
 	case spaceShape, spaceCaveat, spaceNext, spaceExpiry, spaceCounter, spaceSchema, spaceLog, spaceRemoval, spaceStage, spaceCommittedStages:
 		n = storeEnd

@@ -76,7 +76,7 @@ func (c Config) options(l *listener) *pebble.Options {
 		EventListener: &pebble.EventListener{
 			BackgroundError: l.backgroundError,
 			DataCorruption: func(info pebble.DataCorruptionInfo) {
-				l.fatal(corruptf("%v", info))
+				l.fatal(Damage(corruptf("%s: %v", info.Path, info.Details)))
 			},
 		},
 	}
@@ -330,8 +330,8 @@ func (a *Applied) appendApplied(dst []byte) []byte {
 	return binary.AppendUvarint(dst, uint64(a.Stamp))
 }
 
-// Close flushes and closes. It is refused while snapshots are open, and again
-// after it succeeded. After a fatal error it closes without flushing.
+// Close flushes and closes. It is refused while snapshots are open, with
+// ErrSnapshotsOpen, and again after it succeeded. After a fatal error it closes without flushing.
 func (db *DB) Close() error {
 	db.life.Lock()
 	defer db.life.Unlock()
@@ -344,7 +344,7 @@ func (db *DB) Close() error {
 	}
 	if db.open > 0 {
 		db.mu.Unlock()
-		return fmt.Errorf("close the graph in %s: %d snapshots are still open", db.config.Dir, db.open)
+		return fmt.Errorf("close the graph in %s: %d %w", db.config.Dir, db.open, ErrSnapshotsOpen)
 	}
 	db.closed = true
 	old := db.view
@@ -503,7 +503,7 @@ func (l *listener) fatal(err error) {
 }
 
 func (l *listener) backgroundError(err error) {
-	l.fatal(fmt.Errorf("the graph's background work failed: %w", err))
+	l.fatal(fmt.Errorf("the graph's background work failed: %w", Damage(err)))
 }
 
 // Infof drops what Pebble says in passing: a line per table is no state change.

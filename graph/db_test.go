@@ -185,7 +185,7 @@ func TestClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := db.Close(); err == nil || !strings.Contains(err.Error(), "1 snapshots are still open") {
+	if err := db.Close(); !errors.Is(err, ErrSnapshotsOpen) || !strings.Contains(err.Error(), "1 snapshots are still open") {
 		t.Fatalf("close: %v", err)
 	}
 	s.Close()
@@ -243,7 +243,7 @@ func TestRevisionGone(t *testing.T) {
 	mustCommit(t, db, Commit{Revision: 12, Term: 1, Stamp: start + 1_600_000, Store: 1, StoreChange: &StoreChange{Operation: SetStore, Log: &second}})
 	mustCommit(t, db, Commit{Revision: 13, Term: 1, Stamp: start + 1_600_000, Store: 1, Prune: &Prune{}})
 	_, err = db.Changes(1, Position{Revision: 8}, 1)
-	mustBeGone(t, err, RevisionGoneError{Revision: 8, Oldest: 9, OldestAt: start + 500_000})
+	mustBeGone(t, err, RevisionGoneError{Revision: 8, Oldest: 9, OldestAt: start + 500_000, Log: true})
 	s, err := db.Snapshot(1, 9, 0)
 	if err != nil {
 		t.Fatal(err)

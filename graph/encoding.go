@@ -112,6 +112,9 @@ func (m *Mutation) AppendBinary(dst []byte) []byte {
 	if m.Stage != nil {
 		dst = append(append(dst, byte(m.Stage.Operation)), m.Stage.ID[:]...)
 		dst = binary.AppendUvarint(dst, uint64(m.Stage.Chunk))
+		if m.Stage.Operation == StageCommit {
+			dst = append(dst, m.Stage.Digest[:]...)
+		}
 	}
 	return dst
 }
@@ -178,6 +181,9 @@ func DecodeMutation(b []byte) (*Mutation, error) {
 			d.fail("chunk out of range")
 		}
 		m.Stage.Chunk = uint32(chunk)
+		if m.Stage.Operation == StageCommit {
+			d.copy(m.Stage.Digest[:])
+		}
 	}
 	if d.err == "" && len(d.b) > 0 {
 		d.fail(fmt.Sprintf("%d bytes are left over", len(d.b)))

@@ -24,6 +24,8 @@ var (
 	// ErrInvalidPosition means that the position given to Read was not made by
 	// Read for the same filter.
 	ErrInvalidPosition = errors.New("position does not belong to this read")
+	// ErrSnapshotsOpen means that a DB cannot be closed yet. Nothing was changed.
+	ErrSnapshotsOpen = errors.New("snapshots are still open")
 	// ErrExhausted means that a store has no number left for one more name.
 	ErrExhausted = errors.New("no number is left")
 )
@@ -38,6 +40,9 @@ type RevisionGoneError struct {
 	// Oldest is the oldest revision kept, OldestAt its stamp.
 	Oldest   Revision
 	OldestAt Instant
+	// Log says that changes were asked for, from the revision or moment on, and
+	// that Oldest is of the change log; else it is about a state.
+	Log bool
 }
 
 // Error says both, the oldest with its time.
@@ -46,9 +51,18 @@ func (e *RevisionGoneError) Error() string {
 	if e.Revision == 0 && e.At != 0 {
 		asked = "the state at " + e.At.String()
 	}
+	if e.Log {
+		asked = fmt.Sprintf("the changes from revision %d on", e.Revision)
+		if e.Revision == 0 && e.At != 0 {
+			asked = "the changes since " + e.At.String()
+		}
+	}
 	oldest := fmt.Sprintf("revision %d", e.Oldest)
 	if e.OldestAt != 0 {
 		oldest += " of " + e.OldestAt.String()
+	}
+	if e.Log {
+		return fmt.Sprintf("%s are kept no more: the oldest that are kept are of %s", asked, oldest)
 	}
 	return fmt.Sprintf("%s is older than the history that is kept: the oldest is %s", asked, oldest)
 }
@@ -122,3 +136,42 @@ func corruptf(format string, args ...any) error {
 func IsCorruptionError(err error) bool {
 	return errors.Is(err, errCorrupt) || pebble.IsCorruptionError(err)
 }
+
+// Damage makes an error that IsCorruptionError recognises fit to be shown: it
+// says in one line, however it is printed, what was found, and in which file of
+// which directory where Pebble knows. Any other error, and one that Damage made,
+// is returned as it is.
+func Damage(err error) error {
+	var told *damageError
+	if !IsCorruptionError(err) || errors.As(err, &told) {
+		return err
+	}
+	text := err.Error()
+	if info := pebble.ExtractDataCorruptionInfo(err); info != nil {
+		text = strings.ReplaceAll(text, corruptionCarrier, "")
+		if !strings.Contains(text, info.Path) {
+			text = strings.TrimSpace(text) + ", in " + info.Path
+		}
+	}
+	if !errors.Is(err, errCorrupt) {
+		text = errCorrupt.Error() + ": " + text
+	}
+	return &damageError{text: strings.Join(strings.Fields(text), " "), cause: err}
+}
+
+// corruptionCarrier is what Pebble's errors say in place of the details that they
+// carry for programs.
+const corruptionCarrier = "<corruption detail carrier>"
+
+// A damageError is an error in other words. Printing it with %+v, as slog does,
+// shows no stack of the cause.
+type damageError struct {
+	text  string
+	cause error
+}
+
+// Error returns the words.
+func (e *damageError) Error() string { return e.text }
+
+// Unwrap returns the cause.
+func (e *damageError) Unwrap() error { return e.cause }

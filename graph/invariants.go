@@ -21,7 +21,8 @@ import (
 //   - the change log is dense, in order, and ends where the store says;
 //   - the floors are revisions in the change log, and the history holds exactly
 //     the tuples that ended in what was not removed below them;
-//   - each staged change has as many updates as it counts, and one that a crash
+//   - each staged change has as many updates as it counts and the digest of each of
+//     its chunks, and one that a crash
 //     cut short has made what its marker says.
 //
 // It holds a snapshot meanwhile, so commits may go on. It takes some
@@ -36,6 +37,7 @@ func (db *DB) CheckInvariants() error {
 	c := &checker{
 		r: v.pebble, applied: v.applied, counted: map[StoreID]map[counterKey]uint64{}, logs: map[StoreID]bool{},
 		removed: map[StoreID]removalRecord{}, unfinished: v.unfinished, staged: map[StoreID]map[StageID]uint64{},
+		chunks: map[StoreID]map[StageID]checkedStage{},
 	}
 	db.mu.Lock()
 	inMemory := map[StoreID]map[counterKey]uint64{}
@@ -70,6 +72,8 @@ type checker struct {
 	unfinished        *unfinishedStage
 	unfinishedRecords uint32
 	staged            map[StoreID]map[StageID]uint64
+	// chunks are the staged changes, with the digests of their chunks.
+	chunks map[StoreID]map[StageID]checkedStage
 
 	counted  map[StoreID]map[counterKey]uint64
 	edges    [2][2]int // by direction; current and history
@@ -179,6 +183,8 @@ func (c *checker) record(key, value []byte) error {
 		return c.expiry(st, key)
 	case spaceStage:
 		return c.stage(st, key, value)
+	case spaceStageDigest:
+		return c.stageDigest(st, key, value)
 	case spaceStaged:
 		return c.stagedUpdate(st, key, value)
 	case spaceCommittedStages:

@@ -71,17 +71,17 @@ func (db *DB) Changes(id StoreID, from Position, limit int) ([]LoggedRevision, e
 		return nil, fmt.Errorf("read the change log: %w", err)
 	}
 	defer s.Close()
+	if f := s.catalog.record.log; from.Revision < f.revision {
+		return nil, &RevisionGoneError{Revision: from.Revision, Oldest: f.revision, OldestAt: f.stamp, Log: true}
+	}
 	revisions, err := s.changes(from, limit)
 	if err != nil {
-		return nil, fmt.Errorf("read the change log of store %d: %w", id, err)
+		return nil, fmt.Errorf("read the change log: %w", err)
 	}
 	return revisions, nil
 }
 
 func (s *Snapshot) changes(from Position, limit int) (revisions []LoggedRevision, err error) {
-	if f := s.catalog.record.log; from.Revision < f.revision {
-		return nil, f.gone(from.Revision)
-	}
 	it, err := s.view.pebble.NewIter(&pebble.IterOptions{
 		LowerBound: appendLogKey(nil, s.store, from.Revision, 0),
 		UpperBound: appendLogKey(nil, s.store, s.revision+1, 0),

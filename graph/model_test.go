@@ -666,7 +666,7 @@ func compareLog(t *testing.T, g *generator, m *model, db *DB) {
 	want := slices.DeleteFunc(slices.Clone(m.log), func(r LoggedRevision) bool { return r.Revision < f.log.revision })
 	for rev := range f.log.revision {
 		_, err := db.Changes(m.store, Position{Revision: rev, Offset: 1}, 1)
-		mustBeGone(t, err, RevisionGoneError{Revision: rev, Oldest: f.log.revision, OldestAt: f.log.stamp})
+		mustBeGone(t, err, RevisionGoneError{Revision: rev, Oldest: f.log.revision, OldestAt: f.log.stamp, Log: true})
 	}
 	var got []LoggedRevision
 	for from := (Position{Revision: f.log.revision}); ; {

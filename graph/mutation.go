@@ -1,5 +1,10 @@
 package graph
 
+import (
+	"crypto/sha256"
+	"encoding/binary"
+)
+
 // An Operation says what an Update does to its tuple.
 type Operation uint8
 
@@ -160,7 +165,35 @@ type Stage struct {
 	Operation StageOperation
 	ID        StageID
 	// Chunk numbers the steps of StageUpdates from 0. A chunk that was added
-	// already is no change, one that leaves a gap is refused. With StageCommit it
-	// is how many chunks there must be.
+	// already is no change, or is refused when its updates are others; one that
+	// leaves a gap is refused. With StageCommit it is how many chunks there must be.
 	Chunk uint32
+	// Digest, of StageCommit alone, is that of the chunks which the caller means:
+	// if the staged change has another, or had when it was committed, the commit
+	// is refused. Zero is for a caller who is the only one to use the id: nothing
+	// is compared.
+	Digest StageDigest
+}
+
+// A StageDigest stands for the chunks of a staged change up to one of them: it
+// follows from the operation and the tuple of each of their updates, in order.
+// Zero stands for no chunk.
+type StageDigest [16]byte
+
+// Next returns the digest when one more chunk is added, whose number is how many
+// there were. It costs about as much as encoding the updates.
+func (d StageDigest) Next(chunk uint32, updates []Update) StageDigest {
+	h := sha256.New()
+	b := binary.AppendUvarint(d[:], uint64(chunk))
+	b = binary.AppendUvarint(b, uint64(len(updates)))
+	for i := range updates {
+		u := &updates[i]
+		b = u.Tuple.append(append(b, byte(u.Operation)))
+		if len(b) >= 16<<10 {
+			_, _ = h.Write(b) // A hash never fails.
+			b = b[:0]
+		}
+	}
+	_, _ = h.Write(b)
+	return StageDigest(h.Sum(nil)[:len(d)])
 }

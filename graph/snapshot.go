@@ -78,7 +78,7 @@ type ephemerals struct {
 func (db *DB) Snapshot(id StoreID, at Revision, instant Instant) (*Snapshot, error) {
 	v, err := db.acquire()
 	if err != nil {
-		return nil, fmt.Errorf("open a snapshot: %w", err)
+		return nil, err
 	}
 	s := &Snapshot{db: db, view: v, store: id, revision: at, instant: instant}
 	// The catalog is taken after the view: it is at least as new, and so are the
@@ -95,20 +95,21 @@ func (db *DB) Snapshot(id StoreID, at Revision, instant Instant) (*Snapshot, err
 	}
 	if err != nil {
 		s.Close()
-		return nil, fmt.Errorf("open a snapshot of store %d: %w", id, err)
+		return nil, err
 	}
 	return s, nil
 }
 
 func (s *Snapshot) init() error {
 	applied := s.view.applied.Revision
-	if s.revision == 0 {
+	switch f := s.catalog.record.history; {
+	case s.revision == 0:
+		// A view lacks nothing of its own newest state, also when the floors of a
+		// catalog that is newer lie above it.
 		s.revision = applied
-	}
-	if s.revision > applied {
+	case s.revision > applied:
 		return fmt.Errorf("%w: %d is asked for, %d is applied", ErrRevisionAhead, s.revision, applied)
-	}
-	if f := s.catalog.record.history; s.revision < f.revision {
+	case s.revision < f.revision:
 		return f.gone(s.revision)
 	}
 	// The catalog may be of a Commit that the view does not hold yet, but then
@@ -168,7 +169,7 @@ func (s *Snapshot) Close() {
 	if err != nil {
 		// An iterator that failed says so again when it is closed; its user was
 		// told already.
-		s.db.listener.Errorf("close a snapshot: %v", err)
+		s.db.listener.Errorf("close a snapshot: %v", Damage(err))
 	}
 	s.view, s.near, s.current, s.history = nil, nil, nil, nil
 }
@@ -201,6 +202,25 @@ func (s *Snapshot) Schema() (SchemaVersion, error) {
 	}
 	if err = errors.Join(err, it.Close()); err != nil {
 		return SchemaVersion{}, fmt.Errorf("read the schema: %w", err)
+	}
+	return v, nil
+}
+
+// FirstSchema returns the oldest schema that the store has or had, as far as the
+// snapshot's state of the disk knows, also one of after the revision; zero when
+// there is none. At a revision without a schema it is the first ever: nothing of
+// what came later was forgotten then.
+func (s *Snapshot) FirstSchema() (v SchemaVersion, err error) {
+	from := appendStore(nil, spaceSchema, s.store)
+	it, err := s.view.pebble.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: prefixEnd(from)})
+	if err != nil {
+		return SchemaVersion{}, fmt.Errorf("read the first schema: %w", err)
+	}
+	if it.First() {
+		v, err = decodeSchema(it.Key(), it.Value())
+	}
+	if err = errors.Join(err, it.Close()); err != nil {
+		return SchemaVersion{}, fmt.Errorf("read the first schema: %w", err)
 	}
 	return v, nil
 }

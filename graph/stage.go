@@ -48,6 +48,8 @@ type StageInfo struct {
 	// Chunks is how many steps there were, Tuples how many updates in them.
 	Chunks uint32
 	Tuples uint64
+	// Digest is that of all chunks.
+	Digest StageDigest
 	// Touched is the stamp of the last step, Schema the revision of the schema
 	// that the updates were judged by.
 	Touched Instant
@@ -86,6 +88,8 @@ type StageStep struct {
 	// revision of the schema that they were judged by.
 	Updates []Update
 	Schema  Revision
+	// Digest is that of the staged change when StageUpdates has added its chunk.
+	Digest StageDigest
 	// Verdict is what JudgeStage said of the StageCommit, without a Conflict.
 	Verdict StageVerdict
 	// Drop are the staged changes that StageDrop forgets.
@@ -163,6 +167,21 @@ func (s *Snapshot) Stage(id StageID) (StageInfo, bool, error) {
 		}
 	}
 	return StageInfo{}, false, nil
+}
+
+// StageDigest returns the digest that a change, which is staged and not
+// committed, had when it ended with a chunk. It is false for a chunk that is not
+// there.
+func (s *Snapshot) StageDigest(id StageID, chunk uint32) (StageDigest, bool, error) {
+	var digest StageDigest
+	value, ok, err := get(s.view.pebble, appendStageDigestKey(nil, s.store, id, chunk))
+	if err == nil && ok {
+		err = digest.decode(value)
+	}
+	if err != nil {
+		return StageDigest{}, false, fmt.Errorf("read the digest of chunk %d of the staged change %x: %w", chunk, id, err)
+	}
+	return digest, ok, nil
 }
 
 // UnfinishedStage returns the revision that a crash cut short while it made a
@@ -399,9 +418,12 @@ func (w *writer) stageUpdates(db *DB, step *StageStep) error {
 			return err
 		}
 	}
+	if err := w.batch.Set(appendStageDigestKey(nil, w.c.Store, step.ID, step.Chunk), step.Digest[:], nil); err != nil {
+		return err
+	}
 	info.Chunks++
 	info.Tuples += uint64(len(updates))
-	info.Touched = w.c.Stamp
+	info.Digest, info.Touched = step.Digest, w.c.Stamp
 	w.value = info.append(w.value[:0])
 	return w.batch.Set(appendStageKey(nil, w.c.Store, step.ID), w.value, nil)
 }
@@ -439,9 +461,11 @@ func (w *writer) stagedBefore(db *DB, id StageID, updates []stagedUpdate) (err e
 
 // dropStage removes everything that is staged under an id.
 func (w *writer) dropStage(id StageID) error {
-	prefix := appendStagePrefix(nil, w.c.Store, id)
-	if err := w.batch.DeleteRange(prefix, prefixEnd(prefix), nil); err != nil {
-		return err
+	for _, space := range []keyspace{spaceStaged, spaceStageDigest} {
+		prefix := append(appendStore(nil, space, w.c.Store), id[:]...)
+		if err := w.batch.DeleteRange(prefix, prefixEnd(prefix), nil); err != nil {
+			return err
+		}
 	}
 	return w.batch.Delete(appendStageKey(nil, w.c.Store, id), nil)
 }
@@ -689,6 +713,7 @@ func (w *writer) rememberStage(db *DB, info StageInfo) error {
 const (
 	stageKeyLen  = storeEnd + len(StageID{})
 	stagedKeyLen = stageKeyLen + restLen
+	digestKeyLen = stageKeyLen + 4
 )
 
 func appendStageKey(dst []byte, store StoreID, id StageID) []byte {
@@ -698,6 +723,18 @@ func appendStageKey(dst []byte, store StoreID, id StageID) []byte {
 // appendStagePrefix begins the key of each update that is staged under an id.
 func appendStagePrefix(dst []byte, store StoreID, id StageID) []byte {
 	return append(appendStore(dst, spaceStaged, store), id[:]...)
+}
+
+func appendStageDigestKey(dst []byte, store StoreID, id StageID, chunk uint32) []byte {
+	return binary.BigEndian.AppendUint32(append(appendStore(dst, spaceStageDigest, store), id[:]...), chunk)
+}
+
+func (d *StageDigest) decode(b []byte) error {
+	if len(b) != len(d) {
+		return corruptf("the digest %x of a staged change", cut(b))
+	}
+	copy(d[:], b)
+	return nil
 }
 
 // sameContent reports whether two tuples of one edge carry the same.
@@ -725,6 +762,7 @@ func (info *StageInfo) append(dst []byte) []byte {
 	dst = append(dst, formatVersion)
 	dst = binary.AppendUvarint(dst, uint64(info.Chunks))
 	dst = binary.AppendUvarint(dst, info.Tuples)
+	dst = append(dst, info.Digest[:]...)
 	dst = binary.AppendUvarint(dst, uint64(info.Touched))
 	return binary.AppendUvarint(dst, uint64(info.Schema))
 }
@@ -741,7 +779,9 @@ func (info *StageInfo) decodeFields(d *decoder) {
 	if chunks == 0 || chunks > math.MaxUint32 {
 		d.fail("chunks out of range")
 	}
-	info.Chunks, info.Tuples, info.Touched, info.Schema = uint32(chunks), d.uvarint(), d.instant(), Revision(d.uvarint())
+	info.Chunks, info.Tuples = uint32(chunks), d.uvarint()
+	d.copy(info.Digest[:])
+	info.Touched, info.Schema = d.instant(), Revision(d.uvarint())
 }
 
 // readStage reads what is staged under an id.
@@ -881,8 +921,37 @@ func (c *checker) stage(st *store, key, value []byte) error {
 	if c.staged[st.id] == nil {
 		c.staged[st.id] = map[StageID]uint64{}
 	}
+	if c.chunks[st.id] == nil {
+		c.chunks[st.id] = map[StageID]checkedStage{}
+	}
 	c.staged[st.id][StageID(key[storeEnd:])] = info.Tuples
+	c.chunks[st.id][StageID(key[storeEnd:])] = checkedStage{info: info}
 	return nil
+}
+
+// stageDigest checks the digest of a chunk, which come in order.
+func (c *checker) stageDigest(st *store, key, value []byte) error {
+	if len(key) != digestKeyLen {
+		return corruptf("key %x of the digest of a staged chunk", cut(key))
+	}
+	id := StageID(key[storeEnd:])
+	left, ok := c.chunks[st.id][id]
+	if chunk := binary.BigEndian.Uint32(key[stageKeyLen:]); !ok || left.next != chunk || chunk >= left.info.Chunks {
+		return corruptf("chunk %d of the staged change %x has a digest, and %d of %d was expected", chunk, id, left.next, left.info.Chunks)
+	}
+	left.next++
+	if err := left.last.decode(value); err != nil {
+		return err
+	}
+	c.chunks[st.id][id] = left
+	return nil
+}
+
+// A checkedStage is a staged change with how far its digests were seen.
+type checkedStage struct {
+	info StageInfo
+	next uint32
+	last StageDigest
 }
 
 func (c *checker) stagedUpdate(st *store, key, value []byte) error {
@@ -911,6 +980,13 @@ func (c *checker) endStages() error {
 		for id, left := range stages {
 			if left != 0 {
 				return corruptf("store %d: the staged change %x lacks %d updates", store, id, left)
+			}
+		}
+	}
+	for store, stages := range c.chunks {
+		for id, s := range stages {
+			if s.next != s.info.Chunks || s.last != s.info.Digest {
+				return corruptf("store %d: the staged change %x has %d digests up to %x, and %d chunks of %x", store, id, s.next, s.last, s.info.Chunks, s.info.Digest)
 			}
 		}
 	}

@@ -34,6 +34,8 @@ type stageModel struct {
 	*model
 	staged map[StageID][]Update
 	chunks map[StageID]uint32
+	// digests are what the chunks of each come to.
+	digests map[StageID]StageDigest
 	// committed are those that were committed, the oldest first.
 	committed []StageInfo
 }
@@ -96,7 +98,8 @@ func (m *stageModel) same(t testing.TB, db *DB) {
 		t.Fatalf("%d changes are staged, not %d", len(got), len(m.staged))
 	}
 	for _, info := range got {
-		if info.Tuples != uint64(len(m.staged[info.ID])) || info.Chunks != m.chunks[info.ID] || info.Committed != 0 {
+		if info.Tuples != uint64(len(m.staged[info.ID])) || info.Chunks != m.chunks[info.ID] ||
+			info.Digest != m.digests[info.ID] || info.Committed != 0 {
 			t.Fatalf("staged %+v, not %d in %d chunks", info, len(m.staged[info.ID]), m.chunks[info.ID])
 		}
 	}
@@ -133,7 +136,7 @@ type finished struct {
 
 func testStages(t *testing.T, seed uint64) {
 	g := newGenerator(seed)
-	m := &stageModel{model: newModel(), staged: map[StageID][]Update{}, chunks: map[StageID]uint32{}}
+	m := &stageModel{model: newModel(), staged: map[StageID][]Update{}, chunks: map[StageID]uint32{}, digests: map[StageID]StageDigest{}}
 	fs := vfs.NewCrashableMem()
 	db := openTest(t, fs)
 	defer func() {
@@ -166,6 +169,7 @@ func testStages(t *testing.T, seed uint64) {
 			m.commit(next)
 			delete(m.staged, id)
 			delete(m.chunks, id)
+			delete(m.digests, id)
 		case open:
 			crashes += g.commitStage(t, m, db, fs, next, id)
 		}
@@ -216,6 +220,7 @@ func (g *generator) stage(t *testing.T, m *stageModel, db *DB, next Commit, id S
 		seen[e] = true
 		step.Updates = append(step.Updates, u)
 	}
+	step.Digest = m.digests[id].Next(step.Chunk, step.Updates)
 	next.Stage = step
 	_, err := db.Commit(next)
 	var staged *StagedTwiceError
@@ -228,6 +233,7 @@ func (g *generator) stage(t *testing.T, m *stageModel, db *DB, next Commit, id S
 		t.Fatal(err)
 	}
 	m.commit(next)
+	m.digests[id] = step.Digest
 	m.staged[id] = append(m.staged[id], step.Updates...)
 	m.chunks[id]++
 }
@@ -248,6 +254,7 @@ func (g *generator) commitStage(t *testing.T, m *stageModel, db *DB, fs *vfs.Mem
 		m.commit(next)
 		delete(m.staged, id)
 		delete(m.chunks, id)
+		delete(m.digests, id)
 		return 0
 	}
 	var want StageVerdict
@@ -287,11 +294,12 @@ func (g *generator) commitStage(t *testing.T, m *stageModel, db *DB, fs *vfs.Mem
 	plain.Changes, plain.Stage = changes, nil
 	m.commit(plain)
 	m.committed = append(m.committed, StageInfo{
-		ID: id, Chunks: m.chunks[id], Tuples: uint64(len(m.staged[id])), Touched: next.Stamp,
+		ID: id, Chunks: m.chunks[id], Tuples: uint64(len(m.staged[id])), Digest: m.digests[id], Touched: next.Stamp,
 		Schema: m.schemaOf(db, t, id, next), Committed: next.Revision, Changed: want.Created + want.Replaced,
 	})
 	delete(m.staged, id)
 	delete(m.chunks, id)
+	delete(m.digests, id)
 	keys := dump(t, db)
 	for i, clone := range done.clones {
 		if other := dump(t, clone); !slices.Equal(keys, other) {
@@ -449,7 +457,7 @@ func TestCommittedStages(t *testing.T) {
 // FuzzStageCodec holds that the records of staged changes have one encoding, and
 // that no bytes make their decoders do anything but refuse.
 func FuzzStageCodec(f *testing.F) {
-	info := StageInfo{Chunks: 3, Tuples: 70_000, Touched: 1_700_000_000_000_000, Schema: 9}
+	info := StageInfo{Chunks: 3, Tuples: 70_000, Digest: StageDigest{3}, Touched: 1_700_000_000_000_000, Schema: 9}
 	f.Add(byte(0), info.append(nil))
 	u := unfinishedStage{
 		store: 1, stage: StageID{1}, revision: 9, stamp: 5, verdict: StageVerdict{Created: 3, Expired: 1}, offset: 2,

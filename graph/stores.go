@@ -136,7 +136,7 @@ func (db *DB) SchemaVersions(id StoreID, before Revision, limit int) ([]SchemaVe
 	}
 	versions, err := s.schemaVersions(before, limit)
 	if err != nil {
-		return nil, fmt.Errorf("list the schemas of store %d: %w", id, err)
+		return nil, fmt.Errorf("list schemas: %w", err)
 	}
 	return versions, nil
 }
@@ -245,6 +245,9 @@ func (w *writer) createNext(db *DB) (Receipt, error) {
 	}
 	if old, exists := db.StoreNamed(c.StoreChange.Name); exists {
 		return Receipt{}, fmt.Errorf("store %d has the name %s already", old.ID, c.StoreChange.Name)
+	}
+	if db.ClusterID() == [16]byte{} {
+		return Receipt{}, fmt.Errorf("store %s cannot come before the cluster's id, with which the default store is made", c.StoreChange.Name)
 	}
 	if db.nextStore == math.MaxUint32 {
 		return Receipt{}, fmt.Errorf("%w for store %s", ErrExhausted, c.StoreChange.Name)

@@ -218,6 +218,11 @@ func TestStoreErrors(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+	// It would take the number or the name of the default store.
+	_, err := db.Commit(Commit{Revision: 1, Term: 1, Stamp: 1, StoreChange: &StoreChange{Operation: CreateStore, Name: "early"}})
+	if err == nil || !strings.Contains(err.Error(), "before the cluster's id") || len(db.Stores()) > 0 {
+		t.Errorf("a store before the default store: %v, %+v", err, db.Stores())
+	}
 	mustCommit(t, db, Commit{Revision: 1, Term: 1, Stamp: 1, Store: 1})
 	short := Retention(1)
 	tuple := create(mustParse(t, "doc:a#viewer@user:x"))
@@ -245,7 +250,7 @@ func TestStoreErrors(t *testing.T) {
 		}
 	}
 	db.nextStore = 1<<32 - 1
-	_, err := db.Commit(Commit{Revision: 2, Term: 1, Stamp: 1, StoreChange: &StoreChange{Operation: CreateStore, Name: "last"}})
+	_, err = db.Commit(Commit{Revision: 2, Term: 1, Stamp: 1, StoreChange: &StoreChange{Operation: CreateStore, Name: "last"}})
 	if !errors.Is(err, ErrExhausted) {
 		t.Errorf("error %v", err)
 	}
@@ -387,6 +392,47 @@ func TestRemoveBesides(t *testing.T) {
 	if ended > 12 || logged > 3*12 {
 		t.Errorf("%d ended tuples and %d records of the log are left of a second", ended, logged)
 	}
+}
+
+// TestNewestBesidePrune holds that the newest state can always be read, however
+// much is committed and pruned while a snapshot is being made.
+func TestNewestBesidePrune(t *testing.T) {
+	db := openTest(t, vfs.NewMem())
+	defer func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	stamp, kept := Instant(1), MinRetention
+	mustCommit(t, db, Commit{Revision: 1, Term: 1, Stamp: stamp, Store: 1})
+	mustCommit(t, db, Commit{Revision: 2, Term: 1, Stamp: stamp, Store: 1, StoreChange: &StoreChange{Operation: SetStore, History: &kept}})
+	var readers sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				s, err := db.Snapshot(1, 0, 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				s.Close()
+			}
+		})
+	}
+	for rev := Revision(3); rev < 3000; rev += 2 {
+		stamp += 2 * Instant(kept)
+		mustCommit(t, db, Commit{Revision: rev, Term: 1, Stamp: stamp, Store: 1, Schema: &SchemaCommit{Text: "x"}})
+		stamp += 2 * Instant(kept)
+		mustCommit(t, db, Commit{Revision: rev + 1, Term: 1, Stamp: stamp, Store: 1, Prune: &Prune{}})
+	}
+	close(stop)
+	readers.Wait()
 }
 
 // TestUpgrade holds that a directory of format version 1 opens with everything in

@@ -366,6 +366,9 @@ func (s *Stage) validate() error {
 	if (s.ID == StageID{}) != (s.Operation == StageCollect) {
 		return invalid("stage's id", fmt.Sprintf("%x", s.ID), "does not go with the operation", "zero to collect, else 16 bytes that are not all zero")
 	}
+	if s.Operation != StageCommit && s.Digest != (StageDigest{}) {
+		return invalid("stage's digest", fmt.Sprintf("%x", s.Digest), "does not go with the operation", "a digest with commit only")
+	}
 	return nil
 }
 

@@ -48,7 +48,6 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pembadb/pemba/api"
@@ -75,10 +74,35 @@ type Config struct {
 // ErrKeyExposed means that the key would go unencrypted to another machine.
 var ErrKeyExposed = errors.New("the key would go unencrypted to another machine")
 
+// A DialError says why Dial has no connection.
+type DialError struct {
+	// Addr is where the server was looked for.
+	Addr string
+	// Answered says that somebody is there, with whom there is no speaking: TLS
+	// did not come about, or it is not gRPC that is spoken.
+	Answered bool
+	// HTTP says that the answer was one of HTTP/1, as a server's HTTP address
+	// gives it. Then Answered is true.
+	HTTP bool
+	// Err is why.
+	Err error
+}
+
+func (e *DialError) Error() string {
+	return fmt.Sprintf("client: cannot reach a server at %s: %v", e.Addr, e.Err)
+}
+
+// Unwrap returns why.
+func (e *DialError) Unwrap() error { return e.Err }
+
 // Validate says what is wrong with the configuration.
 func (c *Config) Validate() error {
 	if c.Addr == "" {
 		return errors.New("client: no address is given; it has the form host:port")
+	}
+	// Of "https://host" the port would be "//host".
+	if _, port, err := net.SplitHostPort(c.Addr); err != nil || port == "" || strings.Contains(c.Addr, "/") {
+		return fmt.Errorf("client: the address %q does not have the form host:port, as 127.0.0.1:50051", c.Addr)
 	}
 	if c.Key != "" && c.TLS == nil && !c.InsecureKey && !isHere(c.Addr) {
 		return fmt.Errorf("client: %s: %w", c.Addr, ErrKeyExposed)
@@ -91,7 +115,7 @@ func (c *Config) Validate() error {
 func isHere(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		host = addr
+		return false
 	}
 	if strings.EqualFold(host, "localhost") {
 		return true
@@ -171,7 +195,7 @@ const retries = `{"methodConfig": [{
 }]}`
 
 // Dial connects to the server and returns when it can be reached, or with why
-// it cannot. ctx bounds only that.
+// it cannot, a *DialError. ctx bounds only that.
 func Dial(ctx context.Context, config Config) (*Client, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -199,7 +223,15 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 		return nil, fmt.Errorf("client: %s: %w", config.Addr, err)
 	}
 	if err := reach(ctx, conn); err != nil {
-		return nil, errors.Join(fmt.Errorf("client: cannot reach a server at %s: %w", config.Addr, err), conn.Close())
+		failure := &DialError{Addr: config.Addr, Err: err}
+		var problem *dialProblem
+		if errors.As(err, &problem) {
+			failure.Answered, failure.HTTP = problem.answered, problem.http
+		}
+		if closeErr := conn.Close(); closeErr != nil {
+			failure.Err = errors.Join(err, closeErr)
+		}
+		return nil, failure
 	}
 	return &Client{
 		Stores:      pembav1.NewStoreServiceClient(conn),
@@ -221,7 +253,7 @@ func reach(ctx context.Context, conn *grpc.ClientConn) error {
 			if err == nil {
 				return nil // It came after all.
 			}
-			return errors.New(dialProblem(status.Convert(err).Message()))
+			return newDialProblem(status.Convert(err).Message())
 		}
 		if !conn.WaitForStateChange(ctx, state) {
 			return context.Cause(ctx)
@@ -230,21 +262,36 @@ func reach(ctx context.Context, conn *grpc.ClientConn) error {
 	return nil
 }
 
-// dialProblem takes the wrapping off what gRPC says of a failed connection, and
-// says what the usual mistake about TLS looks like from this side.
-func dialProblem(message string) string {
-	for _, wrapping := range [...]string{"Error while dialing: ", "authentication handshake failed: "} {
-		if _, problem, ok := strings.Cut(message, wrapping); ok {
-			message = strings.TrimSuffix(problem, `"`)
+// A dialProblem is what gRPC says of a failed connection.
+type dialProblem struct {
+	message        string
+	answered, http bool
+}
+
+func (p *dialProblem) Error() string { return p.message }
+
+// newDialProblem takes the wrapping off what gRPC says of a failed connection,
+// and says what the usual mistakes look like from this side.
+func newDialProblem(message string) *dialProblem {
+	const handshake, preface = "authentication handshake failed: ", "error reading server preface"
+	p := &dialProblem{
+		message:  message,
+		answered: strings.Contains(message, handshake) || strings.Contains(message, preface),
+	}
+	for _, wrapping := range [...]string{"Error while dialing: ", handshake} {
+		if _, problem, ok := strings.Cut(p.message, wrapping); ok {
+			p.message = strings.TrimSuffix(problem, `"`)
 		}
 	}
 	switch {
+	case strings.Contains(message, "looked like an HTTP/1.1 header"):
+		p.message, p.http = "what answers there speaks HTTP/1 and not gRPC; it looks like the server's HTTP address", true
 	case strings.Contains(message, "first record does not look like a TLS handshake"):
-		return message + "; the server does not seem to encrypt"
-	case strings.Contains(message, "error reading server preface"):
-		return message + "; the server may expect TLS"
+		p.message += "; the server does not seem to encrypt"
+	case strings.Contains(message, preface):
+		p.message += "; the server may expect TLS"
 	}
-	return message
+	return p
 }
 
 // Close ends the connection and all calls on it.
@@ -294,8 +341,8 @@ type Question struct {
 	// Permission is a relation or permission of the object's type.
 	Permission string
 	Subject    graph.Subject
-	// Context gives values for caveat parameters, as JSON values: nil, bool,
-	// float64, string, []any and map[string]any. It may be nil.
+	// Context gives values for caveat parameters; Context says which Go values
+	// are allowed. It may be nil.
 	Context map[string]any
 	// Consistency is nil for the newest state of the node that is asked.
 	Consistency *pembav1.Consistency
@@ -311,11 +358,10 @@ func (c *Client) Check(ctx context.Context, q Question) (*pembav1.CheckResponse,
 		Subject: api.SubjectMessage(q.Subject),
 	}
 	if q.Context != nil {
-		s, err := structpb.NewStruct(q.Context)
-		if err != nil {
-			return nil, fmt.Errorf("client: the context: %w", err)
+		var err error
+		if r.Context, err = Context(q.Context); err != nil {
+			return nil, err
 		}
-		r.Context = s
 	}
 	return c.Permissions.Check(ctx, r)
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -82,6 +83,10 @@ type Import struct {
 	// The server has the chunks below known, which hold knownTuples.
 	known       uint32
 	knownTuples uint64
+	// knownDigest stands for what they hold, and digest for what this import would
+	// have put into the chunks that were not sent.
+	knownDigest []byte
+	digest      graph.StageDigest
 
 	// full takes chunks to the sender; sent is closed when it has ended, after
 	// it set sendErr.
@@ -145,7 +150,11 @@ func (c *Client) Import(ctx context.Context, config ImportConfig) (*Import, erro
 		if reason, _ := Reason(err); err != nil && reason != unknownImport {
 			return nil, err
 		}
-		i.known, i.knownTuples = answer.GetNextChunk(), answer.GetTuples()
+		// One that is committed is sent again as a whole: the server compares it,
+		// and says what it came to.
+		if answer.GetCommittedAt() == nil {
+			i.known, i.knownTuples, i.knownDigest = answer.GetNextChunk(), answer.GetTuples(), answer.GetDigest()
+		}
 	}
 	ctx, i.cancel = context.WithCancel(ctx)
 	stream, err := c.Tuples.ImportTuples(ctx)
@@ -205,11 +214,10 @@ func (i *Import) flush() error {
 	number := i.next
 	i.next++
 	i.begins = append(i.begins, i.added)
-	if i.next == i.known && i.added != i.knownTuples {
-		return i.fail(fmt.Errorf("client: the import %s began with other tuples: of its first %d chunks the server has %d tuples, and now they would have %d",
-			i.config.ID, i.known, i.knownTuples, i.added))
-	}
 	if number < i.known {
+		if err := i.compare(number); err != nil {
+			return i.fail(err)
+		}
 		i.chunk, i.bytes = i.chunk[:0], 0
 		return nil
 	}
@@ -221,6 +229,35 @@ func (i *Import) flush() error {
 	case <-i.sent:
 		return i.fail(i.sendErr)
 	}
+}
+
+// ErrImportMismatch is wrapped by the error of an import whose ID stands for
+// other tuples, or the other operation, than those that were added; so is the
+// server's reason STAGE_MISMATCH. What the server has stays as it is.
+var ErrImportMismatch = errors.New("use another ID")
+
+// compare compares the chunk with what the server has, of which it knows the
+// digest of all together.
+func (i *Import) compare(number uint32) error {
+	updates := make([]graph.Update, len(i.chunk))
+	for n, t := range i.chunk {
+		m, err := api.TupleMessage(t)
+		if err != nil {
+			return fmt.Errorf("client: %w", err)
+		}
+		if t, err = api.ReceivedTuple(m); err != nil {
+			return fmt.Errorf("client: %w", err)
+		}
+		updates[n] = graph.Update{Operation: graph.Touch, Tuple: t}
+		if i.config.Create {
+			updates[n].Operation = graph.Create
+		}
+	}
+	i.digest = i.digest.Next(number, updates)
+	if number+1 == i.known && !bytes.Equal(i.digest[:], i.knownDigest) {
+		return fmt.Errorf("client: the import %s began with other tuples, or with the other operation, in its first %d chunks; %w", i.config.ID, i.known, ErrImportMismatch)
+	}
+	return nil
 }
 
 // send sends chunks as they come, so that the caller can parse meanwhile. The
@@ -269,7 +306,8 @@ func (i *Import) fail(err error) error {
 
 // Commit makes what was added visible and says how many tuples that were. When
 // it fails because the connection is lost it may have taken place all the same;
-// to go on with an import that did is harmless, unless it creates.
+// to go on with an import that did is harmless, and says what it came to, as long
+// as the server remembers it: the last 64 of a store.
 func (i *Import) Commit() (*pembav1.ImportTuplesResponse, error) {
 	if i.ended {
 		return nil, errImportEnded
@@ -280,8 +318,8 @@ func (i *Import) Commit() (*pembav1.ImportTuplesResponse, error) {
 		}
 	}
 	if i.next < i.known {
-		return nil, i.fail(fmt.Errorf("client: the import %s began with more tuples: the server has %d, and now there are only %d",
-			i.config.ID, i.knownTuples, i.added))
+		return nil, i.fail(fmt.Errorf("client: the import %s began with more tuples: the server has %d, and now there are only %d; %w",
+			i.config.ID, i.knownTuples, i.added, ErrImportMismatch))
 	}
 	i.ended = true
 	close(i.full)
@@ -296,8 +334,8 @@ func (i *Import) Commit() (*pembav1.ImportTuplesResponse, error) {
 	i.cancel()
 	if answer.GetTuples() != i.added {
 		// The server learned of chunks of an earlier attempt after it was asked.
-		return answer, fmt.Errorf("client: the import %s began with other tuples: %d were added to it, and %d were committed",
-			i.config.ID, i.added, answer.GetTuples())
+		return answer, fmt.Errorf("client: the import %s began with other tuples: %d were added to it, and %d were committed; %w",
+			i.config.ID, i.added, answer.GetTuples(), ErrImportMismatch)
 	}
 	return answer, nil
 }

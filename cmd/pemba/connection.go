@@ -24,7 +24,8 @@ const dialPatience = 10 * time.Second
 
 // A connection holds the flags that every command has which talks to a server.
 type connection struct {
-	addr, key, store, output string
+	output
+	addr, key, store string
 
 	tls, insecureKey              bool
 	caCert, clientCert, clientKey string
@@ -47,13 +48,8 @@ func (c *connection) addServerFlags(cmd *cobra.Command) {
 	f.StringVar(&c.caCert, "ca-cert", fromEnv("PEMBA_CA_CERT", ""), "speak TLS and trust the authorities in this PEM `file` alone (PEMBA_CA_CERT)")
 	f.StringVar(&c.clientCert, "client-cert", fromEnv("PEMBA_CLIENT_CERT", ""), "speak TLS and show the certificate in this PEM `file` (PEMBA_CLIENT_CERT)")
 	f.StringVar(&c.clientKey, "client-key", fromEnv("PEMBA_CLIENT_KEY", ""), "the private key of --client-cert, a PEM `file` (PEMBA_CLIENT_KEY)")
-	f.StringVarP(&c.output, "output", "o", "text", "the `form` of the output: text or json")
-	// It only fails for a flag that is not there.
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	c.output.addFlags(cmd)
 	before(cmd, func() error {
-		if c.output != "text" && c.output != "json" {
-			return fmt.Errorf("-o %s: text and json are allowed", c.output)
-		}
 		for _, name := range []string{"PEMBA_TLS", "PEMBA_INSECURE_KEY"} {
 			// Taken for a no, a yes in other words would leave out the encryption.
 			if _, err := strconv.ParseBool(fromEnv(name, "false")); err != nil {
@@ -94,11 +90,8 @@ func (c *connection) dial(ctx context.Context) (*client.Client, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, dialPatience, fmt.Errorf("nobody answered within %v", dialPatience))
 	defer cancel()
 	conn, err := client.Dial(ctx, config)
-	if errors.Is(err, client.ErrKeyExposed) {
-		return nil, fmt.Errorf("%w; speak TLS with --tls or --ca-cert, or allow it with --insecure-key", err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("%w; \"pemba serve\" or \"pemba demo\" start a server, --addr or PEMBA_ADDR name another", err)
+		return nil, connectionHint(err)
 	}
 	return conn, nil
 }
@@ -116,7 +109,24 @@ func (c *connection) call(cmd *cobra.Command, f func(ctx context.Context, conn *
 	return err
 }
 
-func (c *connection) json() bool { return c.output == "json" }
+// An output holds the flag of every command that shows something.
+type output struct {
+	form string
+}
+
+func (o *output) addFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&o.form, "output", "o", "text", "the `form` of the output: text or json")
+	// It only fails for a flag that is not there.
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	before(cmd, func() error {
+		if o.form != "text" && o.form != "json" {
+			return fmt.Errorf("-o %s: text and json are allowed", o.form)
+		}
+		return nil
+	})
+}
+
+func (o *output) json() bool { return o.form == "json" }
 
 // printJSON writes v as one line.
 func printJSON(cmd *cobra.Command, v any) error {
@@ -215,6 +225,6 @@ type change struct {
 
 func (c *change) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&c.actor, "recorded-actor", "", "on whose behalf the change is made, as `subject`; recorded, not judged")
+	f.StringVar(&c.actor, "recorded-actor", "", "on whose behalf the change is made, in any `words`; recorded, not judged")
 	f.StringVar(&c.metadata, "metadata", "", "a `JSON` object to keep with the change")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,7 +20,9 @@ func newExpand() *cobra.Command {
 		Short: "Show the tree of subjects behind a permission of an object",
 		Long: `Expand shows the tree of subjects behind a permission (or relation) of an object.
 It follows permissions and arrows, and stops at usersets, which can be expanded
-in their turn. Caveats are shown, not evaluated.`,
+in their turn. Caveats are shown, not evaluated. What an exclusion takes away is
+marked with "minus"; a part of an expression stands in parentheses. Where an arrow goes along a tuple
+with a caveat or an expiration, "via" shows the tuple; -o json shows all of them.`,
 		Example: "  pemba expand document:readme#view",
 		Args:    arguments(1, 1, "OBJECT#NAME"),
 	}
@@ -51,7 +54,7 @@ in their turn. Caveats are shown, not evaluated.`,
 					Operation: pembav1.Tree_OPERATION_UNION, Children: []*pembav1.Tree{shown},
 				}
 			}
-			return printTree(cmd, shown, 0)
+			return printTree(cmd, shown, treeText(shown), 0)
 		})
 	}
 	return cmd
@@ -60,6 +63,7 @@ in their turn. Caveats are shown, not evaluated.`,
 // A treeJSON is a Tree in the form of -o json.
 type treeJSON struct {
 	On        string      `json:"on"`
+	Via       string      `json:"via,omitempty"`
 	Operation string      `json:"operation"`
 	Tuples    []string    `json:"tuples,omitempty"`
 	Note      string      `json:"note,omitempty"`
@@ -68,6 +72,9 @@ type treeJSON struct {
 
 func newTreeJSON(t *pembav1.Tree) *treeJSON {
 	j := &treeJSON{On: objectText(t.GetObject()) + "#" + t.GetName(), Operation: treeOperation(t), Note: t.GetNote()}
+	if via := t.GetVia(); via != nil {
+		j.Via = tupleText(via)
+	}
 	for _, leaf := range t.GetLeaves() {
 		j.Tuples = append(j.Tuples, tupleText(leaf))
 	}
@@ -77,6 +84,15 @@ func newTreeJSON(t *pembav1.Tree) *treeJSON {
 	return j
 }
 
+// viaText is the tuple along which an arrow comes to t, if it carries what
+// limits the arrow: a caveat or an expiration.
+func viaText(t *pembav1.Tree) string {
+	if via := t.GetVia(); via.GetCaveat() != nil || via.GetExpiresAt() != nil {
+		return tupleText(via)
+	}
+	return ""
+}
+
 func treeOperation(t *pembav1.Tree) string {
 	return strings.ToLower(strings.TrimPrefix(t.GetOperation().String(), "OPERATION_"))
 }
@@ -84,7 +100,10 @@ func treeOperation(t *pembav1.Tree) string {
 // withoutEmpty leaves out, of a union, the branches that hold nobody, and the
 // union itself when a single branch is left. -o json has them all.
 func withoutEmpty(t *pembav1.Tree) *pembav1.Tree {
-	simple := &pembav1.Tree{Object: t.GetObject(), Name: t.GetName(), Operation: t.GetOperation(), Leaves: t.GetLeaves(), Note: t.GetNote()}
+	simple := &pembav1.Tree{
+		Object: t.GetObject(), Name: t.GetName(), Operation: t.GetOperation(),
+		Via: t.GetVia(), Leaves: t.GetLeaves(), Note: t.GetNote(),
+	}
 	union := t.GetOperation() == pembav1.Tree_OPERATION_UNION
 	for _, child := range t.GetChildren() {
 		if child = withoutEmpty(child); !union || !isEmptyTree(child) {
@@ -92,8 +111,8 @@ func withoutEmpty(t *pembav1.Tree) *pembav1.Tree {
 		}
 	}
 	// Of a union with one branch the branch says all; but a leaf keeps the
-	// permission that it stands in.
-	if children := simple.GetChildren(); union && len(children) == 1 && t.GetNote() == "" &&
+	// permission that it stands in, and a union what limits the way to it.
+	if children := simple.GetChildren(); union && len(children) == 1 && t.GetNote() == "" && viaText(t) == "" &&
 		(children[0].GetOperation() != pembav1.Tree_OPERATION_LEAF || children[0].GetName() == t.GetName()) {
 		return children[0]
 	}
@@ -104,11 +123,56 @@ func isEmptyTree(t *pembav1.Tree) bool {
 	return len(t.GetChildren()) == 0 && len(t.GetLeaves()) == 0 && t.GetNote() == ""
 }
 
-func printTree(cmd *cobra.Command, t *pembav1.Tree, depth int) error {
+func treeText(t *pembav1.Tree) string { return objectText(t.GetObject()) + "#" + t.GetName() }
+
+// isPart reports whether child is an operation within the expression of t, and
+// not a name that the expression refers to.
+func isPart(t, child *pembav1.Tree) bool {
+	return child.GetOperation() != pembav1.Tree_OPERATION_LEAF && child.GetVia() == nil && treeText(child) == treeText(t)
+}
+
+// expression is what t is made of, as far as it is shown, in the words of a
+// schema. It is given for parts alone, which have no name of their own.
+func expression(t *pembav1.Tree) string {
+	operator := " + "
+	switch t.GetOperation() {
+	case pembav1.Tree_OPERATION_INTERSECTION:
+		operator = " & "
+	case pembav1.Tree_OPERATION_EXCLUSION:
+		operator = " - "
+	default: // A union; leaves have no parts.
+	}
+	var operands []string
+	for _, child := range t.GetChildren() {
+		operand := child.GetName()
+		switch {
+		case isPart(t, child):
+			if operand = expression(child); strings.Contains(operand, " ") {
+				operand = "(" + operand + ")"
+			}
+		case objectText(child.GetObject()) != objectText(t.GetObject()):
+			operand = "..->" + operand
+			if via := child.GetVia(); via != nil {
+				operand = via.GetRelation() + operand[len(".."):]
+			}
+		}
+		// An arrow goes to many objects.
+		if !slices.Contains(operands, operand) {
+			operands = append(operands, operand)
+		}
+	}
+	return strings.Join(operands, operator)
+}
+
+// printTree prints t below its name, which for a part is its expression.
+func printTree(cmd *cobra.Command, t *pembav1.Tree, name string, depth int) error {
 	indent := strings.Repeat("  ", depth)
-	line := indent + objectText(t.GetObject()) + "#" + t.GetName()
+	line := indent + name
 	if t.GetOperation() != pembav1.Tree_OPERATION_LEAF {
 		line += "  " + treeOperation(t)
+	}
+	if via := viaText(t); via != "" {
+		line += "  via " + via
 	}
 	if t.GetNote() != "" {
 		line += "  (" + t.GetNote() + ")"
@@ -126,8 +190,15 @@ func printTree(cmd *cobra.Command, t *pembav1.Tree, depth int) error {
 			return err
 		}
 	}
-	for _, child := range t.GetChildren() {
-		if err := printTree(cmd, child, depth+1); err != nil {
+	for i, child := range t.GetChildren() {
+		name := treeText(child)
+		if e := expression(child); e != "" && isPart(t, child) {
+			name = "(" + e + ")"
+		}
+		if i > 0 && t.GetOperation() == pembav1.Tree_OPERATION_EXCLUSION {
+			name = "minus " + name
+		}
+		if err := printTree(cmd, child, name, depth+1); err != nil {
 			return err
 		}
 	}

@@ -22,9 +22,9 @@ func newTupleExport() *cobra.Command {
 		Short: "Write tuples, all of one revision, to a file or the standard output",
 		Long: `Export writes the tuples that match a filter, without one all, as they are at one
 revision, to the standard output or to the file of --out, which must not exist.
-The form follows from the name of the file (.csv, .jsonl, else text) or from
---format; "pemba tuple import" reads all three. An export that fails leaves no
-file.
+The form follows from the name of the file (.csv, .jsonl or .ndjson, else text) or
+from --format; "pemba tuple import" reads all three. An export that fails leaves no
+file; one to a file says at its end how many tuples it holds.
 
 ` + filterForm,
 		Example: "  pemba tuple export > tuples.txt\n  pemba tuple export --out tuples.csv\n  pemba tuple export document --as-of 24h --format jsonl",
@@ -67,23 +67,29 @@ func (e *exporter) run(cmd *cobra.Command, filter string) (err error) {
 	return e.call(cmd, func(ctx ctx, c *client.Client) error {
 		w := cmd.OutOrStdout()
 		if e.out == "" {
-			return e.copy(ctx, cmd, c, f, form, w)
+			_, err := e.copy(ctx, cmd, c, f, form, w)
+			return err
 		}
 		file, err := os.OpenFile(e.out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(e.copy(ctx, cmd, c, f, form, file), file.Close()); err != nil {
+		count, err := e.copy(ctx, cmd, c, f, form, file)
+		if err := errors.Join(err, file.Close()); err != nil {
 			_ = os.Remove(e.out) // Half an export is none; the first error is the one to tell.
 			return err
 		}
-		return nil
+		if e.quiet {
+			return nil
+		}
+		_, err = fmt.Fprintf(cmd.ErrOrStderr(), "exported %d tuples to %s\n", count, e.out)
+		return err
 	})
 }
 
-// copy asks for the tuples and writes them. What comes is received while what
-// came before is written.
-func (e *exporter) copy(ctx ctx, cmd *cobra.Command, c *client.Client, f *pembav1.TupleFilter, form string, w io.Writer) error {
+// copy asks for the tuples, writes them and says how many there were. What comes
+// is received while what came before is written.
+func (e *exporter) copy(ctx ctx, cmd *cobra.Command, c *client.Client, f *pembav1.TupleFilter, form string, w io.Writer) (int64, error) {
 	p := startProgress(cmd, e.quiet)
 	defer p.close()
 	r := &pembav1.ExportTuplesRequest{Consistency: e.message(), Filter: f}
@@ -114,23 +120,23 @@ func (e *exporter) copy(ctx ctx, cmd *cobra.Command, c *client.Client, f *pembav
 	}()
 	out, err := newTupleWriter(w, form)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for part := range parts {
 		if part.err != nil {
-			return errors.Join(part.err, out.flush())
+			return 0, errors.Join(part.err, out.flush())
 		}
 		for _, m := range part.tuples {
 			t, err := api.ParseTupleMessage(m)
 			if err != nil {
-				return err
+				return 0, err
 			}
 			if err := out.write(t); err != nil {
-				return err
+				return 0, err
 			}
 		}
 		p.done.Add(int64(len(part.tuples)))
 		p.part.Add(int64(len(part.tuples)))
 	}
-	return errors.Join(ctx.Err(), out.flush())
+	return p.done.Load(), errors.Join(ctx.Err(), out.flush())
 }

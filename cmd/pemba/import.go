@@ -16,6 +16,8 @@ import (
 
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
 )
 
 func newTupleImport() *cobra.Command {
@@ -39,7 +41,7 @@ tuples whose expiration is over.
 The form follows from the name, or from --format:
   .csv    a heading with the columns ` + strings.Join(tupleColumns, ", ") + `,
           of which all but the first five may be missing
-  .jsonl  one JSON object a line, with the same names
+  .jsonl  one JSON object a line, with the same names; .ndjson too
   else    one tuple a line as text; blank lines and lines that begin with # or //
           are skipped
 
@@ -71,9 +73,16 @@ type importer struct {
 	create, batches bool
 	id, format      string
 	quiet           bool
+
+	cmd  *cobra.Command
+	file string // empty for the standard input
+
+	// committing says that everything was handed over and the commit asked for.
+	committing bool
 }
 
 func (i *importer) run(cmd *cobra.Command, name string) error {
+	i.cmd = cmd
 	form, err := tupleFormat(i.format, name)
 	if err != nil {
 		return err
@@ -101,7 +110,7 @@ func (i *importer) run(cmd *cobra.Command, name string) error {
 		if err != nil {
 			return err
 		}
-		in, shown = f, name
+		in, shown, i.file = f, name, name
 		if info.Mode().IsRegular() {
 			whole = info.Size()
 		}
@@ -161,8 +170,10 @@ func (i *importer) copy(
 			if line, ok := lines.line(refused.Number); ok {
 				at = fmt.Sprintf("%d:", line)
 			}
+		} else if line := i.find(ctx, form, err); line > 0 {
+			at = fmt.Sprintf("%d:", line)
 		}
-		return fmt.Errorf("%s:%s %s%s", name, at, explainImport(err), i.left(im, config, err))
+		return fmt.Errorf("%s:%s %s%s", name, at, explainImport(i.cmd, err), i.left(im, config, err))
 	}
 	for {
 		var part parsedPart
@@ -190,11 +201,12 @@ func (i *importer) copy(
 	}
 	if lines.count == 0 {
 		if im.Known() > 0 {
-			return nil, fmt.Errorf("%s: it holds no tuples, and the import %s began with some", name, config.ID)
+			return nil, fmt.Errorf("%s: it holds no tuples, and the import %s began with some; use another --import-id", name, config.ID)
 		}
 		return &pembav1.ImportTuplesResponse{}, nil
 	}
 	p.last.Store(!i.batches)
+	i.committing = true
 	answer, err := im.Commit()
 	if err != nil {
 		return nil, failed(err)
@@ -230,10 +242,42 @@ func parse(ctx ctx, in io.Reader, form string, parts chan<- parsedPart) {
 	send(parsedPart{tuples: tuples})
 }
 
+// findBytesMax bounds the files in which a tuple is looked for.
+const findBytesMax = 256 << 20
+
+// find returns the line of the tuple that exists already and was to be created,
+// zero when it is not to be found. The server finds it when all are there, and
+// names it; nobody keeps them here, so that the file is read once more.
+func (i *importer) find(ctx ctx, form string, err error) int {
+	reason, metadata := client.Reason(err)
+	if reason != engine.AlreadyExists.String() || metadata["tuple"] == "" || i.file == "" {
+		return 0
+	}
+	// That it cannot be read again is not what failed.
+	f, err := os.Open(i.file)
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = f.Close() }() // It was only read.
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > findBytesMax {
+		return 0
+	}
+	for t, err := range readTupleLines(f, form) {
+		if err != nil || ctx.Err() != nil {
+			return 0
+		}
+		bare := graph.Tuple{Object: t.Object, Relation: t.Relation, Subject: t.Subject}
+		if bare.String() == metadata["tuple"] {
+			return t.line
+		}
+	}
+	return 0
+}
+
 // explainImport is what the server says of a refused tuple, without the numbers
 // that it has within a message, and that has within the import: there is its line.
-func explainImport(err error) string {
-	text := explainError(err)
+func explainImport(cmd *cobra.Command, err error) string {
+	text := explainError(cmd, err)
 	var refused *client.ImportError
 	if !errors.As(err, &refused) {
 		return text
@@ -241,9 +285,14 @@ func explainImport(err error) string {
 	reason, metadata := client.Reason(err)
 	for _, d := range status.Convert(refused.Err).Details() {
 		if bad, ok := d.(*errdetails.BadRequest); ok && len(bad.GetFieldViolations()) > 0 {
-			text = bad.GetFieldViolations()[0].GetDescription() + " (" + reason + ")"
+			text = inCommandWords(cmd, withoutChunk(bad.GetFieldViolations()[0].GetDescription(), metadata), reason, metadata) + " (" + reason + ")"
 		}
 	}
+	return withoutChunk(text, metadata)
+}
+
+// withoutChunk takes the number of a message off what the server says of it.
+func withoutChunk(text string, metadata map[string]string) string {
 	if strings.HasPrefix(text, "chunk "+metadata["chunk"]) {
 		_, text, _ = strings.Cut(text, ": ")
 	}
@@ -258,16 +307,29 @@ func (i *importer) left(im *client.Import, config client.ImportConfig, err error
 		im.Cancel()
 		return "; what is in earlier batches was written"
 	}
+	// What is there under the ID is another import: it is neither gone on with nor
+	// forgotten.
+	if reason, _ := client.Reason(err); reason == engine.StageMismatch.String() || errors.Is(err, client.ErrImportMismatch) {
+		im.Cancel()
+		return "; nothing of this was imported; use another --import-id"
+	}
 	var network interface{ GRPCStatus() *status.Status }
-	keep := i.id != "" || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	// A refusal is an answer; after a loss nobody knows what became of a commit.
+	lost := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	keep := i.id != "" || lost
 	if errors.As(err, &network) {
 		switch network.GRPCStatus().Code() {
-		case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Unauthenticated:
+		case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
+			keep, lost = true, true
+		case codes.ResourceExhausted, codes.Unauthenticated:
 			keep = true
 		}
 	}
 	if keep {
 		im.Cancel()
+		if i.committing && lost {
+			return "; whether it is visible is not known; the same command with --import-id " + config.ID + " finishes it, or says that it was"
+		}
 		return "; nothing can be seen of it; go on with --import-id " + config.ID
 	}
 	// The context of the command may have ended, and this is short.

@@ -180,14 +180,28 @@ func TestImportResumes(t *testing.T) {
 	}
 	// The same lines but one: what is known would not be what is meant.
 	_, rest, _ := strings.Cut(lines, "\n")
-	if said := fails(t, rest[:len(rest)/22_221*3000], "tuple", "import", "-", "--import-id", found[1]); !strings.Contains(said, "began with") {
+	if said := fails(t, rest[:len(rest)/22_221*3000], "tuple", "import", "-", "--import-id", found[1]); !strings.Contains(said, "began with") || !strings.Contains(said, "use another --import-id") {
 		t.Errorf("going on with other tuples: %s", said)
+	}
+	other := strings.Replace(lines, "user:000003", "user:000004", 1)
+	if said := fails(t, other, "tuple", "import", "-", "--import-id", found[1]); !strings.Contains(said, "began with") || strings.Contains(said, "go on with") {
+		t.Errorf("going on with as many, one of them another: %s", said)
 	}
 	way.cutAt.Store(0)
 	way.sent.Store(0)
 	got := must(t, "", "tuple", "import", "tuples.txt", "--addr", way.addr(), "--import-id", found[1], "-o", "json")
 	if !strings.Contains(got, fmt.Sprintf(`"imported":%d,"changed":%d`, tuples, tuples)) {
 		t.Errorf("gone on with: %s", got)
+	}
+	// It is committed: the same is answered as before, anything else refused.
+	if again := must(t, "", "tuple", "import", "tuples.txt", "--import-id", found[1], "-o", "json"); !strings.Contains(again, fmt.Sprintf(`"imported":%d,"changed":%d`, tuples, tuples)) {
+		t.Errorf("once more: %s", again)
+	}
+	for _, args := range [][]string{{other}, {rest}, {lines + "doc:x#viewer@user:a\n"}, {lines, "--create"}} {
+		said := fails(t, args[0], append([]string{"tuple", "import", "-", "--import-id", found[1]}, args[1:]...)...)
+		if !strings.Contains(said, "STAGE_MISMATCH") || !strings.Contains(said, "use another --import-id") || strings.Contains(said, "go on with") {
+			t.Errorf("%v with the id of another import: %s", args[1:], said)
+		}
 	}
 	if exported := must(t, "", "tuple", "export"); sortLines(exported) != sortLines(lines) {
 		t.Error("what was imported is not what is exported")

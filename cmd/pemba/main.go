@@ -7,7 +7,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,9 +16,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/grpclog"
-	"google.golang.org/grpc/status"
-
-	"github.com/pembadb/pemba/api/client"
 )
 
 func main() {
@@ -48,25 +44,12 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	if err := root.ExecuteContext(ctx); err != nil {
+	if cmd, err := root.ExecuteContextC(ctx); err != nil {
 		// Nothing can be done about a standard error that does not take it.
-		_, _ = fmt.Fprintln(stderr, "pemba: "+explainError(err))
+		_, _ = fmt.Fprintln(stderr, "pemba: "+explainError(cmd, err))
 		return 1
 	}
 	return 0
-}
-
-// explainError gives an error that came from a server its reason.
-func explainError(err error) string {
-	var fromServer interface{ GRPCStatus() *status.Status }
-	if !errors.As(err, &fromServer) {
-		return err.Error()
-	}
-	message := fromServer.GRPCStatus().Message()
-	if reason, _ := client.Reason(err); reason != "" {
-		return fmt.Sprintf("%s (%s)", message, reason)
-	}
-	return message
 }
 
 func newRoot() *cobra.Command {

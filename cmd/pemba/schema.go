@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -70,6 +72,49 @@ func placeErrors(name string, err error) error {
 	return placed
 }
 
+// isMistake reports whether an error is about what a schema says, and not about
+// getting at it.
+func isMistake(err error) bool {
+	var mistakes schema.Errors
+	var refusal *engine.Refusal
+	if errors.As(err, &mistakes) {
+		// A file that cannot be read is a mistake without a place.
+		return slices.ContainsFunc(mistakes, func(e *schema.Error) bool { return !e.Pos.IsZero() })
+	}
+	return errors.As(err, &refusal)
+}
+
+// mistakeReason is the reason that a server would give.
+func mistakeReason(err error) string {
+	var mistakes schema.Errors
+	if errors.As(err, &mistakes) && slices.ContainsFunc(mistakes, func(e *schema.Error) bool { return e.Kind == schema.SyntaxError }) {
+		return engine.SchemaSyntax.String()
+	}
+	return engine.SchemaType.String()
+}
+
+// A mistakeJSON is one mistake or warning in a schema in the form of -o json.
+type mistakeJSON struct {
+	File       string `json:"file,omitempty"`
+	Line       int    `json:"line,omitempty"`
+	Column     int    `json:"column,omitempty"`
+	Rule       string `json:"rule,omitempty"`
+	Message    string `json:"message"`
+	Suggestion string `json:"suggestion,omitempty"`
+}
+
+func newMistakesJSON(err error) []mistakeJSON {
+	var mistakes schema.Errors
+	if !errors.As(err, &mistakes) {
+		return []mistakeJSON{{Message: err.Error()}}
+	}
+	list := make([]mistakeJSON, len(mistakes))
+	for i, e := range mistakes {
+		list[i] = mistakeJSON{File: e.File, Line: e.Pos.Line, Column: e.Pos.Column, Message: e.Msg, Suggestion: e.Suggestion}
+	}
+	return list
+}
+
 // hasImports reports whether the text alone does not hold the schema.
 func hasImports(file *schema.File) bool {
 	for _, item := range file.Items {
@@ -109,6 +154,12 @@ writing would.`,
 		// What does not compile is better refused here, where imports and file
 		// names are known.
 		file, compiled, err := compileSchema(cmd, args[0])
+		if dryRun && conn.json() && isMistake(err) {
+			if err := printJSON(cmd, trialJSON{Error: err.Error(), Reason: mistakeReason(err)}); err != nil {
+				return err
+			}
+			return errTrialRefused
+		}
 		if err != nil {
 			return err
 		}
@@ -148,7 +199,7 @@ type trialJSON struct {
 	Changes  []schemaDiffJSON `json:"changes,omitempty"`
 	Affected []affectedJSON   `json:"affected,omitempty"`
 	Stored   []storedKindJSON `json:"stored,omitempty"`
-	Zookie   string           `json:"zookie"`
+	Zookie   string           `json:"zookie,omitempty"`
 }
 
 type storedKindJSON struct {
@@ -361,23 +412,48 @@ func newSchemaRead() *cobra.Command {
 }
 
 func newSchemaCheck() *cobra.Command {
-	return &cobra.Command{
+	var out output
+	cmd := &cobra.Command{
 		Use:     "check FILE",
 		Short:   "Say whether a file is a correct schema, without a server",
-		Example: "  pemba schema check schema.pemba",
+		Example: "  pemba schema check schema.pemba\n  pemba schema check schema.pemba -o json",
 		Args:    arguments(1, 1, "FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			_, compiled, err := compileSchema(cmd, args[0])
+	}
+	out.addFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		_, compiled, err := compileSchema(cmd, args[0])
+		if !out.json() {
 			if err != nil {
 				return err
 			}
 			return printf(cmd, "%s: correct; definitions: %d, caveats: %d\n", args[0], len(compiled.Definitions), len(compiled.Caveats))
-		},
+		}
+		if err != nil && !isMistake(err) {
+			return err
+		}
+		j := struct {
+			File        string        `json:"file"`
+			Correct     bool          `json:"correct"`
+			Definitions int           `json:"definitions,omitempty"`
+			Caveats     int           `json:"caveats,omitempty"`
+			Mistakes    []mistakeJSON `json:"mistakes,omitempty"`
+		}{File: args[0], Correct: err == nil}
+		if err == nil {
+			j.Definitions, j.Caveats = len(compiled.Definitions), len(compiled.Caveats)
+			return printJSON(cmd, j)
+		}
+		j.Mistakes = newMistakesJSON(err)
+		if err := printJSON(cmd, j); err != nil {
+			return err
+		}
+		return fmt.Errorf("%s: mistakes: %d", args[0], len(j.Mistakes))
 	}
+	return cmd
 }
 
 func newSchemaFormat() *cobra.Command {
 	var write bool
+	var out output
 	cmd := &cobra.Command{
 		Use:     "format FILE",
 		Short:   "Print a schema in canonical layout, without a server",
@@ -385,6 +461,7 @@ func newSchemaFormat() *cobra.Command {
 		Args:    arguments(1, 1, "FILE"),
 	}
 	cmd.Flags().BoolVarP(&write, "write", "w", false, "change the file instead of printing")
+	out.addFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if write && args[0] == "-" {
 			return fmt.Errorf("--write: the standard input cannot be changed; name a file")
@@ -398,13 +475,24 @@ func newSchemaFormat() *cobra.Command {
 			return err
 		}
 		formatted := schema.Format(file)
-		if !write {
-			return printf(cmd, "%s", formatted)
+		changed := formatted != string(text)
+		if write && changed {
+			if err := replaceFile(args[0], formatted); err != nil {
+				return err
+			}
 		}
-		if formatted == string(text) {
-			return nil
+		shown := formatted
+		if write {
+			shown = ""
 		}
-		return replaceFile(args[0], formatted)
+		if out.json() {
+			return printJSON(cmd, struct {
+				File    string `json:"file"`
+				Changed bool   `json:"changed"`
+				Schema  string `json:"schema,omitempty"`
+			}{args[0], changed, shown})
+		}
+		return printf(cmd, "%s", shown)
 	}
 	return cmd
 }
@@ -477,7 +565,7 @@ first to the second. Nothing is printed when they mean the same.`,
 		default:
 			file, compiled, err := compileSchema(cmd, args[0])
 			if err != nil {
-				return err
+				return orZookie(args[0], err)
 			}
 			text := file.Source
 			if hasImports(file) {
@@ -509,15 +597,24 @@ first to the second. Nothing is printed when they mean the same.`,
 	return cmd
 }
 
+// orZookie says of an error about a file that is not there what else may have been
+// meant.
+func orZookie(name string, err error) error {
+	if _, statErr := os.Stat(name); name == "-" || !errors.Is(statErr, fs.ErrNotExist) {
+		return err
+	}
+	return fmt.Errorf("%w; arguments are files, and zookies go by --from and --to", err)
+}
+
 // diffFiles compares by itself what two files hold, as the server does.
 func diffFiles(cmd *cobra.Command, conn *connection, older, newer string) error {
 	_, from, err := compileSchema(cmd, older)
 	if err != nil {
-		return err
+		return orZookie(older, err)
 	}
 	_, to, err := compileSchema(cmd, newer)
 	if err != nil {
-		return err
+		return orZookie(newer, err)
 	}
 	var changes []schemaDiffJSON
 	for _, c := range schema.Diff(from, to) {
@@ -565,32 +662,40 @@ func printDiff(cmd *cobra.Command, conn *connection, changes []schemaDiffJSON, a
 }
 
 func newSchemaLint() *cobra.Command {
-	return &cobra.Command{
+	var out output
+	cmd := &cobra.Command{
 		Use:   "lint FILE",
 		Short: "Warn of what compiles but is likely a mistake, without a server",
 		Long: `Lint prints a warning for each passage that compiles but is likely a mistake, and
 fails if there is any. A comment "// pemba-ignore-warning: RULE" above a
 statement switches a rule off for it.`,
-		Example: "  pemba schema lint schema.pemba",
+		Example: "  pemba schema lint schema.pemba\n  pemba schema lint schema.pemba -o json",
 		Args:    arguments(1, 1, "FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			file, _, err := compileSchema(cmd, args[0])
+	}
+	out.addFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		file, _, err := compileSchema(cmd, args[0])
+		if err != nil {
+			return err
+		}
+		warnings := schema.Lint(file)
+		for _, w := range warnings {
+			if args[0] != "-" {
+				w.File = filepath.Join(filepath.Dir(args[0]), w.File)
+			}
+			if out.json() {
+				err = printJSON(cmd, mistakeJSON{File: w.File, Line: w.Pos.Line, Column: w.Pos.Column, Rule: w.Rule, Message: w.Msg})
+			} else {
+				err = printf(cmd, "%s\n", w)
+			}
 			if err != nil {
 				return err
 			}
-			warnings := schema.Lint(file)
-			for _, w := range warnings {
-				if args[0] != "-" {
-					w.File = filepath.Join(filepath.Dir(args[0]), w.File)
-				}
-				if err := printf(cmd, "%s\n", w); err != nil {
-					return err
-				}
-			}
-			if len(warnings) > 0 {
-				return fmt.Errorf("%s: warnings: %d", args[0], len(warnings))
-			}
-			return nil
-		},
+		}
+		if len(warnings) > 0 {
+			return fmt.Errorf("%s: warnings: %d", args[0], len(warnings))
+		}
+		return nil
 	}
+	return cmd
 }

@@ -17,7 +17,8 @@ import (
 )
 
 func newTest() *cobra.Command {
-	return &cobra.Command{
+	var out output
+	cmd := &cobra.Command{
 		Use:   "test FILE|DIR...",
 		Short: "Run assertion files, without a server",
 		Long: `Test runs assertion files: a schema, tuples, and what must hold of them, and what
@@ -28,14 +29,36 @@ standard error as skipped; a file that is named itself is always taken.
 
 The form is that of SpiceDB's validation files (schema or schemaFile,
 relationships, assertions, validation), with tuplesFile beside relationships.
-What does not hold is printed as FILE:LINE, and the command fails.`,
-		Example: "  pemba test examples/securus\n  pemba test assertions.yaml",
+What does not hold is printed as FILE:LINE, and the command fails. -o json gives an
+object a line for each file.`,
+		Example: "  pemba test examples/securus\n  pemba test assertions.yaml -o json",
 		Args:    arguments(1, -1, "FILE|DIR..."),
-		RunE:    runTest,
 	}
+	out.addFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return runTest(cmd, &out, args) }
+	return cmd
 }
 
-func runTest(cmd *cobra.Command, args []string) error {
+// A reportJSON is what came of one assertion file in the form of -o json.
+type reportJSON struct {
+	File       string        `json:"file"`
+	OK         bool          `json:"ok"`
+	Assertions int           `json:"assertions"`
+	Relations  int           `json:"relations"`
+	Failures   []mistakeJSON `json:"failures,omitempty"`
+	// Error is why the file could not be run.
+	Error string `json:"error,omitempty"`
+}
+
+func newReportJSON(name string, report *assertion.Report) reportJSON {
+	j := reportJSON{File: name, OK: len(report.Failures) == 0, Assertions: report.Assertions, Relations: report.Relations}
+	for _, f := range report.Failures {
+		j.Failures = append(j.Failures, mistakeJSON{File: f.File, Line: f.Line, Message: f.Message})
+	}
+	return j
+}
+
+func runTest(cmd *cobra.Command, out *output, args []string) error {
 	var files []string
 	for _, arg := range args {
 		found, err := assertionFiles(cmd, arg)
@@ -49,13 +72,24 @@ func runTest(cmd *cobra.Command, args []string) error {
 		report, err := testFile(cmd, name)
 		if err != nil {
 			failed++
-			if err := printf(cmd, "%v\n", err); err != nil {
+			if out.json() {
+				err = printJSON(cmd, reportJSON{File: name, Error: err.Error()})
+			} else {
+				err = printf(cmd, "%v\n", err)
+			}
+			if err != nil {
 				return err
 			}
 			continue
 		}
 		failed += len(report.Failures)
 		asked += report.Assertions + report.Relations
+		if out.json() {
+			if err := printJSON(cmd, newReportJSON(name, report)); err != nil {
+				return err
+			}
+			continue
+		}
 		for _, f := range report.Failures {
 			if err := printf(cmd, "%s\n", f); err != nil {
 				return err
@@ -72,6 +106,9 @@ func runTest(cmd *cobra.Command, args []string) error {
 	}
 	if failed > 0 {
 		return fmt.Errorf("failures: %d, files: %d", failed, len(files))
+	}
+	if out.json() {
+		return nil
 	}
 	return printf(cmd, "files: %d, expectations: %d, all hold\n", len(files), asked)
 }

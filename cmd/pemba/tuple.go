@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -101,13 +102,29 @@ func writeTuples(cmd *cobra.Command, conn *connection, by change, operation grap
 	if err != nil {
 		return err
 	}
+	if err := warnOfExpired(cmd, tuples, time.Now()); err != nil {
+		return err
+	}
 	return conn.call(cmd, func(ctx ctx, c *client.Client) error {
 		answer, err := c.Tuples.WriteTuples(ctx, r)
 		if err != nil {
-			return err
+			return &tuplesError{tuples, err}
 		}
 		return printChanged(cmd, conn, answer.GetChanged(), false, answer.GetWrittenAt())
 	})
+}
+
+// warnOfExpired names the tuples that grant nothing any more. The server takes
+// them, and judges them by a clock of its own.
+func warnOfExpired(cmd *cobra.Command, tuples []graph.Tuple, now time.Time) error {
+	for _, t := range tuples {
+		if t.ValidUntil != 0 && t.ValidUntil <= graph.InstantOf(now) {
+			if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s: the expiration is in the past, so it grants nothing\n", t); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func writeRequest(conn *connection, by change, operation graph.Operation, tuples []graph.Tuple) (*pembav1.WriteTuplesRequest, error) {

@@ -85,8 +85,10 @@ func tupleFormat(flag, name string) (string, error) {
 	switch strings.ToLower(filepath.Ext(name)) {
 	case ".csv":
 		return "csv", nil
-	case ".jsonl":
+	case ".jsonl", ".ndjson":
 		return "jsonl", nil
+	case ".json":
+		return "", fmt.Errorf("%s: a file of one JSON value is no form of tuples; give --format jsonl for one with an object a line, or end its name in .jsonl", name)
 	}
 	return "text", nil
 }

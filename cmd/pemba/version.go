@@ -1,44 +1,69 @@
 package main
 
 import (
+	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
 )
 
 func newVersion() *cobra.Command {
-	return &cobra.Command{
+	var out output
+	cmd := &cobra.Command{
 		Use:     "version",
 		Short:   "Print the version of this program",
-		Example: "  pemba version",
+		Example: "  pemba version\n  pemba version -o json",
 		Args:    noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return printf(cmd, "pemba %s\n", buildVersion())
-		},
 	}
+	out.addFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if out.json() {
+			return printJSON(cmd, readBuild())
+		}
+		return printf(cmd, "pemba %s\n", buildVersion())
+	}
+	return cmd
 }
 
-// buildVersion says from what the program was built: the module's version, the
-// commit where there is one, and the Go release.
-func buildVersion() string {
+// A buildJSON says from what the program was built.
+type buildJSON struct {
+	Version string `json:"version"`
+	// Commit is empty where nobody knows it, and Modified says that there is more
+	// in the program than it.
+	Commit   string `json:"commit,omitempty"`
+	Modified bool   `json:"modified,omitempty"`
+	Go       string `json:"go"`
+}
+
+func readBuild() buildJSON {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "of unknown build"
+		return buildJSON{Version: "(unknown)", Go: runtime.Version()}
 	}
-	version := info.Main.Version
-	if version == "" {
-		version = "(devel)"
+	b := buildJSON{Version: info.Main.Version, Go: info.GoVersion}
+	if b.Version == "" {
+		b.Version = "(devel)"
 	}
-	var commit, modified string
 	for _, s := range info.Settings {
 		switch s.Key {
 		case "vcs.revision":
-			commit = " " + s.Value[:min(12, len(s.Value))]
+			b.Commit = s.Value
 		case "vcs.modified":
-			if s.Value == "true" {
-				modified = " (modified)"
-			}
+			b.Modified = s.Value == "true"
 		}
 	}
-	return version + commit + modified + " " + info.GoVersion
+	return b
+}
+
+// buildVersion is what readBuild says, as text.
+func buildVersion() string {
+	b := readBuild()
+	text := b.Version
+	if b.Commit != "" {
+		text += " " + b.Commit[:min(12, len(b.Commit))]
+	}
+	if b.Modified {
+		text += " (modified)"
+	}
+	return text + " " + b.Go
 }

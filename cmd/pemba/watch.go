@@ -5,16 +5,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/schema"
 )
 
 // changeFilters are the flags that say which changes are shown.
@@ -27,15 +31,117 @@ func (f *changeFilters) addFlags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.objects, "type", nil, "show changes of objects of this `type`; TYPE:ID for one object")
 	flags.StringArrayVar(&f.relations, "relation", nil, "show changes of tuples of this `relation`")
-	flags.StringArrayVar(&f.subjects, "subject", nil, "show changes of tuples with this `subject`: TYPE[:ID][#RELATION]")
+	flags.StringArrayVar(&f.subjects, "subject", nil, "show changes of tuples with this `subject`: TYPE:ID, as user:anne; TYPE:ID#RELATION; or a TYPE for all of it")
 	flags.BoolVar(&f.schema, "schema", false, "show changes of the schema too")
 }
 
 const changeFiltersHelp = `A change is shown when it agrees with each of --type, --relation and --subject that
-is given; of one that is given several times, with one of its values.`
+is given; of one that is given several times, with one of its values. A name
+that the store's schema does not have gets a warning, and is taken all the same:
+the schema may have had it.`
 
-// changeFiltersMax bounds how many filters the flags make together.
-const changeFiltersMax = 1000
+// changeFiltersMax bounds how many filters the flags make together; the server
+// takes no more.
+const changeFiltersMax = 100
+
+// warn says which names of the filters the newest schema does not have: a change
+// that passes them may never come.
+func (f *changeFilters) warn(ctx ctx, cmd *cobra.Command, c *client.Client, store string, filters []*pembav1.ChangeFilter) error {
+	if len(filters) == 0 {
+		return nil
+	}
+	answer, err := c.Schemas.ReadSchema(ctx, &pembav1.ReadSchemaRequest{Store: store})
+	if reason, _ := client.Reason(err); reason == engine.NoSchema.String() {
+		return nil // Which changes are to come nobody knows.
+	}
+	if err != nil {
+		return err
+	}
+	newest, err := engine.CompileSchema("schema", answer.GetSchema())
+	if err != nil {
+		return fmt.Errorf("the store's schema: %w", err)
+	}
+	said := map[string]bool{}
+	for _, filter := range filters {
+		for _, warning := range filterWarnings(newest, filter) {
+			if said[warning] {
+				continue
+			}
+			said[warning] = true
+			if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+warning); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// filterWarnings says what of a filter a schema does not have.
+func filterWarnings(s *schema.Schema, filter *pembav1.ChangeFilter) []string {
+	var warnings []string
+	var types []string
+	for _, d := range s.Definitions {
+		types = append(types, d.Name)
+	}
+	unknown := func(what, name string, names []string) string {
+		text := fmt.Sprintf("the schema has no %s %q", what, name)
+		if near := schema.Nearest(name, names); near != "" {
+			text += fmt.Sprintf("; did you mean %q?", near)
+		}
+		return text
+	}
+	objects := s.Definitions
+	if name := filter.GetObjectType(); name != "" {
+		if d := s.Definition(name); d != nil {
+			objects = []*schema.Definition{d}
+		} else {
+			warnings, objects = append(warnings, unknown("type", name, types)), nil
+		}
+	}
+	if name := filter.GetRelation(); name != "" && objects != nil {
+		var relations, permissions []string
+		for _, d := range objects {
+			for _, r := range d.Relations {
+				relations = append(relations, r.Name)
+			}
+			for _, p := range d.Permissions {
+				permissions = append(permissions, p.Name)
+			}
+		}
+		switch {
+		case slices.Contains(relations, name):
+		case slices.Contains(permissions, name):
+			warnings = append(warnings, fmt.Sprintf("%q is a permission, and tuples are of relations alone", name))
+		default:
+			what := "relation"
+			if filter.GetObjectType() != "" {
+				what = "relation of " + filter.GetObjectType()
+			}
+			warnings = append(warnings, unknown(what, name, relations))
+		}
+	}
+	if name := filter.GetSubjectType(); name != "" {
+		d := s.Definition(name)
+		if d == nil {
+			warning := unknown("type", name, types)
+			if filter.GetSubjectId() == "" {
+				warning += "; one subject has the form TYPE:ID, as user:anne"
+			}
+			return append(warnings, warning)
+		}
+		if relation := filter.GetSubjectRelation(); relation != "" && d.Relation(relation) == nil && d.Permission(relation) == nil {
+			var relations []string
+			for _, r := range d.Relations {
+				relations = append(relations, r.Name)
+			}
+			for _, p := range d.Permissions {
+				relations = append(relations, p.Name)
+			}
+			warnings = append(warnings, unknown("relation or permission of "+name, relation, relations))
+		}
+	}
+	return warnings
+}
 
 // messages returns the filters of which a change must pass one: as many as there
 // are ways to take a value of each flag.
@@ -95,17 +201,22 @@ func newWatch() *cobra.Command {
 		Long: `Watch shows the changes of a store as they are made, from now on or from behind a
 zookie or cursor, until it is interrupted: one a line, with the time, the number
 of the change, what became of the tuple (created, replaced, deleted, expired), the
-tuple, and on whose behalf. -o json gives one object a line for all changes of a
-revision, or a part of them, with the zookie, and the cursor to go on behind it.
+tuple, on whose behalf (- where that was not recorded), and the metadata that was
+kept with it, as "pemba changes" does. -o json gives one object a line for all
+changes of a revision, or a part of them, with the zookie, and the cursor to go on
+behind it.
 
-When the connection is lost it is taken up again by itself where it was; no change
-is left out or shown twice. SIGINT and SIGTERM end it in order, and it says how to
-go on.
+It begins behind a --from, the zookie of a write or a read, or behind the --cursor
+of an earlier watch, and without either with the next change. When the connection
+is lost it is taken up again by itself where it was; no change is left out or shown
+twice. However it ends, by SIGINT and SIGTERM in order or by an error, it says on
+the standard error by which --cursor to go on.
 
 ` + changeFiltersHelp,
 		Example: `  pemba watch
   pemba watch --type document --relation viewer --relation editor --schema
-  pemba watch --subject user:anne -o json`,
+  pemba watch --subject user:anne -o json
+  pemba watch --from $ZOOKIE`,
 		Args: noArguments,
 	}
 	conn.addFlags(cmd)
@@ -131,6 +242,9 @@ go on.
 			return err
 		}
 		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+			if err := filters.warn(ctx, cmd, c, conn.store, r.GetFilters()); err != nil {
+				return err
+			}
 			return watch(ctx, cmd, &conn, c, r, heartbeats)
 		})
 	}
@@ -150,35 +264,57 @@ func needTexts(cmd *cobra.Command, names ...string) error {
 
 func watch(ctx ctx, cmd *cobra.Command, conn *connection, c *client.Client, r *pembav1.WatchRequest, heartbeats bool) error {
 	var say error // why the standard error takes nothing any more
+	cut := false
 	lost := func(err error) {
-		_, say = fmt.Fprintf(cmd.ErrOrStderr(), "the watch was cut off: %s; it goes on when there is a server again\n", explainError(err))
+		cut = true
+		_, say = fmt.Fprintf(cmd.ErrOrStderr(), "the watch was cut off: %s; it goes on when there is a server again\n", explainError(cmd, err))
 	}
-	cursor, out := "", changePrinter{cmd: cmd, json: conn.json()}
+	behind, out := "", changePrinter{cmd: cmd, json: conn.json()}
 	for response, err := range c.Watch(ctx, r, lost) {
 		if ctx.Err() != nil {
 			break // That is how a watch ends.
 		}
+		if err != nil && behind == "" && status.Code(err) != codes.Unavailable {
+			return err // Where it was to begin may be the mistake.
+		}
 		if err != nil {
-			return errors.Join(err, howToGoOn(cmd, cursor))
+			return errors.Join(err, howToGoOn(cmd, behind, r))
 		}
-		if response.GetCursor() != "" {
-			cursor = response.GetCursor()
+		if cut {
+			cut = false
+			_, err := fmt.Fprintln(cmd.ErrOrStderr(), "the watch goes on where it was")
+			say = errors.Join(say, err)
 		}
-		if response.GetHeartbeat() && !heartbeats {
-			continue
+		var shown error
+		if !response.GetHeartbeat() || heartbeats {
+			shown = out.print(response)
 		}
-		if err := errors.Join(out.print(response), say); err != nil {
-			return err
+		// What could not be shown is to be told again.
+		if shown == nil && response.GetCursor() != "" {
+			behind = response.GetCursor()
+		}
+		if err := errors.Join(shown, say); err != nil {
+			return errors.Join(err, howToGoOn(cmd, behind, r))
 		}
 	}
-	return howToGoOn(cmd, cursor)
+	return howToGoOn(cmd, behind, r)
 }
 
-func howToGoOn(cmd *cobra.Command, cursor string) error {
+// howToGoOn says how to take up a watch that ended. One that told nothing is
+// taken up where it was to begin, if that was said.
+func howToGoOn(cmd *cobra.Command, cursor string, r *pembav1.WatchRequest) error {
+	from := "--cursor " + cursor
 	if cursor == "" {
-		return nil
+		switch {
+		case r.GetCursor() != "":
+			from = "--cursor " + r.GetCursor()
+		case r.GetAfter().GetToken() != "":
+			from = "--from " + r.GetAfter().GetToken()
+		default:
+			return nil
+		}
 	}
-	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "to go on from here: pemba watch --cursor %s\n", cursor)
+	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "to go on from here: pemba watch %s\n", from)
 	return err
 }
 
@@ -220,22 +356,41 @@ func (p *changePrinter) print(r *pembav1.WatchResponse) error {
 		}
 		return printJSON(p.cmd, j)
 	}
+	rows, err := changeRows(r)
+	if err != nil {
+		return err
+	}
+	return printTable(p.cmd, rows)
+}
+
+// changeRows are the lines of an answer: the time, the number of the change, what
+// became of the tuple, the tuple, on whose behalf, and the metadata. The first
+// three have a width of their own, so that they stand below each other also where
+// nobody knows yet what is to come.
+func changeRows(r *pembav1.WatchResponse) ([]row, error) {
+	const noNumber = "        "
 	if r.GetHeartbeat() {
-		return printf(p.cmd, "%s  %8s  %s\n", fixedTime(r), "", "heartbeat")
+		return []row{{fixedTime(r), noNumber, "heartbeat"}}, nil
 	}
-	by := ""
+	metadata, err := metadataJSON(r.GetMetadata())
+	if err != nil {
+		return nil, err
+	}
+	by := "-"
 	if r.GetRecordedActor() != "" {
-		by = "  by " + r.GetRecordedActor()
+		by = "by " + r.GetRecordedActor()
 	}
-	// A message stands for one moment, and is written at once.
-	var b strings.Builder
-	if r.GetSchema() != nil {
-		fmt.Fprintf(&b, "%s  %8s  %-8s  %d bytes%s\n", fixedTime(r), "", "schema", r.GetSchema().GetSize(), by)
+	var rows []row
+	add := func(number, kind, what string) {
+		rows = append(rows, row{fixedTime(r), number, fmt.Sprintf("%-8s", kind), what, by, string(metadata)})
+	}
+	if s := r.GetSchema(); s != nil {
+		add(noNumber, "schema", fmt.Sprintf("%d bytes", s.GetSize()))
 	}
 	for _, c := range r.GetChanges() {
-		fmt.Fprintf(&b, "%s  %8d  %-8s  %s%s\n", fixedTime(r), c.GetSequence(), kindText(c.GetKind()), tupleText(c.GetTuple()), by)
+		add(fmt.Sprintf("%8d", c.GetSequence()), kindText(c.GetKind()), tupleText(c.GetTuple()))
 	}
-	return printf(p.cmd, "%s", b.String())
+	return rows, nil
 }
 
 func newChangesJSON(r *pembav1.WatchResponse) (*changesJSON, error) {
@@ -278,9 +433,10 @@ func newChanges() *cobra.Command {
 		Use:   "changes",
 		Short: "Show who changed what, and when",
 		Long: `Changes shows the changes that are in the store's change log, the oldest first, one
-a line: the time, on whose behalf (- where that was not recorded), what became of
-the tuple, the tuple, the number of the change, and the metadata that was kept
-with it. A store keeps its changes for as long as it is set: see "pemba store".
+a line: the time, the number of the change, what became of the tuple (created,
+replaced, deleted, expired), the tuple, on whose behalf (- where that was not
+recorded), and the metadata that was kept with it, as "pemba watch" does. A store
+keeps its changes for as long as it is set: see "pemba store".
 
 ` + changeFiltersHelp,
 		Example: `  pemba changes --since 24h --type document:readme
@@ -306,6 +462,9 @@ with it. A store keeps its changes for as long as it is set: see "pemba store".
 			return err
 		}
 		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
+			if err := filters.warn(ctx, cmd, c, conn.store, r.GetFilters()); err != nil {
+				return err
+			}
 			return printChanges(ctx, cmd, &conn, c, r)
 		})
 	}
@@ -354,23 +513,11 @@ func printChanges(ctx ctx, cmd *cobra.Command, conn *connection, c *client.Clien
 			}
 			continue
 		}
-		metadata, err := metadataJSON(response.GetMetadata())
+		more, err := changeRows(response)
 		if err != nil {
 			return err
 		}
-		actor := response.GetRecordedActor()
-		if actor == "" {
-			actor = "-"
-		}
-		if s := response.GetSchema(); s != nil {
-			rows = append(rows, row{fixedTime(response), actor, "schema", fmt.Sprintf("%d bytes", s.GetSize()), "-", string(metadata)})
-		}
-		for _, change := range response.GetChanges() {
-			rows = append(rows, row{
-				fixedTime(response), actor, kindText(change.GetKind()), tupleText(change.GetTuple()),
-				strconv.FormatUint(change.GetSequence(), 10), string(metadata),
-			})
-		}
+		rows = append(rows, more...)
 		if len(rows) >= changesPage {
 			if err := printTable(cmd, rows); err != nil {
 				return err

@@ -116,7 +116,7 @@ func TestWatchResumes(t *testing.T) {
 	}
 	w.end(t)
 	said := w.stderr.String()
-	if !strings.Contains(said, "the watch was cut off") || !strings.Contains(said, "pemba watch --cursor ") {
+	if !strings.Contains(said, "the watch was cut off") || !strings.Contains(said, "\nthe watch goes on where it was\n") || !strings.Contains(said, "pemba watch --cursor ") {
 		t.Errorf("it said: %s", said)
 	}
 	// From the cursor on, there is only what comes next.
@@ -217,12 +217,19 @@ func TestAsOf(t *testing.T) {
 
 	// Who changed what.
 	masked := timePattern.ReplaceAllString(must(t, "", "changes"), "TIME$2")
-	if want := `TIME  user:bob  created  doc:a#viewer@user:anne  1  {"ticket":"<7>"}
-TIME  user:bob  created  doc:b#viewer@user:anne  2  {"ticket":"<7>"}
-TIME  -         deleted  doc:a#viewer@user:anne  3
-TIME  -         created  doc:a#owner@user:anne   4
+	if want := `TIME  1  created   doc:a#viewer@user:anne  by user:bob  {"ticket":"<7>"}
+TIME  2  created   doc:b#viewer@user:anne  by user:bob  {"ticket":"<7>"}
+TIME  3  deleted   doc:a#viewer@user:anne  -
+TIME  4  created   doc:a#owner@user:anne   -
 `; masked != want {
 		t.Errorf("changes:\n%s", masked)
+	}
+	// A watch has the same columns, and aligns what comes together.
+	w := startBackground(t, "watch", "--from", first)
+	watched := timePattern.ReplaceAllString(strings.Join(w.wait(t, 4), "\n")+"\n", "TIME$2")
+	w.end(t)
+	if want := strings.Replace(masked, "owner@user:anne   -", "owner@user:anne  -", 1); watched != want {
+		t.Errorf("watch:\n%s", watched)
 	}
 	for args, want := range map[string]int{
 		"--limit 1": 1, "--since " + then: 2, "--until " + then: 2, "--since 1h --schema": 6, "--since " + then + " --until " + then: 0,

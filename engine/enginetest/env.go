@@ -281,6 +281,15 @@ func (e *Env) stage(d *datadriven.TestData) (string, error) {
 			m.Stage.Chunk = uint32(n)
 		case a.Key == "create":
 			operation = graph.Create
+		case a.Key == "digest-of":
+			// The digest of chunks of one touched tuple each.
+			for i, text := range a.Vals {
+				t, err := graph.ParseTuple(text)
+				if err != nil {
+					return "", err
+				}
+				m.Stage.Digest = m.Stage.Digest.Next(uint32(i), []graph.Update{{Operation: graph.Touch, Tuple: t}})
+			}
 		case a.Key == "actor":
 			m.RecordedActor = a.Vals[0]
 		default:

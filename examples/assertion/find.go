@@ -132,6 +132,11 @@ func (w *treeWalk) tree(ctx context.Context, t *engine.Tree) (places, error) {
 		if err != nil {
 			return nil, err
 		}
+		if child.Via != nil && child.Via.Caveat != "" {
+			for _, held := range p {
+				held.maybe = true
+			}
+		}
 		switch {
 		case i == 0:
 			result = p

@@ -3483,7 +3483,8 @@ type ImportTuplesRequest struct {
 	// In the first message, and only there.
 	Header *ImportHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	// The number of this message's chunk of tuples: they count from 0. A chunk
-	// that is known already is passed over.
+	// that is known already is compared, and refused when it has other tuples or
+	// the other operation.
 	Chunk         uint32   `protobuf:"varint,2,opt,name=chunk,proto3" json:"chunk,omitempty"`
 	Tuples        []*Tuple `protobuf:"bytes,3,rep,name=tuples,proto3" json:"tuples,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3659,8 +3660,16 @@ type GetImportResponse struct {
 	// The chunk that is to be sent next.
 	NextChunk uint32 `protobuf:"varint,1,opt,name=next_chunk,json=nextChunk,proto3" json:"next_chunk,omitempty"`
 	Tuples    uint64 `protobuf:"varint,2,opt,name=tuples,proto3" json:"tuples,omitempty"`
-	// When it will be forgotten unless it is gone on with.
-	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// When it will be forgotten unless it is gone on with; missing when it is
+	// committed.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// When it was committed; missing while it waits. The last 64 of a store are
+	// remembered. To learn the result again, send all chunks again, or none.
+	CommittedAt *Zookie `protobuf:"bytes,4,opt,name=committed_at,json=committedAt,proto3" json:"committed_at,omitempty"`
+	// Stands for the operation and the tuples of all chunks, so that a client can
+	// tell whether what it did not send is what it means. How it follows from them
+	// may change with the version of the server.
+	Digest        []byte `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3712,6 +3721,20 @@ func (x *GetImportResponse) GetTuples() uint64 {
 func (x *GetImportResponse) GetExpiresAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *GetImportResponse) GetCommittedAt() *Zookie {
+	if x != nil {
+		return x.CommittedAt
+	}
+	return nil
+}
+
+func (x *GetImportResponse) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
 	}
 	return nil
 }
@@ -4643,15 +4666,20 @@ func (x *ExpandResponse) GetExpandedAt() *Zookie {
 	return nil
 }
 
-// Tree is a set operation over children, or a leaf of tuples.
+// Tree is a set operation over children, or a leaf of tuples. Tuples outside
+// their lifetime are not in it; caveats are shown, not evaluated, so who
+// evaluates a tree judges those of its leaves and of its via tuples.
 type Tree struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Object        *Object                `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Operation     Tree_Operation         `protobuf:"varint,3,opt,name=operation,proto3,enum=pemba.v1.Tree_Operation" json:"operation,omitempty"`
-	Children      []*Tree                `protobuf:"bytes,4,rep,name=children,proto3" json:"children,omitempty"`
-	Leaves        []*Tuple               `protobuf:"bytes,5,rep,name=leaves,proto3" json:"leaves,omitempty"`
-	Note          string                 `protobuf:"bytes,6,opt,name=note,proto3" json:"note,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Object    *Object                `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Operation Tree_Operation         `protobuf:"varint,3,opt,name=operation,proto3,enum=pemba.v1.Tree_Operation" json:"operation,omitempty"`
+	Children  []*Tree                `protobuf:"bytes,4,rep,name=children,proto3" json:"children,omitempty"`
+	Leaves    []*Tuple               `protobuf:"bytes,5,rep,name=leaves,proto3" json:"leaves,omitempty"`
+	Note      string                 `protobuf:"bytes,6,opt,name=note,proto3" json:"note,omitempty"`
+	// On a child of an arrow the tuple that leads to it; else unset. The child
+	// holds its subjects only as far as the caveat of this tuple does.
+	Via           *Tuple `protobuf:"bytes,7,opt,name=via,proto3" json:"via,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4726,6 +4754,13 @@ func (x *Tree) GetNote() string {
 		return x.Note
 	}
 	return ""
+}
+
+func (x *Tree) GetVia() *Tuple {
+	if x != nil {
+		return x.Via
+	}
+	return nil
 }
 
 type LookupResourcesRequest struct {
@@ -6272,13 +6307,15 @@ const file_pemba_v1_pemba_proto_rawDesc = "" +
 	"\achanged\x18\x03 \x01(\x04R\achanged\"E\n" +
 	"\x10GetImportRequest\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\tR\x05store\x12\x1b\n" +
-	"\timport_id\x18\x02 \x01(\tR\bimportId\"\x85\x01\n" +
+	"\timport_id\x18\x02 \x01(\tR\bimportId\"\xd2\x01\n" +
 	"\x11GetImportResponse\x12\x1d\n" +
 	"\n" +
 	"next_chunk\x18\x01 \x01(\rR\tnextChunk\x12\x16\n" +
 	"\x06tuples\x18\x02 \x01(\x04R\x06tuples\x129\n" +
 	"\n" +
-	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"G\n" +
+	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x123\n" +
+	"\fcommitted_at\x18\x04 \x01(\v2\x10.pemba.v1.ZookieR\vcommittedAt\x12\x16\n" +
+	"\x06digest\x18\x05 \x01(\fR\x06digest\"G\n" +
 	"\x12AbortImportRequest\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\tR\x05store\x12\x1b\n" +
 	"\timport_id\x18\x02 \x01(\tR\bimportId\"\x15\n" +
@@ -6371,14 +6408,15 @@ const file_pemba_v1_pemba_proto_rawDesc = "" +
 	"\x0eExpandResponse\x12\"\n" +
 	"\x04tree\x18\x01 \x01(\v2\x0e.pemba.v1.TreeR\x04tree\x121\n" +
 	"\vexpanded_at\x18\x02 \x01(\v2\x10.pemba.v1.ZookieR\n" +
-	"expandedAt\"\xec\x02\n" +
+	"expandedAt\"\x8f\x03\n" +
 	"\x04Tree\x12(\n" +
 	"\x06object\x18\x01 \x01(\v2\x10.pemba.v1.ObjectR\x06object\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
 	"\toperation\x18\x03 \x01(\x0e2\x18.pemba.v1.Tree.OperationR\toperation\x12*\n" +
 	"\bchildren\x18\x04 \x03(\v2\x0e.pemba.v1.TreeR\bchildren\x12'\n" +
 	"\x06leaves\x18\x05 \x03(\v2\x0f.pemba.v1.TupleR\x06leaves\x12\x12\n" +
-	"\x04note\x18\x06 \x01(\tR\x04note\"\x84\x01\n" +
+	"\x04note\x18\x06 \x01(\tR\x04note\x12!\n" +
+	"\x03via\x18\a \x01(\v2\x0f.pemba.v1.TupleR\x03via\"\x84\x01\n" +
 	"\tOperation\x12\x19\n" +
 	"\x15OPERATION_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eOPERATION_LEAF\x10\x01\x12\x13\n" +
@@ -6726,137 +6764,139 @@ var file_pemba_v1_pemba_proto_depIdxs = []int32{
 	11,  // 68: pemba.v1.ImportTuplesRequest.tuples:type_name -> pemba.v1.Tuple
 	7,   // 69: pemba.v1.ImportTuplesResponse.written_at:type_name -> pemba.v1.Zookie
 	88,  // 70: pemba.v1.GetImportResponse.expires_at:type_name -> google.protobuf.Timestamp
-	8,   // 71: pemba.v1.ExportTuplesRequest.consistency:type_name -> pemba.v1.Consistency
-	14,  // 72: pemba.v1.ExportTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
-	11,  // 73: pemba.v1.ExportTuplesResponse.tuples:type_name -> pemba.v1.Tuple
-	7,   // 74: pemba.v1.ExportTuplesResponse.read_at:type_name -> pemba.v1.Zookie
-	8,   // 75: pemba.v1.CheckRequest.consistency:type_name -> pemba.v1.Consistency
-	9,   // 76: pemba.v1.CheckRequest.object:type_name -> pemba.v1.Object
-	10,  // 77: pemba.v1.CheckRequest.subject:type_name -> pemba.v1.Subject
-	89,  // 78: pemba.v1.CheckRequest.context:type_name -> google.protobuf.Struct
-	0,   // 79: pemba.v1.CheckResponse.decision:type_name -> pemba.v1.Decision
-	7,   // 80: pemba.v1.CheckResponse.checked_at:type_name -> pemba.v1.Zookie
-	68,  // 81: pemba.v1.CheckResponse.trace:type_name -> pemba.v1.Trace
-	8,   // 82: pemba.v1.CheckBulkRequest.consistency:type_name -> pemba.v1.Consistency
-	64,  // 83: pemba.v1.CheckBulkRequest.items:type_name -> pemba.v1.CheckBulkItem
-	9,   // 84: pemba.v1.CheckBulkItem.object:type_name -> pemba.v1.Object
-	10,  // 85: pemba.v1.CheckBulkItem.subject:type_name -> pemba.v1.Subject
-	89,  // 86: pemba.v1.CheckBulkItem.context:type_name -> google.protobuf.Struct
-	7,   // 87: pemba.v1.CheckBulkResponse.checked_at:type_name -> pemba.v1.Zookie
-	66,  // 88: pemba.v1.CheckBulkResponse.results:type_name -> pemba.v1.CheckBulkResult
-	0,   // 89: pemba.v1.CheckBulkResult.decision:type_name -> pemba.v1.Decision
-	67,  // 90: pemba.v1.CheckBulkResult.error:type_name -> pemba.v1.Error
-	87,  // 91: pemba.v1.Error.metadata:type_name -> pemba.v1.Error.MetadataEntry
-	4,   // 92: pemba.v1.Trace.kind:type_name -> pemba.v1.Trace.Kind
-	9,   // 93: pemba.v1.Trace.object:type_name -> pemba.v1.Object
-	11,  // 94: pemba.v1.Trace.tuple:type_name -> pemba.v1.Tuple
-	0,   // 95: pemba.v1.Trace.decision:type_name -> pemba.v1.Decision
-	68,  // 96: pemba.v1.Trace.children:type_name -> pemba.v1.Trace
-	8,   // 97: pemba.v1.ExpandRequest.consistency:type_name -> pemba.v1.Consistency
-	9,   // 98: pemba.v1.ExpandRequest.object:type_name -> pemba.v1.Object
-	71,  // 99: pemba.v1.ExpandResponse.tree:type_name -> pemba.v1.Tree
-	7,   // 100: pemba.v1.ExpandResponse.expanded_at:type_name -> pemba.v1.Zookie
-	9,   // 101: pemba.v1.Tree.object:type_name -> pemba.v1.Object
-	5,   // 102: pemba.v1.Tree.operation:type_name -> pemba.v1.Tree.Operation
-	71,  // 103: pemba.v1.Tree.children:type_name -> pemba.v1.Tree
-	11,  // 104: pemba.v1.Tree.leaves:type_name -> pemba.v1.Tuple
-	8,   // 105: pemba.v1.LookupResourcesRequest.consistency:type_name -> pemba.v1.Consistency
-	10,  // 106: pemba.v1.LookupResourcesRequest.subject:type_name -> pemba.v1.Subject
-	89,  // 107: pemba.v1.LookupResourcesRequest.context:type_name -> google.protobuf.Struct
-	9,   // 108: pemba.v1.LookupResourcesResponse.object:type_name -> pemba.v1.Object
-	0,   // 109: pemba.v1.LookupResourcesResponse.decision:type_name -> pemba.v1.Decision
-	7,   // 110: pemba.v1.LookupResourcesResponse.looked_up_at:type_name -> pemba.v1.Zookie
-	8,   // 111: pemba.v1.LookupSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
-	9,   // 112: pemba.v1.LookupSubjectsRequest.object:type_name -> pemba.v1.Object
-	89,  // 113: pemba.v1.LookupSubjectsRequest.context:type_name -> google.protobuf.Struct
-	10,  // 114: pemba.v1.LookupSubjectsResponse.subject:type_name -> pemba.v1.Subject
-	0,   // 115: pemba.v1.LookupSubjectsResponse.decision:type_name -> pemba.v1.Decision
-	76,  // 116: pemba.v1.LookupSubjectsResponse.excluded:type_name -> pemba.v1.ExcludedSubject
-	7,   // 117: pemba.v1.LookupSubjectsResponse.looked_up_at:type_name -> pemba.v1.Zookie
-	10,  // 118: pemba.v1.ExcludedSubject.subject:type_name -> pemba.v1.Subject
-	0,   // 119: pemba.v1.ExcludedSubject.decision:type_name -> pemba.v1.Decision
-	8,   // 120: pemba.v1.CountResourcesRequest.consistency:type_name -> pemba.v1.Consistency
-	10,  // 121: pemba.v1.CountResourcesRequest.subject:type_name -> pemba.v1.Subject
-	89,  // 122: pemba.v1.CountResourcesRequest.context:type_name -> google.protobuf.Struct
-	7,   // 123: pemba.v1.CountResourcesResponse.counted_at:type_name -> pemba.v1.Zookie
-	8,   // 124: pemba.v1.CountSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
-	9,   // 125: pemba.v1.CountSubjectsRequest.object:type_name -> pemba.v1.Object
-	89,  // 126: pemba.v1.CountSubjectsRequest.context:type_name -> google.protobuf.Struct
-	0,   // 127: pemba.v1.CountSubjectsResponse.wildcard:type_name -> pemba.v1.Decision
-	7,   // 128: pemba.v1.CountSubjectsResponse.counted_at:type_name -> pemba.v1.Zookie
-	7,   // 129: pemba.v1.WatchRequest.after:type_name -> pemba.v1.Zookie
-	81,  // 130: pemba.v1.WatchRequest.filters:type_name -> pemba.v1.ChangeFilter
-	84,  // 131: pemba.v1.WatchResponse.changes:type_name -> pemba.v1.Change
-	35,  // 132: pemba.v1.WatchResponse.schema:type_name -> pemba.v1.SchemaVersion
-	7,   // 133: pemba.v1.WatchResponse.zookie:type_name -> pemba.v1.Zookie
-	88,  // 134: pemba.v1.WatchResponse.instant:type_name -> google.protobuf.Timestamp
-	89,  // 135: pemba.v1.WatchResponse.metadata:type_name -> google.protobuf.Struct
-	6,   // 136: pemba.v1.Change.kind:type_name -> pemba.v1.Change.Kind
-	11,  // 137: pemba.v1.Change.tuple:type_name -> pemba.v1.Tuple
-	7,   // 138: pemba.v1.ReadChangesRequest.after:type_name -> pemba.v1.Zookie
-	88,  // 139: pemba.v1.ReadChangesRequest.since:type_name -> google.protobuf.Timestamp
-	88,  // 140: pemba.v1.ReadChangesRequest.until:type_name -> google.protobuf.Timestamp
-	81,  // 141: pemba.v1.ReadChangesRequest.filters:type_name -> pemba.v1.ChangeFilter
-	83,  // 142: pemba.v1.ReadChangesResponse.changes:type_name -> pemba.v1.WatchResponse
-	19,  // 143: pemba.v1.StoreService.CreateStore:input_type -> pemba.v1.CreateStoreRequest
-	21,  // 144: pemba.v1.StoreService.UpdateStore:input_type -> pemba.v1.UpdateStoreRequest
-	23,  // 145: pemba.v1.StoreService.GetStore:input_type -> pemba.v1.GetStoreRequest
-	25,  // 146: pemba.v1.StoreService.ListStores:input_type -> pemba.v1.ListStoresRequest
-	27,  // 147: pemba.v1.StoreService.DeleteStore:input_type -> pemba.v1.DeleteStoreRequest
-	29,  // 148: pemba.v1.SchemaService.WriteSchema:input_type -> pemba.v1.WriteSchemaRequest
-	31,  // 149: pemba.v1.SchemaService.ReadSchema:input_type -> pemba.v1.ReadSchemaRequest
-	33,  // 150: pemba.v1.SchemaService.ListSchemaVersions:input_type -> pemba.v1.ListSchemaVersionsRequest
-	36,  // 151: pemba.v1.SchemaService.DiffSchema:input_type -> pemba.v1.DiffSchemaRequest
-	40,  // 152: pemba.v1.SchemaService.TrySchema:input_type -> pemba.v1.TrySchemaRequest
-	44,  // 153: pemba.v1.TupleService.WriteTuples:input_type -> pemba.v1.WriteTuplesRequest
-	46,  // 154: pemba.v1.TupleService.DeleteTuples:input_type -> pemba.v1.DeleteTuplesRequest
-	48,  // 155: pemba.v1.TupleService.ReadTuples:input_type -> pemba.v1.ReadTuplesRequest
-	50,  // 156: pemba.v1.TupleService.CountTuples:input_type -> pemba.v1.CountTuplesRequest
-	53,  // 157: pemba.v1.TupleService.ImportTuples:input_type -> pemba.v1.ImportTuplesRequest
-	55,  // 158: pemba.v1.TupleService.GetImport:input_type -> pemba.v1.GetImportRequest
-	57,  // 159: pemba.v1.TupleService.AbortImport:input_type -> pemba.v1.AbortImportRequest
-	59,  // 160: pemba.v1.TupleService.ExportTuples:input_type -> pemba.v1.ExportTuplesRequest
-	61,  // 161: pemba.v1.PermissionService.Check:input_type -> pemba.v1.CheckRequest
-	63,  // 162: pemba.v1.PermissionService.CheckBulk:input_type -> pemba.v1.CheckBulkRequest
-	69,  // 163: pemba.v1.PermissionService.Expand:input_type -> pemba.v1.ExpandRequest
-	72,  // 164: pemba.v1.PermissionService.LookupResources:input_type -> pemba.v1.LookupResourcesRequest
-	74,  // 165: pemba.v1.PermissionService.LookupSubjects:input_type -> pemba.v1.LookupSubjectsRequest
-	77,  // 166: pemba.v1.PermissionService.CountResources:input_type -> pemba.v1.CountResourcesRequest
-	79,  // 167: pemba.v1.PermissionService.CountSubjects:input_type -> pemba.v1.CountSubjectsRequest
-	82,  // 168: pemba.v1.WatchService.Watch:input_type -> pemba.v1.WatchRequest
-	85,  // 169: pemba.v1.WatchService.ReadChanges:input_type -> pemba.v1.ReadChangesRequest
-	20,  // 170: pemba.v1.StoreService.CreateStore:output_type -> pemba.v1.CreateStoreResponse
-	22,  // 171: pemba.v1.StoreService.UpdateStore:output_type -> pemba.v1.UpdateStoreResponse
-	24,  // 172: pemba.v1.StoreService.GetStore:output_type -> pemba.v1.GetStoreResponse
-	26,  // 173: pemba.v1.StoreService.ListStores:output_type -> pemba.v1.ListStoresResponse
-	28,  // 174: pemba.v1.StoreService.DeleteStore:output_type -> pemba.v1.DeleteStoreResponse
-	30,  // 175: pemba.v1.SchemaService.WriteSchema:output_type -> pemba.v1.WriteSchemaResponse
-	32,  // 176: pemba.v1.SchemaService.ReadSchema:output_type -> pemba.v1.ReadSchemaResponse
-	34,  // 177: pemba.v1.SchemaService.ListSchemaVersions:output_type -> pemba.v1.ListSchemaVersionsResponse
-	37,  // 178: pemba.v1.SchemaService.DiffSchema:output_type -> pemba.v1.DiffSchemaResponse
-	41,  // 179: pemba.v1.SchemaService.TrySchema:output_type -> pemba.v1.TrySchemaResponse
-	45,  // 180: pemba.v1.TupleService.WriteTuples:output_type -> pemba.v1.WriteTuplesResponse
-	47,  // 181: pemba.v1.TupleService.DeleteTuples:output_type -> pemba.v1.DeleteTuplesResponse
-	49,  // 182: pemba.v1.TupleService.ReadTuples:output_type -> pemba.v1.ReadTuplesResponse
-	51,  // 183: pemba.v1.TupleService.CountTuples:output_type -> pemba.v1.CountTuplesResponse
-	54,  // 184: pemba.v1.TupleService.ImportTuples:output_type -> pemba.v1.ImportTuplesResponse
-	56,  // 185: pemba.v1.TupleService.GetImport:output_type -> pemba.v1.GetImportResponse
-	58,  // 186: pemba.v1.TupleService.AbortImport:output_type -> pemba.v1.AbortImportResponse
-	60,  // 187: pemba.v1.TupleService.ExportTuples:output_type -> pemba.v1.ExportTuplesResponse
-	62,  // 188: pemba.v1.PermissionService.Check:output_type -> pemba.v1.CheckResponse
-	65,  // 189: pemba.v1.PermissionService.CheckBulk:output_type -> pemba.v1.CheckBulkResponse
-	70,  // 190: pemba.v1.PermissionService.Expand:output_type -> pemba.v1.ExpandResponse
-	73,  // 191: pemba.v1.PermissionService.LookupResources:output_type -> pemba.v1.LookupResourcesResponse
-	75,  // 192: pemba.v1.PermissionService.LookupSubjects:output_type -> pemba.v1.LookupSubjectsResponse
-	78,  // 193: pemba.v1.PermissionService.CountResources:output_type -> pemba.v1.CountResourcesResponse
-	80,  // 194: pemba.v1.PermissionService.CountSubjects:output_type -> pemba.v1.CountSubjectsResponse
-	83,  // 195: pemba.v1.WatchService.Watch:output_type -> pemba.v1.WatchResponse
-	86,  // 196: pemba.v1.WatchService.ReadChanges:output_type -> pemba.v1.ReadChangesResponse
-	170, // [170:197] is the sub-list for method output_type
-	143, // [143:170] is the sub-list for method input_type
-	143, // [143:143] is the sub-list for extension type_name
-	143, // [143:143] is the sub-list for extension extendee
-	0,   // [0:143] is the sub-list for field type_name
+	7,   // 71: pemba.v1.GetImportResponse.committed_at:type_name -> pemba.v1.Zookie
+	8,   // 72: pemba.v1.ExportTuplesRequest.consistency:type_name -> pemba.v1.Consistency
+	14,  // 73: pemba.v1.ExportTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
+	11,  // 74: pemba.v1.ExportTuplesResponse.tuples:type_name -> pemba.v1.Tuple
+	7,   // 75: pemba.v1.ExportTuplesResponse.read_at:type_name -> pemba.v1.Zookie
+	8,   // 76: pemba.v1.CheckRequest.consistency:type_name -> pemba.v1.Consistency
+	9,   // 77: pemba.v1.CheckRequest.object:type_name -> pemba.v1.Object
+	10,  // 78: pemba.v1.CheckRequest.subject:type_name -> pemba.v1.Subject
+	89,  // 79: pemba.v1.CheckRequest.context:type_name -> google.protobuf.Struct
+	0,   // 80: pemba.v1.CheckResponse.decision:type_name -> pemba.v1.Decision
+	7,   // 81: pemba.v1.CheckResponse.checked_at:type_name -> pemba.v1.Zookie
+	68,  // 82: pemba.v1.CheckResponse.trace:type_name -> pemba.v1.Trace
+	8,   // 83: pemba.v1.CheckBulkRequest.consistency:type_name -> pemba.v1.Consistency
+	64,  // 84: pemba.v1.CheckBulkRequest.items:type_name -> pemba.v1.CheckBulkItem
+	9,   // 85: pemba.v1.CheckBulkItem.object:type_name -> pemba.v1.Object
+	10,  // 86: pemba.v1.CheckBulkItem.subject:type_name -> pemba.v1.Subject
+	89,  // 87: pemba.v1.CheckBulkItem.context:type_name -> google.protobuf.Struct
+	7,   // 88: pemba.v1.CheckBulkResponse.checked_at:type_name -> pemba.v1.Zookie
+	66,  // 89: pemba.v1.CheckBulkResponse.results:type_name -> pemba.v1.CheckBulkResult
+	0,   // 90: pemba.v1.CheckBulkResult.decision:type_name -> pemba.v1.Decision
+	67,  // 91: pemba.v1.CheckBulkResult.error:type_name -> pemba.v1.Error
+	87,  // 92: pemba.v1.Error.metadata:type_name -> pemba.v1.Error.MetadataEntry
+	4,   // 93: pemba.v1.Trace.kind:type_name -> pemba.v1.Trace.Kind
+	9,   // 94: pemba.v1.Trace.object:type_name -> pemba.v1.Object
+	11,  // 95: pemba.v1.Trace.tuple:type_name -> pemba.v1.Tuple
+	0,   // 96: pemba.v1.Trace.decision:type_name -> pemba.v1.Decision
+	68,  // 97: pemba.v1.Trace.children:type_name -> pemba.v1.Trace
+	8,   // 98: pemba.v1.ExpandRequest.consistency:type_name -> pemba.v1.Consistency
+	9,   // 99: pemba.v1.ExpandRequest.object:type_name -> pemba.v1.Object
+	71,  // 100: pemba.v1.ExpandResponse.tree:type_name -> pemba.v1.Tree
+	7,   // 101: pemba.v1.ExpandResponse.expanded_at:type_name -> pemba.v1.Zookie
+	9,   // 102: pemba.v1.Tree.object:type_name -> pemba.v1.Object
+	5,   // 103: pemba.v1.Tree.operation:type_name -> pemba.v1.Tree.Operation
+	71,  // 104: pemba.v1.Tree.children:type_name -> pemba.v1.Tree
+	11,  // 105: pemba.v1.Tree.leaves:type_name -> pemba.v1.Tuple
+	11,  // 106: pemba.v1.Tree.via:type_name -> pemba.v1.Tuple
+	8,   // 107: pemba.v1.LookupResourcesRequest.consistency:type_name -> pemba.v1.Consistency
+	10,  // 108: pemba.v1.LookupResourcesRequest.subject:type_name -> pemba.v1.Subject
+	89,  // 109: pemba.v1.LookupResourcesRequest.context:type_name -> google.protobuf.Struct
+	9,   // 110: pemba.v1.LookupResourcesResponse.object:type_name -> pemba.v1.Object
+	0,   // 111: pemba.v1.LookupResourcesResponse.decision:type_name -> pemba.v1.Decision
+	7,   // 112: pemba.v1.LookupResourcesResponse.looked_up_at:type_name -> pemba.v1.Zookie
+	8,   // 113: pemba.v1.LookupSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
+	9,   // 114: pemba.v1.LookupSubjectsRequest.object:type_name -> pemba.v1.Object
+	89,  // 115: pemba.v1.LookupSubjectsRequest.context:type_name -> google.protobuf.Struct
+	10,  // 116: pemba.v1.LookupSubjectsResponse.subject:type_name -> pemba.v1.Subject
+	0,   // 117: pemba.v1.LookupSubjectsResponse.decision:type_name -> pemba.v1.Decision
+	76,  // 118: pemba.v1.LookupSubjectsResponse.excluded:type_name -> pemba.v1.ExcludedSubject
+	7,   // 119: pemba.v1.LookupSubjectsResponse.looked_up_at:type_name -> pemba.v1.Zookie
+	10,  // 120: pemba.v1.ExcludedSubject.subject:type_name -> pemba.v1.Subject
+	0,   // 121: pemba.v1.ExcludedSubject.decision:type_name -> pemba.v1.Decision
+	8,   // 122: pemba.v1.CountResourcesRequest.consistency:type_name -> pemba.v1.Consistency
+	10,  // 123: pemba.v1.CountResourcesRequest.subject:type_name -> pemba.v1.Subject
+	89,  // 124: pemba.v1.CountResourcesRequest.context:type_name -> google.protobuf.Struct
+	7,   // 125: pemba.v1.CountResourcesResponse.counted_at:type_name -> pemba.v1.Zookie
+	8,   // 126: pemba.v1.CountSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
+	9,   // 127: pemba.v1.CountSubjectsRequest.object:type_name -> pemba.v1.Object
+	89,  // 128: pemba.v1.CountSubjectsRequest.context:type_name -> google.protobuf.Struct
+	0,   // 129: pemba.v1.CountSubjectsResponse.wildcard:type_name -> pemba.v1.Decision
+	7,   // 130: pemba.v1.CountSubjectsResponse.counted_at:type_name -> pemba.v1.Zookie
+	7,   // 131: pemba.v1.WatchRequest.after:type_name -> pemba.v1.Zookie
+	81,  // 132: pemba.v1.WatchRequest.filters:type_name -> pemba.v1.ChangeFilter
+	84,  // 133: pemba.v1.WatchResponse.changes:type_name -> pemba.v1.Change
+	35,  // 134: pemba.v1.WatchResponse.schema:type_name -> pemba.v1.SchemaVersion
+	7,   // 135: pemba.v1.WatchResponse.zookie:type_name -> pemba.v1.Zookie
+	88,  // 136: pemba.v1.WatchResponse.instant:type_name -> google.protobuf.Timestamp
+	89,  // 137: pemba.v1.WatchResponse.metadata:type_name -> google.protobuf.Struct
+	6,   // 138: pemba.v1.Change.kind:type_name -> pemba.v1.Change.Kind
+	11,  // 139: pemba.v1.Change.tuple:type_name -> pemba.v1.Tuple
+	7,   // 140: pemba.v1.ReadChangesRequest.after:type_name -> pemba.v1.Zookie
+	88,  // 141: pemba.v1.ReadChangesRequest.since:type_name -> google.protobuf.Timestamp
+	88,  // 142: pemba.v1.ReadChangesRequest.until:type_name -> google.protobuf.Timestamp
+	81,  // 143: pemba.v1.ReadChangesRequest.filters:type_name -> pemba.v1.ChangeFilter
+	83,  // 144: pemba.v1.ReadChangesResponse.changes:type_name -> pemba.v1.WatchResponse
+	19,  // 145: pemba.v1.StoreService.CreateStore:input_type -> pemba.v1.CreateStoreRequest
+	21,  // 146: pemba.v1.StoreService.UpdateStore:input_type -> pemba.v1.UpdateStoreRequest
+	23,  // 147: pemba.v1.StoreService.GetStore:input_type -> pemba.v1.GetStoreRequest
+	25,  // 148: pemba.v1.StoreService.ListStores:input_type -> pemba.v1.ListStoresRequest
+	27,  // 149: pemba.v1.StoreService.DeleteStore:input_type -> pemba.v1.DeleteStoreRequest
+	29,  // 150: pemba.v1.SchemaService.WriteSchema:input_type -> pemba.v1.WriteSchemaRequest
+	31,  // 151: pemba.v1.SchemaService.ReadSchema:input_type -> pemba.v1.ReadSchemaRequest
+	33,  // 152: pemba.v1.SchemaService.ListSchemaVersions:input_type -> pemba.v1.ListSchemaVersionsRequest
+	36,  // 153: pemba.v1.SchemaService.DiffSchema:input_type -> pemba.v1.DiffSchemaRequest
+	40,  // 154: pemba.v1.SchemaService.TrySchema:input_type -> pemba.v1.TrySchemaRequest
+	44,  // 155: pemba.v1.TupleService.WriteTuples:input_type -> pemba.v1.WriteTuplesRequest
+	46,  // 156: pemba.v1.TupleService.DeleteTuples:input_type -> pemba.v1.DeleteTuplesRequest
+	48,  // 157: pemba.v1.TupleService.ReadTuples:input_type -> pemba.v1.ReadTuplesRequest
+	50,  // 158: pemba.v1.TupleService.CountTuples:input_type -> pemba.v1.CountTuplesRequest
+	53,  // 159: pemba.v1.TupleService.ImportTuples:input_type -> pemba.v1.ImportTuplesRequest
+	55,  // 160: pemba.v1.TupleService.GetImport:input_type -> pemba.v1.GetImportRequest
+	57,  // 161: pemba.v1.TupleService.AbortImport:input_type -> pemba.v1.AbortImportRequest
+	59,  // 162: pemba.v1.TupleService.ExportTuples:input_type -> pemba.v1.ExportTuplesRequest
+	61,  // 163: pemba.v1.PermissionService.Check:input_type -> pemba.v1.CheckRequest
+	63,  // 164: pemba.v1.PermissionService.CheckBulk:input_type -> pemba.v1.CheckBulkRequest
+	69,  // 165: pemba.v1.PermissionService.Expand:input_type -> pemba.v1.ExpandRequest
+	72,  // 166: pemba.v1.PermissionService.LookupResources:input_type -> pemba.v1.LookupResourcesRequest
+	74,  // 167: pemba.v1.PermissionService.LookupSubjects:input_type -> pemba.v1.LookupSubjectsRequest
+	77,  // 168: pemba.v1.PermissionService.CountResources:input_type -> pemba.v1.CountResourcesRequest
+	79,  // 169: pemba.v1.PermissionService.CountSubjects:input_type -> pemba.v1.CountSubjectsRequest
+	82,  // 170: pemba.v1.WatchService.Watch:input_type -> pemba.v1.WatchRequest
+	85,  // 171: pemba.v1.WatchService.ReadChanges:input_type -> pemba.v1.ReadChangesRequest
+	20,  // 172: pemba.v1.StoreService.CreateStore:output_type -> pemba.v1.CreateStoreResponse
+	22,  // 173: pemba.v1.StoreService.UpdateStore:output_type -> pemba.v1.UpdateStoreResponse
+	24,  // 174: pemba.v1.StoreService.GetStore:output_type -> pemba.v1.GetStoreResponse
+	26,  // 175: pemba.v1.StoreService.ListStores:output_type -> pemba.v1.ListStoresResponse
+	28,  // 176: pemba.v1.StoreService.DeleteStore:output_type -> pemba.v1.DeleteStoreResponse
+	30,  // 177: pemba.v1.SchemaService.WriteSchema:output_type -> pemba.v1.WriteSchemaResponse
+	32,  // 178: pemba.v1.SchemaService.ReadSchema:output_type -> pemba.v1.ReadSchemaResponse
+	34,  // 179: pemba.v1.SchemaService.ListSchemaVersions:output_type -> pemba.v1.ListSchemaVersionsResponse
+	37,  // 180: pemba.v1.SchemaService.DiffSchema:output_type -> pemba.v1.DiffSchemaResponse
+	41,  // 181: pemba.v1.SchemaService.TrySchema:output_type -> pemba.v1.TrySchemaResponse
+	45,  // 182: pemba.v1.TupleService.WriteTuples:output_type -> pemba.v1.WriteTuplesResponse
+	47,  // 183: pemba.v1.TupleService.DeleteTuples:output_type -> pemba.v1.DeleteTuplesResponse
+	49,  // 184: pemba.v1.TupleService.ReadTuples:output_type -> pemba.v1.ReadTuplesResponse
+	51,  // 185: pemba.v1.TupleService.CountTuples:output_type -> pemba.v1.CountTuplesResponse
+	54,  // 186: pemba.v1.TupleService.ImportTuples:output_type -> pemba.v1.ImportTuplesResponse
+	56,  // 187: pemba.v1.TupleService.GetImport:output_type -> pemba.v1.GetImportResponse
+	58,  // 188: pemba.v1.TupleService.AbortImport:output_type -> pemba.v1.AbortImportResponse
+	60,  // 189: pemba.v1.TupleService.ExportTuples:output_type -> pemba.v1.ExportTuplesResponse
+	62,  // 190: pemba.v1.PermissionService.Check:output_type -> pemba.v1.CheckResponse
+	65,  // 191: pemba.v1.PermissionService.CheckBulk:output_type -> pemba.v1.CheckBulkResponse
+	70,  // 192: pemba.v1.PermissionService.Expand:output_type -> pemba.v1.ExpandResponse
+	73,  // 193: pemba.v1.PermissionService.LookupResources:output_type -> pemba.v1.LookupResourcesResponse
+	75,  // 194: pemba.v1.PermissionService.LookupSubjects:output_type -> pemba.v1.LookupSubjectsResponse
+	78,  // 195: pemba.v1.PermissionService.CountResources:output_type -> pemba.v1.CountResourcesResponse
+	80,  // 196: pemba.v1.PermissionService.CountSubjects:output_type -> pemba.v1.CountSubjectsResponse
+	83,  // 197: pemba.v1.WatchService.Watch:output_type -> pemba.v1.WatchResponse
+	86,  // 198: pemba.v1.WatchService.ReadChanges:output_type -> pemba.v1.ReadChangesResponse
+	172, // [172:199] is the sub-list for method output_type
+	145, // [145:172] is the sub-list for method input_type
+	145, // [145:145] is the sub-list for extension type_name
+	145, // [145:145] is the sub-list for extension extendee
+	0,   // [0:145] is the sub-list for field type_name
 }
 
 func init() { file_pemba_v1_pemba_proto_init() }

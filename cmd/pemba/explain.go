@@ -1,0 +1,155 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
+
+	"github.com/pembadb/pemba/api/client"
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
+)
+
+// The errors of a server name the parts of a request. Here they get the words of
+// the command line that the request was made of.
+
+// explainError says what an error means to whoever gave the command, and for an
+// error that came from a server its reason.
+func explainError(cmd *cobra.Command, err error) string {
+	var fromServer interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &fromServer) {
+		return err.Error()
+	}
+	message := fromServer.GRPCStatus().Message()
+	reason, metadata := client.Reason(err)
+	if reason == "" {
+		if strings.Contains(message, "unexpected HTTP status code") || strings.Contains(message, "unexpected content-type") {
+			addr := ""
+			if flag := cmd.Flags().Lookup("addr"); flag != nil {
+				addr = " at " + flag.Value.String()
+			}
+			return "what answers" + addr + " speaks HTTP and not gRPC; it looks like the server's HTTP address" + wantsGRPC
+		}
+		return message
+	}
+	field := metadata["field"]
+	if description, ok := strings.CutPrefix(message, field+": "); ok && field != "" {
+		if message = description; place(cmd, err, field) != "" {
+			message = place(cmd, err, field) + ": " + description
+		}
+	}
+	return inCommandWords(cmd, message, reason, metadata) + " (" + reason + ")"
+}
+
+// wantsGRPC says which address a command needs.
+const wantsGRPC = "; --addr and PEMBA_ADDR want the gRPC one"
+
+// A tuplesError is what became of a write of tuples.
+type tuplesError struct {
+	tuples []graph.Tuple
+	err    error
+}
+
+func (e *tuplesError) Error() string { return e.err.Error() }
+func (e *tuplesError) Unwrap() error { return e.err }
+
+// flagsOfFields names, for parts of requests, the flags that make them; of
+// several, the command has one.
+var flagsOfFields = map[string][]string{
+	"after.token":                         {"from", "after"},
+	"as_of":                               {"as-of"},
+	"consistency.as_of":                   {"as-of"},
+	"consistency.at_least_as_fresh.token": {"at-least"},
+	"consistency.exactly_at.token":        {"at"},
+	"context":                             {"context"},
+	"cursor":                              {"cursor"},
+	"from_zookie.token":                   {"from"},
+	"header.import_id":                    {"import-id"},
+	"header.metadata":                     {"metadata"},
+	"header.recorded_actor":               {"recorded-actor"},
+	"header.store":                        {"store"},
+	"import_id":                           {"import-id"},
+	"limit":                               {"limit"},
+	"metadata":                            {"metadata"},
+	"recorded_actor":                      {"recorded-actor"},
+	"since":                               {"since"},
+	"store":                               {"store"},
+	"to_zookie.token":                     {"to"},
+	"until":                               {"until"},
+}
+
+var updateField = regexp.MustCompile(`^updates\[(\d+)\]`)
+
+// place says what on the command line a part of the request comes from. What
+// comes from nothing there, and needs no place, gives an empty text.
+func place(cmd *cobra.Command, err error, field string) string {
+	if match := updateField.FindStringSubmatch(field); match != nil {
+		var written *tuplesError
+		if n, numberErr := strconv.Atoi(match[1]); numberErr == nil && errors.As(err, &written) && n < len(written.tuples) {
+			return written.tuples[n].String()
+		}
+		return field
+	}
+	if field == "filter" || strings.HasPrefix(field, "filter.") {
+		return "the filter"
+	}
+	flags, known := flagsOfFields[field]
+	for _, flag := range flags {
+		if cmd.Flags().Lookup(flag) == nil {
+			continue
+		}
+		if flag == "store" {
+			return "--store or PEMBA_STORE"
+		}
+		return "--" + flag
+	}
+	if known {
+		return "" // An argument, of which the message speaks.
+	}
+	return field
+}
+
+// inCommandWords rewrites what a server says of a cure that has another name here.
+func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[string]string) string {
+	switch reason {
+	case "KEY_MISSING":
+		return "the server wants a key; give it by --key or PEMBA_KEY"
+	case "KEY_INVALID":
+		from := "PEMBA_KEY"
+		if flag := cmd.Flags().Lookup("key"); flag != nil && flag.Changed && flag.Value.String() != "" || os.Getenv(from) == "" {
+			from = "--key"
+		}
+		return message + "; it was given by " + from
+	case engine.AlreadyExists.String():
+		if flag := cmd.Flags().Lookup("create"); flag != nil && metadata["tuple"] != "" {
+			return metadata["tuple"] + " exists already; leave out --create to replace what is there"
+		}
+	case engine.DuplicateUpdate.String():
+		if metadata["tuple"] != "" {
+			return metadata["tuple"] + " is given twice; one command may name a tuple once"
+		}
+	}
+	return message
+}
+
+// connectionHint says what may help when there is no connection.
+func connectionHint(err error) error {
+	var failure *client.DialError
+	switch {
+	case errors.Is(err, client.ErrKeyExposed):
+		return fmt.Errorf("%w; speak TLS with --tls or --ca-cert, or allow it with --insecure-key", err)
+	case !errors.As(err, &failure):
+		return fmt.Errorf("%w; see --addr and PEMBA_ADDR", err)
+	case failure.HTTP:
+		return fmt.Errorf("%w"+wantsGRPC, err)
+	case failure.Answered:
+		return err
+	}
+	return fmt.Errorf("%w; \"pemba serve\" or \"pemba demo\" start a server, --addr or PEMBA_ADDR name another", err)
+}
