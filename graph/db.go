@@ -331,7 +331,8 @@ func (a *Applied) appendApplied(dst []byte) []byte {
 }
 
 // Close flushes and closes. It is refused while snapshots are open, with
-// ErrSnapshotsOpen, and again after it succeeded. After a fatal error it closes without flushing.
+// ErrSnapshotsOpen, and again after it succeeded. After a fatal error it closes
+// without flushing.
 func (db *DB) Close() error {
 	db.life.Lock()
 	defer db.life.Unlock()
@@ -342,9 +343,9 @@ func (db *DB) Close() error {
 		db.mu.Unlock()
 		return ErrClosed
 	}
-	if db.open > 0 {
+	if open := db.open; open > 0 {
 		db.mu.Unlock()
-		return fmt.Errorf("close the graph in %s: %d %w", db.config.Dir, db.open, ErrSnapshotsOpen)
+		return fmt.Errorf("close the graph in %s: %d %w", db.config.Dir, open, ErrSnapshotsOpen)
 	}
 	db.closed = true
 	old := db.view
