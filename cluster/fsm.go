@@ -34,6 +34,8 @@ type fsm struct {
 	// entries and bytes count what was applied since they were last reset.
 	entries atomic.Uint64
 	bytes   atomic.Int64
+	// large is set by an entry of a largeChange, until the graph is flushed.
+	large atomic.Bool
 	// applied counts what was applied since the node started.
 	applied atomic.Uint64
 }
@@ -88,6 +90,9 @@ func (f *fsm) apply(entry *raft.Log) (engine.Result, error) {
 		result, err := f.engine.Apply(revision, entry.Term, c.Stamp, c.Mutation)
 		if err != nil {
 			return engine.Result{}, fmt.Errorf("apply: %w", err)
+		}
+		if result.Changed >= largeChange {
+			f.large.Store(true)
 		}
 		if result.Refusal == nil {
 			f.changed(c.Mutation, result)

@@ -451,6 +451,34 @@ func writeConcurrently(t testing.TB, n *Node, writers, each int) {
 	group.Wait()
 }
 
+// An entry that changes very many tuples is not made again after a crash, once
+// it was answered; small ones are left to the log.
+func TestLargeChangeIsFlushed(t *testing.T) {
+	t.Parallel()
+	n := open(t, testConfig(t, t.TempDir()))
+	writeSchema(t, n)
+	const chunk = 5_000
+	for i := 0; i < largeChange; i += chunk {
+		m := create()
+		for j := range chunk {
+			m.Updates = append(m.Updates, graph.Update{Operation: graph.Create, Tuple: viewer(fmt.Sprint("d", i+j), "anna")})
+		}
+		write(t, n, m)
+	}
+	if durable, applied := n.db.Durable(), n.db.Applied(); durable.Revision >= applied.Revision {
+		t.Fatalf("revision %d is durable, of %d: the test would show nothing", durable.Revision, applied.Revision)
+	}
+	result := write(t, n, &graph.Mutation{Store: graph.DefaultStore, Delete: &graph.DeleteMatching{
+		Filter: graph.Filter{ObjectType: "document"}, Limit: largeChange,
+	}})
+	if result.Changed != largeChange {
+		t.Fatalf("deleted %d tuples, want %d", result.Changed, largeChange)
+	}
+	if durable := n.db.Durable(); durable.Revision < result.Revision {
+		t.Errorf("revision %d was answered and %d is durable", result.Revision, durable.Revision)
+	}
+}
+
 func TestWritersShareSyncs(t *testing.T) {
 	t.Parallel()
 	n := open(t, testConfig(t, t.TempDir()))

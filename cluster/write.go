@@ -18,7 +18,8 @@ import (
 // Write proposes m to the cluster and returns when it is applied here, which is
 // after a majority has it on the disk. Writes that run at the same time share
 // one sync. Whether the engine refused m is in the result's Refusal, which is
-// the same on every node.
+// the same on every node. A change of very many tuples returns only when the
+// graph is flushed behind it, so that a crash does not make it again.
 //
 // An error is of one of two kinds. ErrOutcomeUnknown: m was proposed, and may
 // have been or may yet be applied; ctx ended, say. All others: m was not and
@@ -63,6 +64,13 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 		// and what is under way stays counted until Raft has answered.
 		result, err := n.propose(entry)
 		n.endStamp(proposal)
+		if result.Changed >= largeChange {
+			// Who hears of it may count on a quick restart. Others do not wait,
+			// but for Close, which waits for the admission.
+			if _, err := n.db.Flush(); err != nil {
+				n.fail(err)
+			}
+		}
 		n.admission.leave(len(entry))
 		done <- outcome{result, err}
 	}()

@@ -12,10 +12,11 @@ import (
 // This file owns every key and every value that the graph keeps in Pebble;
 // docs/format.md draws them. Nothing else in the project encodes tuples.
 
-// formatVersion is the version of everything below. A directory of the version
-// before is rewritten when it is opened, one of any other refused. Changing the
-// meaning of a byte raises it.
-const formatVersion = 2
+// formatVersion is the version of everything below. A directory of the
+// oldestFormatVersion is rewritten when it is opened, one of any other refused:
+// two programs wrote staged changes of version 2 in two ways, so what it means
+// cannot be known. Changing the meaning of a byte raises it.
+const formatVersion = 3
 
 // Records begin with the formatVersion that gave them their form. recordVersion
 // is that of those which are as they were in the first.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -207,12 +208,27 @@ func openPebble(config Config, l *listener) (*pebble.DB, error) {
 // openRecovered is pebble.Open that returns a panic as corruption: that is how
 // Pebble answers a manifest whose records do not fit together.
 func openRecovered(config Config, l *listener) (p *pebble.DB, err error) {
+	options, compactions := config.options(l), newScheduler()
+	options.Experimental.CompactionScheduler = compactions
 	defer func() {
 		if v := recover(); v != nil {
 			p, err = nil, corruptf("the files in %s do not fit together: %v", config.Dir, v)
 		}
+		if err != nil {
+			compactions.Unregister() // Pebble does so only when it is closed.
+		}
 	}()
-	return pebble.Open(config.Dir, config.options(l))
+	p, err = pebble.Open(config.Dir, options)
+	switch {
+	case err == nil:
+	case errors.Is(err, os.ErrNotExist):
+		// Of a table, for all else is made where it is missing.
+		return nil, corruptf("a file that the manifest in %s names is missing, or the manifest is damaged: %v", config.Dir, err)
+	default:
+		return nil, err
+	}
+	compactions.open()
+	return p, nil
 }
 
 // load reads what is kept in memory, and marks a new directory.
@@ -268,13 +284,13 @@ func (db *DB) checkFormat() error {
 		if n <= 0 || n != len(value) {
 			return corruptf("the format version is %x", cut(value))
 		}
-		if found < oldestFormatVersion || found > formatVersion {
-			return &FormatError{Found: found, Supported: formatVersion}
-		}
-		if found < formatVersion {
+		switch found {
+		case formatVersion:
+			return nil
+		case oldestFormatVersion:
 			return db.upgrade()
 		}
-		return nil
+		return &FormatError{Found: found, Supported: formatVersion}
 	}
 	empty := true
 	err = scan(db.pebble, nil, func([]byte, []byte) error {

@@ -119,23 +119,25 @@ func TestValidateMutation(t *testing.T) {
 // TestFormatVersion holds that a directory of another version, or with data of
 // none, is refused.
 func TestFormatVersion(t *testing.T) {
-	fs := vfs.NewMem()
-	db := openTest(t, fs)
-	if err := db.pebble.Set(metaKey(metaFormat), []byte{formatVersion + 6}, pebble.NoSync); err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	_, err := Open(Config{Dir: "graph", FS: fs})
-	var formatErr *FormatError
-	if !errors.As(err, &formatErr) || formatErr.Found != formatVersion+6 || formatErr.Supported != formatVersion ||
-		!strings.Contains(err.Error(), "version 8") || !strings.Contains(err.Error(), "versions 1 to 2 only") {
-		t.Fatalf("error %v", err)
+	for _, found := range []byte{0, 2, 8} {
+		fs := vfs.NewMem()
+		db := openTest(t, fs)
+		if err := db.pebble.Set(metaKey(metaFormat), []byte{found}, pebble.NoSync); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Open(Config{Dir: "graph", FS: fs})
+		var formatErr *FormatError
+		if !errors.As(err, &formatErr) || formatErr.Found != uint64(found) || formatErr.Supported != formatVersion ||
+			!strings.Contains(err.Error(), fmt.Sprintf("version %d", found)) || !strings.Contains(err.Error(), "versions 1 and 3 only") {
+			t.Fatalf("error %v", err)
+		}
 	}
 
-	fs = vfs.NewMem()
-	db = openTest(t, fs)
+	fs := vfs.NewMem()
+	db := openTest(t, fs)
 	if err := db.pebble.Delete(metaKey(metaFormat), pebble.NoSync); err != nil {
 		t.Fatal(err)
 	}

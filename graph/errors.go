@@ -73,15 +73,15 @@ func (e *RevisionGoneError) Unwrap() error { return ErrRevisionGone }
 // A FormatError means that a directory was written in a format that this program
 // does not know.
 type FormatError struct {
-	// Found is the version in the directory, Supported the newest that this
-	// program opens, and the one it writes.
+	// Found is the version in the directory, Supported the one that this program
+	// writes.
 	Found, Supported uint64
 }
 
 // Error names both versions.
 func (e *FormatError) Error() string {
-	return fmt.Sprintf("the directory has data format version %d, but this program opens versions %d to %d only: "+
-		"use a program of the other version to back up and this one to restore", e.Found, oldestFormatVersion, e.Supported)
+	return fmt.Sprintf("the directory has data format version %d, but this program opens versions %d and %d only: "+
+		"use a program of the other version to export and this one to import", e.Found, oldestFormatVersion, e.Supported)
 }
 
 // An InvalidError says what is wrong with something that came from outside.

@@ -18,6 +18,7 @@ import (
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/cost"
+	"cel.dev/cel-go/common/decls"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
@@ -249,10 +250,19 @@ func compileCaveat(errs *errorList, file *File, decl *CaveatDecl) *Caveat {
 		kind = TypeError
 	}
 	if issues.Err() != nil {
+		unknown := celUnknown(env, parsed, kind)
 		for _, e := range issues.Errors() {
 			pos := celPosition(decl, e.Location.Line(), e.Location.Column())
-			msg, unknown := celMessage(e.Message)
-			fail(kind, pos, "%s", msg).suggest(unknown, func() []string { return names })
+			msg, name := celMessage(e.Message)
+			if name != "" && unknown.bound[e.ExprID] {
+				continue // follows from the misspelt macro around it
+			}
+			fail(kind, pos, "%s", msg).suggest(name, func() []string {
+				if call := unknown.calls[e.ExprID]; call != nil {
+					return celFunctions(env, call.IsMemberFunction())
+				}
+				return names
+			})
 		}
 		return nil
 	}
@@ -332,6 +342,75 @@ func celMessage(msg string) (short, unknown string) {
 		msg = strings.ToValidUTF8(msg[:500], "") + "..."
 	}
 	return "CEL: " + strings.ReplaceAll(msg, "\n", " "), ""
+}
+
+// celUnknowns says what the expressions are that a check may not know, by id.
+type celUnknowns struct {
+	// calls holds the calls of functions.
+	calls map[int64]ast.CallExpr
+	// bound holds the uses of a variable that a misspelt macro would declare.
+	bound map[int64]bool
+}
+
+// celUnknown walks a parsed expression. Of one that does not parse, kind
+// SyntaxError, there is nothing to say.
+func celUnknown(env *cel.Env, parsed *cel.Ast, kind ErrorKind) *celUnknowns {
+	u := &celUnknowns{calls: map[int64]ast.CallExpr{}, bound: map[int64]bool{}}
+	if kind == SyntaxError {
+		return u
+	}
+	functions := env.Functions()
+	ast.PreOrderVisit(parsed.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
+		if e.Kind() != ast.CallKind {
+			return
+		}
+		call := e.AsCall()
+		u.calls[e.ID()] = call
+		// Macros are expanded by the parser, so a call with a macro's shape that is no
+		// function is a misspelt one: list.exist(x, x > 1).
+		args := call.Args()
+		if functions[call.FunctionName()] != nil || !call.IsMemberFunction() || len(args) < 2 || args[0].Kind() != ast.IdentKind {
+			return
+		}
+		if !slices.Contains(celMacros(env, true), suggest(call.FunctionName(), celFunctions(env, true))) {
+			return
+		}
+		for _, arg := range args {
+			ast.PreOrderVisit(arg, ast.NewExprVisitor(func(x ast.Expr) {
+				if x.Kind() == ast.IdentKind && x.AsIdent() == args[0].AsIdent() {
+					u.bound[x.ID()] = true
+				}
+			}))
+		}
+	}))
+	return u
+}
+
+// celMacros returns the names of the macros that are called on a value, or not.
+func celMacros(env *cel.Env, member bool) []string {
+	var names []string
+	for _, m := range env.Macros() {
+		if m.IsReceiverStyle() == member {
+			names = append(names, m.Function())
+		}
+	}
+	return names
+}
+
+// celFunctions returns the names of the functions and macros that are called on a
+// value, or of those that are not. Operators are none of them.
+func celFunctions(env *cel.Env, member bool) []string {
+	names := celMacros(env, member)
+	for name, f := range env.Functions() {
+		operator := strings.ContainsFunc(name, func(r rune) bool { return r > 0x7F || !isNameByte(byte(r)) })
+		if operator || strings.HasPrefix(name, "_") {
+			continue
+		}
+		if slices.ContainsFunc(f.OverloadDecls(), func(o *decls.OverloadDecl) bool { return o.IsMemberFunction() == member }) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // celUse finds what an expression uses.

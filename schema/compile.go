@@ -19,6 +19,7 @@ const (
 	CaveatsMax = 1_000
 	// SizeMax bounds the size of a schema: its relations, permissions, subject
 	// types and the nodes of its expressions, counted after partials are expanded.
+	// Those that no definition uses are counted, too.
 	SizeMax = 500_000
 	// ChainMax bounds the names in a chain of arrows.
 	ChainMax = 16
@@ -30,25 +31,41 @@ const (
 // typecheckStepsMax bounds the work of checking the annotations of permissions.
 const typecheckStepsMax = 50_000_000
 
-// Compile checks a file with all that it imports and returns the schema. The
-// error is of type Errors, all of them of kind TypeError or, for a caveat's
-// expression, SyntaxError. The result depends on nothing but the file: not on
+// Compile checks a file with all that it imports, also the partials that no
+// definition uses, and returns the schema. The error is of type Errors, all of
+// them of kind TypeError or, for a caveat's expression, SyntaxError. The result depends on nothing but the file: not on
 // the order of maps, the machine or the time. Compile is safe for concurrent use
 // and does not change the file.
 func Compile(f *File) (*Schema, error) {
-	c := analyse(f)
-	if len(c.errs.errs) == 0 {
+	var errs errorList
+	c := analyse(f, &errs)
+	if !c.tooLarge {
 		c.caveatPrograms()
 	}
-	if err := c.errs.err(c.order); err != nil {
+	if err := errs.err(c.order); err != nil {
 		return nil, err
 	}
 	return c.schema(), nil
 }
 
-// analyse runs all of Compile but the compilation of CEL expressions.
-func analyse(f *File) *compiler {
+// typeErrors adds to the syntax errors of a file, and of all that it imports, the
+// errors that Compile would find whatever the parts that could not be read were
+// meant to be.
+func typeErrors(f *File, errs *errorList) {
+	if errs.full() {
+		return
+	}
+	if c := analyse(f, errs); !c.tooLarge {
+		c.caveatPrograms()
+	}
+}
+
+// analyse runs all of Compile but the compilation of CEL expressions. errs is
+// empty, or holds the syntax errors of the files.
+func analyse(f *File, errs *errorList) *compiler {
 	c := &compiler{
+		errs:        errs,
+		given:       len(errs.errs),
 		files:       f.files(),
 		order:       map[string]int{},
 		definitions: map[string]*definition{},
@@ -57,42 +74,51 @@ func analyse(f *File) *compiler {
 	}
 	for i, file := range c.files {
 		c.order[file.Name] = i
+		c.gaps.types.include(&file.gaps.types)
+		c.gaps.partials.include(&file.gaps.partials)
+		c.gaps.caveats.include(&file.gaps.caveats)
 	}
 	c.declare()
 	c.expand()
 	if c.tooLarge {
 		return c
 	}
-	for _, d := range c.sorted {
+	judged := append(c.sorted[:len(c.sorted):len(c.sorted)], c.apart...)
+	for _, d := range judged {
 		c.relations(d)
 	}
-	for _, d := range c.sorted {
+	for _, d := range judged {
 		c.rewrites(d)
 	}
 	if c.tooLarge {
 		return c
 	}
-	for _, d := range c.sorted {
+	for _, d := range judged {
 		slices.SortFunc(d.out.Hidden, func(a, b *Permission) int { return cmp.Compare(a.Name, b.Name) })
 		c.cycles(d)
 	}
-	c.wildcards()
-	c.annotations()
+	c.wildcards(judged)
+	c.annotations(judged)
 	return c
 }
 
 // compiler is the state of one compilation.
 type compiler struct {
-	errs     errorList
+	errs     *errorList
+	given    int // the number of syntax errors in errs
 	files    []*File
 	order    map[string]int // of the files
+	gaps     fileGaps       // what the syntax errors of all files leave open
 	size     int
 	tooLarge bool
 
 	definitions map[string]*definition
 	sorted      []*definition // the same, by name
-	partials    map[string]*partial
-	caveats     map[string]*caveat
+	// apart holds what is judged and is no part of the schema: the partials that no
+	// definition uses, and definitions whose name could not be read.
+	apart    []*definition
+	partials map[string]*partial
+	caveats  map[string]*caveat
 }
 
 // definition is a definition being compiled.
@@ -102,7 +128,38 @@ type definition struct {
 	out     *Definition
 	members []*member // in source order, partials expanded
 	byName  map[string]*member
-	index   int // in compiler.sorted
+	index   int // in compiler.sorted; 0 if the definition is not there
+
+	// gaps is what is open about the names of the members; of a partial that stands
+	// for itself everything is, since what uses it may declare more.
+	gaps gaps
+	// unclear says that what was read may belong elsewhere: byName is empty, and only
+	// what the members refer to outside of the definition is judged.
+	unclear bool
+	// apart says that the definition is in compiler.apart.
+	apart bool
+}
+
+// member returns the named member if it may be used; missing says that there is
+// none for sure.
+func (d *definition) member(name string) (m *member, missing bool) {
+	m = d.byName[name]
+	usable, missing := d.gaps.known(name, m != nil)
+	if !usable {
+		m = nil
+	}
+	return m, missing
+}
+
+// definition returns the named definition if it may be used; missing says that
+// there is none for sure.
+func (c *compiler) definition(name string) (d *definition, missing bool) {
+	d = c.definitions[name]
+	usable, missing := c.gaps.types.known(name, d != nil)
+	if !usable {
+		d = nil
+	}
+	return d, missing
 }
 
 // member is a relation or a permission; exactly one pair of pointers is set.
@@ -142,14 +199,17 @@ type partial struct {
 	file *File
 	decl *DefinitionDecl
 	// open says that the partial is being expanded, checked that it contains no
-	// circle.
-	open, checked bool
+	// circle, used that its members are in a definition.
+	open, checked, used bool
 }
 
 type caveat struct {
 	file *File
 	decl *CaveatDecl
 	out  *Caveat
+	// flawed says that the declaration is in error, so that the expression cannot be
+	// judged.
+	flawed bool
 }
 
 // grow counts n towards the size of the schema.
@@ -168,7 +228,11 @@ func (c *compiler) declare() {
 		for _, item := range file.Items {
 			switch item := item.(type) {
 			case *Import:
-				if item.File == nil {
+				switch {
+				case item.File != nil || item.circular:
+				case c.given > 0:
+					c.gaps.openAll()
+				default:
 					c.errs.add(file, TypeError, item.Pos, item.End, "the import of `%s` is not resolved: a schema must be complete before it is compiled", item.Path.Text)
 				}
 			case *DefinitionDecl:
@@ -194,8 +258,7 @@ func (c *compiler) declare() {
 					c.duplicate(file, name, "caveat", other.file, other.decl.Name)
 					continue
 				}
-				c.caveats[name.Text] = &caveat{file: file, decl: item}
-				c.parameters(file, item)
+				c.caveats[name.Text] = &caveat{file: file, decl: item, flawed: !c.parameters(file, item) || item.flawed}
 			}
 		}
 	}
@@ -208,6 +271,12 @@ func (c *compiler) declare() {
 
 func (c *compiler) declareDefinition(file *File, item *DefinitionDecl) {
 	name := item.Name
+	if item.headless {
+		d := newDefinition(file, item)
+		d.apart = true
+		c.apart = append(c.apart, d)
+		return
+	}
 	if item.Partial {
 		if other := c.partials[name.Text]; other != nil {
 			c.duplicate(file, name, "partial", other.file, other.decl.Name)
@@ -220,10 +289,14 @@ func (c *compiler) declareDefinition(file *File, item *DefinitionDecl) {
 		c.duplicate(file, name, "definition", other.file, other.decl.Name)
 		return
 	}
-	c.definitions[name.Text] = &definition{
+	c.definitions[name.Text] = newDefinition(file, item)
+}
+
+func newDefinition(file *File, item *DefinitionDecl) *definition {
+	return &definition{
 		file: file, decl: item, byName: map[string]*member{},
 		out: &Definition{
-			Name: name.Text, Doc: docOf(&item.Node),
+			Name: item.Name.Text, Doc: docOf(&item.Node),
 			relations: map[string]*Relation{}, permissions: map[string]*Permission{},
 		},
 	}
@@ -237,21 +310,27 @@ func (c *compiler) duplicate(file *File, name Name, what string, otherFile *File
 	c.errs.add(file, TypeError, name.Pos, name.End, "%s `%s` is declared already at %s", what, name.Text, place)
 }
 
-// parameters checks the declarations of a caveat's parameters.
-func (c *compiler) parameters(file *File, decl *CaveatDecl) {
+// parameters checks the declarations of a caveat's parameters, and reports whether
+// they are right.
+func (c *compiler) parameters(file *File, decl *CaveatDecl) (ok bool) {
+	ok = true
+	fail := func(pos, end Position, format string, args ...any) reported {
+		ok = false
+		return c.errs.add(file, TypeError, pos, end, format, args...)
+	}
 	if len(decl.Parameters) == 0 {
-		c.errs.add(file, TypeError, decl.Name.Pos, decl.Name.End, "caveat `%s` has no parameters; it needs at least one", decl.Name.Text)
+		fail(decl.Name.Pos, decl.Name.End, "caveat `%s` has no parameters; it needs at least one", decl.Name.Text)
 	}
 	seen := map[string]bool{}
 	for _, p := range decl.Parameters {
 		c.grow(file, p.Name, 1)
 		name := p.Name
 		if seen[name.Text] {
-			c.errs.add(file, TypeError, name.Pos, name.End, "parameter `%s` is declared twice", name.Text)
+			fail(name.Pos, name.End, "parameter `%s` is declared twice", name.Text)
 		}
 		seen[name.Text] = true
 		if msg := checkParameterName(name.Text); msg != "" {
-			c.errs.add(file, TypeError, name.Pos, name.End, "%s", msg)
+			fail(name.Pos, name.End, "%s", msg)
 		}
 		depth := 0
 		for t := p.Type; t != nil; t = t.Element {
@@ -259,18 +338,19 @@ func (c *compiler) parameters(file *File, decl *CaveatDecl) {
 			container := t.Name == "list" || t.Name == "map"
 			switch {
 			case !container && scalarTypes[t.Name] == nil:
-				c.errs.add(file, TypeError, t.Pos, t.End, "unknown parameter type `%s`; known are %s", t.Name, strings.Join(parameterTypeNames, ", ")).
+				fail(t.Pos, t.End, "unknown parameter type `%s`; known are %s", t.Name, strings.Join(parameterTypeNames, ", ")).
 					suggest(t.Name, func() []string { return parameterTypeNames })
 			case container && t.Element == nil:
-				c.errs.add(file, TypeError, t.Pos, t.End, "`%s` needs the type of its elements: `%s<string>`", t.Name, t.Name)
+				fail(t.Pos, t.End, "`%s` needs the type of its elements: `%s<string>`", t.Name, t.Name)
 			case !container && t.Element != nil:
-				c.errs.add(file, TypeError, t.Pos, t.End, "`%s` has no elements; only `list` and `map` have", t.Name)
+				fail(t.Pos, t.End, "`%s` has no elements; only `list` and `map` have", t.Name)
 			}
 		}
 		if depth > typeDepthMax {
-			c.errs.add(file, TypeError, p.Type.Pos, p.Type.End, "a parameter type may be nested at most %d deep", typeDepthMax)
+			fail(p.Type.Pos, p.Type.End, "a parameter type may be nested at most %d deep", typeDepthMax)
 		}
 	}
+	return ok
 }
 
 // expand puts the members of partials into the definitions.
@@ -278,21 +358,62 @@ func (c *compiler) expand() {
 	for _, file := range c.files {
 		for _, item := range file.Items {
 			if decl, ok := item.(*DefinitionDecl); ok && decl.Partial {
-				if p := c.partials[decl.Name.Text]; p.decl == decl {
+				if p := c.partials[decl.Name.Text]; p != nil && p.decl == decl {
 					c.partialCircles(p, nil)
 				}
 			}
 		}
 	}
+	for _, d := range c.apart {
+		c.expandInto(d, d.file, d.decl, 0)
+	}
 	for _, file := range c.files {
 		for _, item := range file.Items {
 			if decl, ok := item.(*DefinitionDecl); ok && !decl.Partial {
-				if d := c.definitions[decl.Name.Text]; d.decl == decl {
-					c.expandInto(d, file, decl.Members, 0)
+				if d := c.definitions[decl.Name.Text]; d != nil && d.decl == decl {
+					c.expandInto(d, file, decl, 0)
 				}
 			}
 			if c.tooLarge {
 				return
+			}
+		}
+	}
+	c.unusedPartials()
+}
+
+// unusedPartials expands the partials that no definition uses, each for itself, so
+// that they are judged too. One that another of them uses is judged there.
+func (c *compiler) unusedPartials() {
+	inner := map[string]bool{}
+	for _, p := range c.partials {
+		for _, m := range p.decl.Members {
+			if splat, ok := m.(*Splat); ok {
+				inner[splat.Partial.Text] = true
+			}
+		}
+	}
+	// Those that are left after the outermost ones contain one another in a circle.
+	for _, outermost := range [...]bool{true, false} {
+		for _, file := range c.files {
+			for _, item := range file.Items {
+				decl, ok := item.(*DefinitionDecl)
+				if !ok || !decl.Partial || decl.headless || outermost == inner[decl.Name.Text] {
+					continue
+				}
+				p := c.partials[decl.Name.Text]
+				if p == nil || p.decl != decl || p.used {
+					continue
+				}
+				d := newDefinition(file, decl)
+				d.apart, d.gaps.open = true, true
+				c.apart = append(c.apart, d)
+				p.open, p.used = true, true
+				c.expandInto(d, file, decl, 0)
+				p.open = false
+				if c.tooLarge {
+					return
+				}
 			}
 		}
 	}
@@ -314,7 +435,7 @@ func (c *compiler) partialCircles(p *partial, path []string) {
 		name := splat.Partial
 		inner := c.partial(p.file, name)
 		switch {
-		case inner == nil:
+		case inner == nil: // reported already, or not certain
 		case inner.open:
 			circle := append(slices.Clone(path[slices.Index(path, name.Text):]), name.Text)
 			c.errs.add(p.file, TypeError, name.Pos, name.End, "partials contain one another in a circle: %s", strings.Join(circle, " -> "))
@@ -326,10 +447,15 @@ func (c *compiler) partialCircles(p *partial, path []string) {
 	p.checked = true
 }
 
-// partial returns the partial of the name, or reports that there is none.
+// partial returns the partial of the name, or reports that there is none. If that
+// is not certain, it does neither.
 func (c *compiler) partial(file *File, name Name) *partial {
 	p := c.partials[name.Text]
-	if p == nil {
+	usable, missing := c.gaps.partials.known(name.Text, p != nil)
+	if !usable {
+		p = nil
+	}
+	if missing {
 		err := c.errs.add(file, TypeError, name.Pos, name.End, "unknown partial `%s`", name.Text)
 		if c.definitions[name.Text] != nil {
 			err.explain(": it is a definition")
@@ -340,9 +466,19 @@ func (c *compiler) partial(file *File, name Name) *partial {
 	return p
 }
 
-// expandInto adds the members to d; depth is the number of partials around them.
-func (c *compiler) expandInto(d *definition, file *File, members []Member, depth int) {
-	for _, m := range members {
+// expandInto adds the members of a declaration to d; depth is the number of
+// partials around it.
+func (c *compiler) expandInto(d *definition, file *File, decl *DefinitionDecl, depth int) {
+	d.gaps.include(&decl.gaps)
+	for name := range decl.gaps.declared {
+		// `relation owned` may have been meant to be `...owned`.
+		d.gaps.open = d.gaps.open || c.partials[name] != nil
+	}
+	if decl.unclear && !d.unclear {
+		// What was added before may be declared again.
+		d.unclear, d.byName = true, map[string]*member{}
+	}
+	for _, m := range decl.Members {
 		if c.tooLarge {
 			return
 		}
@@ -351,12 +487,18 @@ func (c *compiler) expandInto(d *definition, file *File, members []Member, depth
 			c.grow(file, m.Partial, 1)
 			p := c.partial(file, m.Partial)
 			switch {
-			case p == nil || p.open: // reported already
+			case p == nil:
+				// Reported already, or not certain; then it may bring any name.
+				if _, missing := c.gaps.partials.known(m.Partial.Text, false); !missing {
+					d.gaps.open = true
+				}
+			case p.open: // reported already
 			case depth >= nestingMax:
 				c.errs.add(file, TypeError, m.Partial.Pos, m.Partial.End, "partials are nested more than %d deep", nestingMax)
 			default:
 				p.open = true
-				c.expandInto(d, p.file, p.decl.Members, depth+1)
+				p.used = p.used || !d.unclear
+				c.expandInto(d, p.file, p.decl, depth+1)
 				p.open = false
 			}
 		case *RelationDecl:
@@ -371,7 +513,14 @@ func (c *compiler) expandInto(d *definition, file *File, members []Member, depth
 
 func (c *compiler) addMember(d *definition, m *member) {
 	name := m.name()
+	if d.unclear {
+		d.members = append(d.members, m)
+		return
+	}
 	if other := d.byName[name.Text]; other != nil {
+		if d.gaps.declares(name.Text) {
+			return
+		}
 		place := fmt.Sprintf("line %d", other.name().Pos.Line)
 		if other.file != m.file {
 			place = fmt.Sprintf("%s:%d", other.file.Name, other.name().Pos.Line)
@@ -392,6 +541,9 @@ func (c *compiler) relations(d *definition) {
 	for _, m := range d.members {
 		if m.permission != nil {
 			m.outPermission = &Permission{Name: m.permission.Name.Text, Doc: docOf(&m.permission.Node)}
+			if d.unclear {
+				continue
+			}
 			d.out.Permissions = append(d.out.Permissions, m.outPermission)
 			d.out.permissions[m.outPermission.Name] = m.outPermission
 			continue
@@ -400,7 +552,7 @@ func (c *compiler) relations(d *definition) {
 		seen := map[SubjectType]bool{}
 		for _, s := range m.relation.Allowed {
 			st, ok := c.subjectType(m.file, s)
-			if !ok {
+			if !ok || s.flawed {
 				m.unresolved = true
 				continue
 			}
@@ -412,6 +564,9 @@ func (c *compiler) relations(d *definition) {
 			r.Allowed = append(r.Allowed, st)
 		}
 		m.outRelation = r
+		if d.unclear {
+			continue
+		}
 		d.out.Relations = append(d.out.Relations, r)
 		d.out.relations[r.Name] = r
 	}
@@ -420,9 +575,9 @@ func (c *compiler) relations(d *definition) {
 func (c *compiler) subjectType(file *File, s *SubjectDecl) (st SubjectType, ok bool) {
 	ok = true
 	st = SubjectType{Type: s.Type.Text, Relation: s.Relation.Text, Wildcard: s.Wildcard, Caveat: s.Caveat.Text, Expiration: s.Expiration}
-	t := c.definitions[s.Type.Text]
+	t, missing := c.definition(s.Type.Text)
 	switch {
-	case t == nil:
+	case missing:
 		ok = false
 		err := c.errs.add(file, TypeError, s.Type.Pos, s.Type.End, "unknown type `%s`", s.Type.Text)
 		if c.partials[s.Type.Text] != nil {
@@ -430,13 +585,24 @@ func (c *compiler) subjectType(file *File, s *SubjectDecl) (st SubjectType, ok b
 		} else {
 			err.suggest(s.Type.Text, c.types)
 		}
-	case st.Relation != "" && t.byName[st.Relation] == nil:
+	case t == nil:
 		ok = false
-		c.errs.add(file, TypeError, s.Relation.Pos, s.Relation.End, "type `%s` has no relation or permission `%s`",
-			st.Type, st.Relation).suggest(st.Relation, t.names)
+	case st.Relation != "":
+		var relation *member
+		if relation, missing = t.member(st.Relation); relation == nil {
+			ok = false
+		}
+		if missing {
+			c.errs.add(file, TypeError, s.Relation.Pos, s.Relation.End, "type `%s` has no relation or permission `%s`",
+				st.Type, st.Relation).suggest(st.Relation, t.names)
+		}
 	}
-	if st.Caveat != "" && c.caveats[st.Caveat] == nil {
-		ok = false
+	if st.Caveat == "" {
+		return st, ok
+	}
+	usable, missing := c.gaps.caveats.known(st.Caveat, c.caveats[st.Caveat] != nil)
+	ok = ok && usable
+	if missing && (st.Caveat != "expiration" || s.Caveat.Quoted || file.gaps.flags&flagExpiration == 0) {
 		err := c.errs.add(file, TypeError, s.Caveat.Pos, s.Caveat.End, "unknown caveat `%s`", st.Caveat)
 		if st.Caveat == "expiration" && !s.Caveat.Quoted {
 			err.explain("; for an expiration write `use expiration` at the top of the file")
@@ -488,23 +654,26 @@ func (c *compiler) rewrites(d *definition) {
 			m.outRelation.Rewrite = This{}
 		default:
 			m.outRelation.Rewrite = c.rewrite(d, m, m.relation.Rewrite)
-			if e := m.relation.Rewrite; !contains(e, OpThis) {
+			if e := m.relation.Rewrite; m.file.flags&flagRewrite != 0 && !mayContain(e, OpThis) {
 				c.errs.add(m.file, TypeError, e.Pos, e.End, "the expression of relation `%s` must contain `this`, the subjects stored on it; without `this` it is a permission", m.relation.Name.Text)
 			}
 		}
 	}
 }
 
-func contains(e *Expr, op ExprOp) bool {
-	if e.Op == op {
+func mayContain(e *Expr, op ExprOp) bool {
+	if e.Op == op || e.flawed {
 		return true
 	}
-	return slices.ContainsFunc(e.Children, func(child *Expr) bool { return contains(child, op) })
+	return slices.ContainsFunc(e.Children, func(child *Expr) bool { return mayContain(child, op) })
 }
 
 // rewrite compiles one expression. What is in error becomes Nil.
 func (c *compiler) rewrite(d *definition, m *member, e *Expr) Rewrite {
 	c.grow(m.file, Name{Pos: e.Pos, End: e.End}, 1)
+	if e.flawed {
+		return Nil{}
+	}
 	switch e.Op {
 	case OpNil:
 		return Nil{}
@@ -544,8 +713,12 @@ func (c *compiler) rewrite(d *definition, m *member, e *Expr) Rewrite {
 }
 
 func (c *compiler) computed(d *definition, m *member, name Name) Rewrite {
-	if d.byName[name.Text] != nil {
+	found, missing := d.member(name.Text)
+	if found != nil {
 		return Computed{Name: name.Text}
+	}
+	if !missing || mayBeWord(m.file, name) {
+		return Nil{}
 	}
 	err := c.errs.add(m.file, TypeError, name.Pos, name.End, "`%s` has no relation or permission `%s`", d.out.Name, name.Text)
 	switch {
@@ -558,6 +731,20 @@ func (c *compiler) computed(d *definition, m *member, name Name) Rewrite {
 		err.suggest(name.Text, d.names)
 	}
 	return Nil{}
+}
+
+// mayBeWord reports whether the name may be a word of a feature, and no name,
+// because a use line of the file could not be read.
+func mayBeWord(file *File, name Name) bool {
+	switch {
+	case name.Quoted:
+		return false
+	case name.Text == "self":
+		return file.gaps.flags&flagSelf != 0
+	case name.Text == "this":
+		return file.gaps.flags&flagRewrite != 0
+	}
+	return false
 }
 
 // dashed explains the error when the name is the beginning of a name with a dash,
@@ -584,27 +771,31 @@ func (c *compiler) arrow(d *definition, m *member, e *Expr) Rewrite {
 	for i, s := range e.Steps {
 		chain[i] = link{name: s.Name.Text, all: s.All}
 	}
-	// from holds the definitions whose relation the next arrow walks.
-	from := []*definition{d}
+	// from holds the definitions whose relation the next arrow walks; if not sure, it
+	// may lack some.
+	from, sure := []*definition{d}, true
 	for i := range len(chain) - 1 {
 		for _, t := range from {
 			if !c.leftOfArrow(t, m, e.Steps[i].Name, t == d && i == 0) {
 				return Nil{}
 			}
-			if i > 0 {
+			if i > 0 && !d.apart {
 				c.hide(t, m, e, chain[i:])
 			}
 		}
 		reached, complete := c.reached(from, chain[i].name)
+		sure = sure && complete
 		target := e.Steps[i+1].Name
 		var next []*definition
 		for _, t := range reached {
-			if t.byName[target.Text] != nil {
+			found, missing := t.member(target.Text)
+			sure = sure && (found != nil || missing)
+			if found != nil {
 				next = append(next, t)
 			}
 		}
 		if len(next) == 0 {
-			if complete {
+			if sure {
 				c.missingTarget(m.file, e.Steps[i].Name, target, reached)
 			}
 			return Nil{}
@@ -617,8 +808,10 @@ func (c *compiler) arrow(d *definition, m *member, e *Expr) Rewrite {
 // leftOfArrow checks that the name is a relation of d that arrows can walk. own
 // says that the arrow stands in d itself.
 func (c *compiler) leftOfArrow(d *definition, m *member, name Name, own bool) bool {
-	left := d.byName[name.Text]
+	left, missing := d.member(name.Text)
 	switch {
+	case left == nil && (!missing || mayBeWord(m.file, name)):
+		return false
 	case left == nil && own:
 		err := c.errs.add(m.file, TypeError, name.Pos, name.End, "`%s` has no relation `%s`", d.out.Name, name.Text)
 		if !c.dashed(d, m.file, name, err) {
@@ -716,7 +909,7 @@ func (c *compiler) cycles(d *definition) {
 		path = append(path, m)
 		onPath[m] = len(path)
 		eachName(m.expr(), func(name string) {
-			if next := d.byName[name]; next != nil && next.expr() != nil {
+			if next, _ := d.member(name); next != nil && next.expr() != nil {
 				visit(next)
 			}
 		})
@@ -744,18 +937,23 @@ func eachName(e *Expr, f func(name string)) {
 
 // wildcards refuses usersets that include a wildcard, in files that do not use
 // the feature for it.
-func (c *compiler) wildcards() {
+func (c *compiler) wildcards(judged []*definition) {
 	all := make([]*Definition, len(c.sorted))
 	for i, d := range c.sorted {
 		all[i] = d.out
 	}
 	open := wildcardRelations(all)
-	for _, d := range c.sorted {
+	for _, d := range judged {
 		for _, m := range d.members {
-			if m.relation == nil || m.file.flags&flagWildcards != 0 {
+			if m.relation == nil || (m.file.flags|m.file.gaps.flags)&flagWildcards != 0 {
 				continue
 			}
 			for _, s := range m.relation.Allowed {
+				if t, _ := c.definition(s.Type.Text); t == nil {
+					continue
+				} else if used, _ := t.member(s.Relation.Text); used == nil {
+					continue
+				}
 				if origin, ok := open[memberKey{s.Type.Text, s.Relation.Text}]; ok {
 					through := ""
 					if origin != (memberKey{s.Type.Text, s.Relation.Text}) {
@@ -808,10 +1006,10 @@ func wildcardRelations(definitions []*Definition) map[memberKey]memberKey {
 }
 
 // annotations checks the types that permissions are annotated with.
-func (c *compiler) annotations() {
+func (c *compiler) annotations(judged []*definition) {
 	var annotated []*typeNode
 	t := &typechecker{c: c, nodes: map[memberKey]*typeNode{}, words: (len(c.sorted) + 63) / 64}
-	for _, d := range c.sorted {
+	for _, d := range judged {
 		for _, m := range d.members {
 			if m.permission == nil || m.file.flags&flagTypechecking == 0 || len(m.permission.Annotation) == 0 {
 				continue
@@ -819,8 +1017,9 @@ func (c *compiler) annotations() {
 			ok := true
 			seen := map[string]bool{}
 			for _, a := range m.permission.Annotation {
-				if c.definitions[a.Text] == nil {
-					ok = false
+				t, missing := c.definition(a.Text)
+				ok = ok && t != nil
+				if missing {
 					c.errs.add(m.file, TypeError, a.Pos, a.End, "unknown type `%s`", a.Text).suggest(a.Text, c.types)
 				} else if seen[a.Text] {
 					c.errs.add(m.file, TypeError, a.Pos, a.End, "type `%s` stands here twice", a.Text)
@@ -828,8 +1027,9 @@ func (c *compiler) annotations() {
 				seen[a.Text] = true
 				m.outPermission.Annotation = append(m.outPermission.Annotation, a.Text)
 			}
-			// In a schema with other errors, this check would only echo them.
-			if ok && len(c.errs.errs) == 0 {
+			// In a schema with other errors of meaning, this check would only echo them.
+			// What a syntax error hides can add to the types, and not take any away.
+			if ok && !d.unclear && !d.apart && len(c.errs.errs) == c.given {
 				n := t.node(d, m.outPermission.Name)
 				n.annotated = m
 				annotated = append(annotated, n)
@@ -958,11 +1158,13 @@ func (t *typechecker) eval(d *definition, name string, r Rewrite) []uint64 {
 	return out
 }
 
-// caveatPrograms compiles the expressions of all caveats.
+// caveatPrograms compiles the expressions of all caveats that are declared without
+// errors.
 func (c *compiler) caveatPrograms() {
 	for _, name := range sortedKeys(c.caveats) {
-		cv := c.caveats[name]
-		cv.out = compileCaveat(&c.errs, cv.file, cv.decl)
+		if cv := c.caveats[name]; !cv.flawed {
+			cv.out = compileCaveat(c.errs, cv.file, cv.decl)
+		}
 	}
 }
 

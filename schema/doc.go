@@ -29,6 +29,9 @@
 //     object ends without looking at tuples.
 //   - Compile(Parse(Print(s))) equals s, Compile(Parse(Format(f))) equals
 //     Compile(f), and Format and Print of their own output change nothing.
+//   - An error is certain: a type error in a text with syntax errors stays one
+//     however these are repaired. What depends on a statement that could not be
+//     read is not judged.
 //   - No text takes the process down or holds it up: sizes, nesting, expansion and
 //     the cost of caveats are bounded, and what exceeds a bound is an [Error] that
 //     says so.

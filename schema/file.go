@@ -22,6 +22,8 @@ type File struct {
 
 	// flags are the features that the file's use lines switch on.
 	flags flag
+	// gaps is what syntax errors leave open.
+	gaps fileGaps
 }
 
 // A Comment is one comment, "//..." to the end of its line or "/*...*/".
@@ -84,6 +86,8 @@ type Import struct {
 	Path Name
 	// File is what the path names; nil until Load resolves it.
 	File *File
+	// circular says that Load does not resolve it because the path leads back here.
+	circular bool
 }
 
 // A DefinitionDecl is `definition name { ... }` or `partial name { ... }`.
@@ -96,6 +100,12 @@ type DefinitionDecl struct {
 	// line stands before them.
 	Tail      []Comment
 	TailBlank bool
+
+	// gaps is what syntax errors leave open about the names of the members; unclear
+	// says that even what was read may belong elsewhere, headless that the name could
+	// not be read, and is empty.
+	gaps              gaps
+	unclear, headless bool
 }
 
 // A RelationDecl is `relation name: subject | subject = rewrite`.
@@ -117,6 +127,8 @@ type SubjectDecl struct {
 	// Caveat is empty unless the source has `with caveat`.
 	Caveat     Name
 	Expiration bool
+	// flawed says that a syntax error is in it.
+	flawed bool
 }
 
 // A PermissionDecl is `permission name: type | type = expression`.
@@ -142,6 +154,8 @@ type CaveatDecl struct {
 	// Body is the text between the braces, untouched; BodyPos is its place.
 	Body    string
 	BodyPos Position
+	// flawed says that a syntax error is in the parameters.
+	flawed bool
 }
 
 // A ParameterDecl is `name type`.
@@ -203,6 +217,8 @@ type Expr struct {
 	Children []*Expr
 	// Parens says that the source has parentheses around the expression.
 	Parens bool
+	// flawed says that a syntax error is in the name or the steps.
+	flawed bool
 }
 
 // A Step is one name of an arrow.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,8 +38,13 @@ func FuzzParse(f *testing.F) {
 		file, err := Parse("f", text)
 		if err != nil {
 			checkErrors(t, err)
+			var errs Errors
+			if errors.As(err, &errs) && !slices.ContainsFunc(errs, func(e *Error) bool { return e.Kind == SyntaxError }) {
+				t.Errorf("Parse reports no syntax error: %v", err)
+			}
 			return
 		}
+		checkNoGaps(t, file)
 		checkFormat(t, file)
 		Lint(file)
 		s, err := Compile(file)
@@ -51,6 +58,27 @@ func FuzzParse(f *testing.F) {
 			checkEqual(t, s, again)
 		}
 	})
+}
+
+// checkNoGaps holds that nothing is left open in a file without errors: what is
+// open is not judged.
+func checkNoGaps(t *testing.T, f *File) {
+	t.Helper()
+	if !reflect.DeepEqual(f.gaps, fileGaps{}) {
+		t.Errorf("the file has gaps: %+v", f.gaps)
+	}
+	for _, item := range f.Items {
+		switch item := item.(type) {
+		case *DefinitionDecl:
+			if item.headless || item.unclear || !reflect.DeepEqual(item.gaps, gaps{}) {
+				t.Errorf("definition %s has gaps: %+v", item.Name.Text, item.gaps)
+			}
+		case *CaveatDecl:
+			if item.flawed {
+				t.Errorf("caveat %s is flawed", item.Name.Text)
+			}
+		}
+	}
 }
 
 // FuzzCaveatContext holds that no context makes a caveat panic or run long, and

@@ -94,6 +94,7 @@ func lex(file *File, errs *errorList) []lexer.Token {
 		if len(s.toks) >= tokensMax {
 			pos := s.position()
 			errs.add(file, SyntaxError, pos, pos, "the file has more than %d tokens", tokensMax)
+			s.skip(len(s.src) - s.offset)
 			break
 		}
 		s.next()
@@ -130,8 +131,19 @@ func (s *scanner) emit(kind lexer.TokenType, n int) {
 // fail reports the next n bytes and skips them.
 func (s *scanner) fail(n int, format string, args ...any) {
 	pos := s.position()
-	s.advance(n)
+	s.skip(n)
 	s.errs.add(s.file, SyntaxError, pos, s.position(), format, args...)
+}
+
+// skip moves behind the next n bytes, of which no token is made.
+func (s *scanner) skip(n int) {
+	text := s.src[s.offset : s.offset+n]
+	gap := skippedText{start: s.offset, end: s.offset + n, torn: strings.ContainsAny(text, "{}\n")}
+	if utf8.RuneCountInString(text) > 1 {
+		s.file.gaps.openAll()
+	}
+	s.file.gaps.skipped = append(s.file.gaps.skipped, gap)
+	s.advance(n)
 }
 
 func (s *scanner) next() {

@@ -18,7 +18,7 @@ const importFilesMax = 1000
 // circle are refused.
 //
 // The error is of type Errors, as Parse's is, and holds the mistakes of all
-// files. To keep a schema from reaching files it should not through symbolic
+// files: if there are syntax errors, also the type errors. To keep a schema from reaching files it should not through symbolic
 // links, take fsys from an os.Root.
 func Load(fsys fs.FS, name string) (*File, error) {
 	l := loader{fsys: fsys, files: map[string]*File{}, order: map[string]int{}}
@@ -28,8 +28,11 @@ func Load(fsys fs.FS, name string) (*File, error) {
 		return nil, l.errs.err(nil)
 	}
 	file, err := l.load(root)
-	if err != nil {
+	switch {
+	case err != nil:
 		l.errs.add(nil, SyntaxError, Position{}, Position{}, "cannot read `%s`: %v", root, err)
+	case len(l.errs.errs) > 0:
+		typeErrors(file, &l.errs)
 	}
 	if err := l.errs.err(l.order); err != nil {
 		return nil, err
@@ -95,6 +98,7 @@ func (l *loader) resolve(file *File, imp *Import) {
 	for i, name := range l.open {
 		if name == target {
 			fail("files import one another in a circle: %s", strings.Join(append(l.open[i:len(l.open):len(l.open)], target), " -> "))
+			imp.circular = true
 			return
 		}
 	}

@@ -128,34 +128,42 @@ func build[G any]() *participle.Parser[G] {
 }
 
 // Parse reads the text of a schema. The name is how errors call it; it may be
-// empty. The error, if any, is of type Errors, all of them of kind SyntaxError,
-// and the File is then nil. Parse is safe for concurrent use, takes time linear
-// in the size of the text, and refuses texts beyond SourceBytesMax.
+// empty. The error, if any, is of type Errors and holds at least one SyntaxError;
+// the File is then nil. So that a mistake of grammar does not hide those of
+// meaning, the error holds, too, the TypeErrors that what could be read has for
+// sure, whatever the rest was meant to be; of a text without syntax errors, they
+// are Compile's. Parse is safe for concurrent use, takes time linear in the size
+// of the text, for a text with errors as much as Compile, and refuses texts beyond
+// SourceBytesMax.
 //
 // An import statement is kept, but not followed: see Load.
 func Parse(name, source string) (*File, error) {
 	var errs errorList
 	file := parse(name, source, &errs)
-	if err := errs.err(nil); err != nil {
-		return nil, err
+	if len(errs.errs) == 0 {
+		return file, nil
 	}
-	return file, nil
+	typeErrors(file, &errs)
+	return nil, errs.err(nil)
 }
 
 func parse(name, source string, errs *errorList) *File {
 	file := &File{Name: name, Source: source}
 	if len(source) > SourceBytesMax {
 		file.Source = ""
+		file.gaps.openAll()
 		errs.add(file, SyntaxError, Position{}, Position{},
 			"the schema has %d bytes; at most %d are allowed", len(source), SourceBytesMax)
 		return file
 	}
 	toks := lex(file, errs)
 	if errs.full() || !checkNesting(file, toks, errs) {
+		file.gaps.openAll()
 		return file
 	}
 	peeking, err := lexer.Upgrade(&tokenReader{toks}, tokenComment)
 	if err != nil {
+		file.gaps.openAll()
 		errs.add(file, SyntaxError, Position{}, Position{}, "%v", err)
 		return file
 	}
@@ -292,6 +300,8 @@ func expectation(msg string) string {
 // items reads the top-level statements up to the end of the file.
 func (p *parser) items() []Item {
 	var items []Item
+	// last is the definition or partial that ends before the next statement.
+	var last *DefinitionDecl
 	defined := false
 	for !p.errs.full() {
 		p.semicolons()
@@ -299,10 +309,13 @@ func (p *parser) items() []Item {
 		if t.EOF() {
 			break
 		}
+		from := p.index()
 		var item Item
 		switch {
 		case t.Value == "use" && t.Type == tokenIdent:
 			if item = p.use(); item != nil && defined {
+				// What stands before was read without the feature.
+				p.file.gaps.flags = flagsAll
 				p.errs.add(p.file, SyntaxError, tokenPos(*t), tokenEnd(*t), "a use line must stand before all definitions, partials and caveats")
 			}
 		case t.Value == "import" && t.Type == tokenIdent:
@@ -312,18 +325,31 @@ func (p *parser) items() []Item {
 		case t.Value == "caveat":
 			item, defined = p.caveat(), true
 		default:
-			p.strayItem(t)
+			p.strayItem(t, last)
 		}
-		if item != nil {
-			items = append(items, item)
+		switch item := item.(type) {
+		case nil:
+			last = nil
+			continue
+		case *DefinitionDecl:
+			last = item
+		default:
+			last = nil
+			if p.touched(p.toks[from].Pos.Offset, p.peek().Pos.Offset) {
+				p.lostItem(p.region(from))
+				continue
+			}
 		}
+		items = append(items, item)
 	}
 	return items
 }
 
 // strayItem reports a token that begins no top-level statement and skips to one
-// that does.
-func (p *parser) strayItem(t *lexer.Token) {
+// that does. last is the definition before it, or nil.
+func (p *parser) strayItem(t *lexer.Token, last *DefinitionDecl) {
+	from := p.index()
+	meant := ""
 	switch t.Value {
 	case "}":
 		p.fail(t, "`}` without an opening `{`")
@@ -332,11 +358,27 @@ func (p *parser) strayItem(t *lexer.Token) {
 	default:
 		err := p.fail(t, "expected `definition`, `caveat`, `partial`, `import` or `use`, found %s", describe(t))
 		if t.Type == tokenIdent {
-			err.suggest(t.Value, func() []string { return []string{"caveat", "definition", "import", "partial", "use"} })
+			words := []string{"caveat", "definition", "import", "partial", "use"}
+			meant = suggest(t.Value, words)
+			err.suggest(t.Value, func() []string { return words })
 		}
 	}
 	p.lex.Next()
 	p.skipToItem()
+	region := p.region(from)
+	if meant != "" {
+		region[0].Value = meant
+		p.lostItem(region)
+		return
+	}
+	if len(region) == 1 && t.Value == "}" {
+		return // a brace too many hides nothing
+	}
+	if last != nil {
+		last.blur()
+		last.Members = last.dropLast(last.Members)
+	}
+	p.file.gaps.openAll()
 }
 
 // skipToItem skips to what begins a top-level statement: a reserved word that
@@ -490,8 +532,10 @@ func statement[G any](p *parser, rule *participle.Parser[G], skip func()) *G {
 
 func (p *parser) use() Item {
 	n := &Use{Node: p.begin()}
+	from := p.index()
 	rule := statement(p, parseUse, p.skipToItem)
 	if rule == nil {
+		p.lostItem(p.region(from))
 		return nil
 	}
 	n.Flag = p.name(rule.Flag)
@@ -502,6 +546,7 @@ func (p *parser) use() Item {
 			return n
 		}
 	}
+	p.file.gaps.flags = flagsAll
 	p.errs.add(p.file, SyntaxError, n.Flag.Pos, n.Flag.End, "unknown use flag `%s`; known are %s",
 		n.Flag.Text, strings.Join(flagNames(), ", ")).suggest(n.Flag.Text, flagNames)
 	return n
@@ -509,8 +554,10 @@ func (p *parser) use() Item {
 
 func (p *parser) importFile() Item {
 	n := &Import{Node: p.begin()}
+	from := p.index()
 	rule := statement(p, parseImport, p.skipToItem)
 	if rule == nil {
+		p.lostItem(p.region(from))
 		return nil
 	}
 	n.Path = p.name(nameRule(rule.Path))
@@ -524,30 +571,43 @@ func (p *parser) importFile() Item {
 func (p *parser) definition() Item {
 	n := &DefinitionDecl{Node: p.begin()}
 	keyword := *p.peek()
+	from := p.index()
 	n.Partial = keyword.Value == "partial"
+	scope := p.file.gaps.scope(keyword.Value)
 	rule := statement(p, parseHead, func() {})
-	if rule != nil {
-		n.Name = p.declare(rule.Name, "a type", true)
-	} else if !p.skipToBlock() {
+	if rule == nil && !p.skipToBlock() {
+		p.lostItem(p.region(from))
 		return nil
+	}
+	head := p.region(from)
+	if rule == nil || p.touched(keyword.Pos.Offset, head[len(head)-1].Pos.Offset) {
+		n.headless = true
+		n.blur()
+		p.lostItem(head[:len(head)-1])
+	}
+	if rule != nil {
+		name := p.declare(rule.Name, "a type", true, scope)
+		if !n.headless {
+			n.Name = name
+		}
 	}
 	if n.Partial && p.file.flags&flagPartial == 0 {
 		p.errs.add(p.file, SyntaxError, tokenPos(keyword), tokenEnd(keyword), "a partial needs the line `use partial` at the top of the file")
 	}
 	// The comments inside the head and behind its brace are about the definition.
-	var head Node
+	var inHead Node
 	brace := int(p.lex.RawCursor()) - 1
-	p.finish(&head)
-	n.Comments = append(append(n.Comments, head.Comments...), head.Trailing...)
-	n.Members = p.members(p.toks[brace])
+	p.finish(&inHead)
+	n.Comments = append(append(n.Comments, inHead.Comments...), inHead.Trailing...)
+	n.Members = p.members(n, p.toks[brace])
 	n.Tail, n.TailBlank = p.comments()
 	if t := p.peek(); t.Type == tokenPunct && t.Value == "}" {
 		p.lex.Next()
 		p.finish(&n.Node)
+	} else {
+		n.blur()
 	}
-	if rule == nil {
-		return nil
-	}
+	p.checkSkipped(n)
 	return n
 }
 
@@ -569,50 +629,71 @@ func (p *parser) skipToBlock() bool {
 }
 
 // members reads the statements of a block up to its `}`, which it leaves.
-func (p *parser) members(brace lexer.Token) []Member {
+func (p *parser) members(d *DefinitionDecl, brace lexer.Token) []Member {
 	var members []Member
+	broken := false // whether the statement before could not be read
 	for !p.errs.full() {
 		p.semicolons()
 		t := p.peek()
+		from := p.index()
 		var m Member
 		switch {
 		case t.Type == tokenPunct && t.Value == "}":
 			return members
 		case t.EOF(), t.Type == tokenKeyword && (t.Value == "definition" || t.Value == "caveat"):
 			p.fail(t, "expected `}` before %s: the `{` of line %d is not closed", describe(t), brace.Pos.Line)
-			return members
+			d.blur()
+			return p.cutShort(d, members, *t)
 		case t.Type == tokenKeyword && t.Value == "relation":
-			m = p.relation()
+			m = p.relation(d)
 		case t.Type == tokenKeyword && t.Value == "permission":
-			m = p.permission()
+			m = p.permission(d)
 		case t.Type == tokenPunct && t.Value == "...":
 			m = p.splat()
 		case t.Type == tokenPunct && (t.Value == "->" || t.Value == "."):
 			p.fail(t, "left of an arrow stands the name of a relation and nothing else")
 			p.lex.Next()
 			p.skipToMember()
+			members = p.strayMember(d, members, p.region(from), false, false)
+			broken = true
+			continue
 		default:
 			err := p.fail(t, "expected `relation`, `permission`, `...` or `}`, found %s", describe(t))
-			if t.Type == tokenIdent {
-				err.suggest(t.Value, func() []string { return []string{"permission", "relation"} })
+			words := []string{"permission", "relation"}
+			misspelt := t.Type == tokenIdent && suggest(t.Value, words) != ""
+			if misspelt {
+				err.suggest(t.Value, func() []string { return words })
 			}
+			newLine := t.Type == tokenIdent && p.misspeltMember()
 			p.lex.Next()
 			p.skipToMember()
+			members = p.strayMember(d, members, p.region(from), misspelt, newLine)
+			broken = true
+			continue
 		}
-		if m != nil {
+		switch {
+		case m == nil, p.touched(p.toks[from].Pos.Offset, p.peek().Pos.Offset):
+			members = p.lostMember(d, members, p.region(from))
+			broken = true
+		case t.Value == "..." && broken && tokenEnd(p.toks[from-1]).Line == t.Pos.Line:
+			// What looks like a partial is perhaps the rest of what could not be read.
+			d.gaps.open = true
+		default:
 			members = append(members, m)
+			broken = false
 		}
 	}
+	d.blur()
 	return members
 }
 
-func (p *parser) relation() Member {
+func (p *parser) relation(d *DefinitionDecl) Member {
 	n := &RelationDecl{Node: p.begin()}
 	rule := statement(p, parseRelation, p.skipToMember)
 	if rule == nil {
 		return nil
 	}
-	n.Name = p.declare(rule.Name, "a relation", false)
+	n.Name = p.declare(rule.Name, "a relation", false, &d.gaps)
 	for _, s := range rule.Allowed {
 		n.Allowed = append(n.Allowed, p.subject(s))
 	}
@@ -620,6 +701,7 @@ func (p *parser) relation() Member {
 	if rule.Rewrite != nil {
 		n.Rewrite = p.exclusion(rule.Rewrite)
 		if p.file.flags&flagRewrite == 0 {
+			p.file.gaps.flags |= flagRewrite
 			p.errs.add(p.file, SyntaxError, n.Rewrite.Pos, n.Rewrite.End,
 				"a relation with an expression needs the line `use rewrite` at the top of the file; without it, write a permission")
 		}
@@ -646,31 +728,34 @@ func (p *parser) subject(rule *subjectRule) *SubjectDecl {
 		t := p.name(*trait)
 		s.End = t.End
 		expiration := t.Text == "expiration" && !t.Quoted
+		flawed := true
 		switch {
 		case expiration && p.file.flags&flagExpiration == 0 && i > 0:
+			p.file.gaps.flags |= flagExpiration
 			p.errs.add(p.file, SyntaxError, t.Pos, t.End, "an expiration needs the line `use expiration` at the top of the file")
 		case expiration && p.file.flags&flagExpiration != 0 && !s.Expiration:
-			s.Expiration = true
+			s.Expiration, flawed = true, false
 		case expiration && s.Expiration:
 			p.errs.add(p.file, SyntaxError, t.Pos, t.End, "`expiration` stands here twice")
 		case i == 0:
-			s.Caveat = t
+			s.Caveat, flawed = t, false
 		case s.Expiration:
 			p.errs.add(p.file, SyntaxError, t.Pos, t.End, "`expiration` must come last: write `with %s and expiration`", t.Text)
 		default:
 			p.errs.add(p.file, SyntaxError, t.Pos, t.End, "a subject can carry one caveat; only `expiration` may follow `and`")
 		}
+		s.flawed = s.flawed || flawed
 	}
 	return s
 }
 
-func (p *parser) permission() Member {
+func (p *parser) permission(d *DefinitionDecl) Member {
 	n := &PermissionDecl{Node: p.begin()}
 	rule := statement(p, parsePermission, p.skipToMember)
 	if rule == nil {
 		return nil
 	}
-	n.Name = p.declare(rule.Name, "a permission", false)
+	n.Name = p.declare(rule.Name, "a permission", false, &d.gaps)
 	for _, a := range rule.Annotation {
 		n.Annotation = append(n.Annotation, p.name(*a))
 	}
@@ -695,14 +780,17 @@ func (p *parser) splat() Member {
 
 func (p *parser) caveat() Item {
 	n := &CaveatDecl{Node: p.begin()}
+	from := p.index()
 	rule := statement(p, parseCaveat, p.skipToItem)
 	if rule == nil {
+		p.lostItem(p.region(from))
 		return nil
 	}
-	n.Name = p.declare(rule.Name, "a caveat", true)
+	n.Name = p.declare(rule.Name, "a caveat", true, &p.file.gaps.caveats)
 	for _, param := range rule.Parameters {
 		name := p.name(param.Name)
 		if strings.ContainsAny(name.Text, "-/") || name.Quoted {
+			n.flawed = true
 			p.errs.add(p.file, SyntaxError, name.Pos, name.End, "the name of a parameter consists of letters, digits and `_`")
 		}
 		n.Parameters = append(n.Parameters, &ParameterDecl{Name: name, Type: p.typeExpr(param.Type)})
@@ -739,12 +827,17 @@ func (p *parser) name(rule nameRule) Name {
 	return n
 }
 
-// declare converts the name of what is declared here. Only the names of types,
-// partials and caveats may hold an unquoted slash.
-func (p *parser) declare(rule nameRule, what string, slash bool) Name {
+// declare converts the name of what is declared here in the scope. Only the names
+// of types, partials and caveats may hold an unquoted slash.
+func (p *parser) declare(rule nameRule, what string, slash bool, scope *gaps) Name {
 	n := p.name(rule)
+	plain := 0
+	for plain < len(n.Text) && isNameByte(n.Text[plain]) {
+		plain++
+	}
 	if n.Quoted {
 		if msg := checkName(n.Text); msg != "" {
+			scope.begins(n.Text[:plain])
 			p.errs.add(p.file, SyntaxError, n.Pos, n.End, "%s", msg)
 		}
 		return n
@@ -753,8 +846,10 @@ func (p *parser) declare(rule nameRule, what string, slash bool) Name {
 	case len(n.Text) > nameBytesMax:
 		p.errs.add(p.file, SyntaxError, n.Pos, n.End, "a name may have at most %d bytes", nameBytesMax)
 	case word != "":
+		scope.open = true
 		p.errs.add(p.file, SyntaxError, n.Pos, n.End, "`%s` is reserved by `use %s` and cannot be the name of %s unless it is quoted", n.Text, word, what)
 	case !slash && strings.Contains(n.Text, "/"):
+		scope.begins(n.Text[:plain])
 		p.errs.add(p.file, SyntaxError, n.Pos, n.End, "the name of %s may not hold `/`; only types and caveats have prefixes", what)
 	}
 	return n
@@ -796,7 +891,7 @@ func (p *parser) term(rule *termRule) *Expr {
 		e.Pos, e.End = pos, endOf(lexedPos(rule.Close.Pos), ")")
 		return e
 	}
-	head := p.reference(*rule.Head)
+	head, flawed := p.reference(*rule.Head)
 	special := p.special(head)
 	if len(rule.Steps) == 0 {
 		switch special {
@@ -805,41 +900,49 @@ func (p *parser) term(rule *termRule) *Expr {
 		case flagRewrite:
 			return &Expr{Op: OpThis, Pos: head.Pos, End: head.End}
 		}
-		return &Expr{Op: OpName, Name: head, Pos: head.Pos, End: head.End}
+		return &Expr{Op: OpName, Name: head, Pos: head.Pos, End: head.End, flawed: flawed}
 	}
 	if special != 0 {
+		flawed = true
 		p.errs.add(p.file, SyntaxError, head.Pos, head.End, "`%s` cannot stand left of an arrow; a relation must", head.Text)
 	}
 	e := &Expr{Op: OpArrow, Pos: head.Pos, Steps: []Step{{Name: head}}}
 	for _, s := range rule.Steps {
 		step := Step{}
+		bad := false
 		if s.Name != nil {
-			step.Name = p.reference(*s.Name)
+			step.Name, bad = p.reference(*s.Name)
 			e.End = step.Name.End
 		} else {
 			kind := p.name(*s.Kind)
 			step.All, step.Any = kind.Text == "all", kind.Text == "any"
 			if kind.Quoted || !step.All && !step.Any {
+				flawed = true
 				p.errs.add(p.file, SyntaxError, kind.Pos, kind.End, "expected `any` or `all` behind the dot, found `%s`", kind.Text)
 			}
-			step.Name = p.reference(*s.Inner)
+			step.Name, bad = p.reference(*s.Inner)
 			e.End = endOf(lexedPos(s.Close.Pos), ")")
 		}
 		if p.special(step.Name) != 0 {
+			flawed = true
 			p.errs.add(p.file, SyntaxError, step.Name.Pos, step.Name.End, "`%s` cannot be the target of an arrow", step.Name.Text)
 		}
 		e.Steps = append(e.Steps, step)
+		flawed = flawed || bad
 	}
+	e.flawed = flawed
 	return e
 }
 
-// reference converts the name of a relation or permission in an expression.
-func (p *parser) reference(rule nameRule) Name {
-	n := p.name(rule)
+// reference converts the name of a relation or permission in an expression, and
+// reports whether it is in error.
+func (p *parser) reference(rule nameRule) (n Name, flawed bool) {
+	n = p.name(rule)
 	if !n.Quoted && strings.Contains(n.Text, "/") {
+		flawed = true
 		p.errs.add(p.file, SyntaxError, n.Pos, n.End, "`%s` is not the name of a relation or permission: those have no `/`", n.Text)
 	}
-	return n
+	return n, flawed
 }
 
 // special returns the feature that makes the word mean something of its own in

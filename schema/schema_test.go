@@ -206,7 +206,13 @@ func checkErrors(t *testing.T, err error) {
 		t.Fatalf("the error is no Errors: %#v", err)
 	}
 	last := map[string]int{}
+	seen := map[errorKey]bool{}
 	for _, e := range errs {
+		key := errorKey{e.File, e.Pos.Offset, e.Msg}
+		if seen[key] {
+			t.Errorf("error stands there twice: %v", e)
+		}
+		seen[key] = true
 		if e.Kind != SyntaxError && e.Kind != TypeError {
 			t.Errorf("error without a kind: %v", e)
 		}
@@ -564,7 +570,16 @@ func TestLimits(t *testing.T) {
 	for i := range 60 {
 		doubling += fmt.Sprintf("partial p%d { ...p%d ...p%d }\n", i+1, i, i)
 	}
+	unusedDoubling := doubling
 	doubling += "definition d { ...p60 }\n"
+	shared := "use partial\npartial p { relation " + strings.Repeat("a ", 100_000) + "}\n"
+	for i := range 9_000 {
+		shared += fmt.Sprintf("definition d%d { ...p }\n", i)
+	}
+	partials := "use partial\n"
+	for i := range DefinitionsMax + 1 {
+		partials += fmt.Sprintf("partial p%d {}\n", i)
+	}
 	product := "use partial\npartial p { relation r: d0 permission p = r" + strings.Repeat("+r", 5_000) + " }\n"
 	for i := range 200 {
 		product += fmt.Sprintf("definition d%d { ...p }\n", i)
@@ -584,6 +599,11 @@ func TestLimits(t *testing.T) {
 		"members":      {definition(members.String()), "more than 5000 relations and permissions"},
 		"caveats":      {caveats.String(), "more than 1000 caveats"},
 		"doubling":     {doubling, "the schema is too large"},
+		"unused":       {unusedDoubling, "the schema is too large"},
+		"partials":     {partials, "more than 10000 definitions"},
+		"gaps":         {definition(strings.Repeat("relation a b: c\n", 50) + strings.Repeat("permission p = q\n", 40_000)), "expected `:`"},
+		"shared gaps":  {shared, "expected `:`"},
+		"words":        {"definition " + strings.Repeat("a ", 100_000) + "{ " + strings.Repeat("relation x: y\n", 50_000) + "}", "expected `{`"},
 		"expression":   {"caveat c(x int) { x == " + strings.Repeat(" ", ExpressionCharsMax) + "1 }", "at most 100000 are allowed"},
 		"deep cel":     {"caveat c(x int) { " + strings.Repeat("(", 40_000) + "x == 1" + strings.Repeat(")", 40_000) + " }", "CEL: "},
 		"many errors":  {strings.Repeat("definition a { relation }\n", 10_000), "more errors"},

@@ -452,6 +452,16 @@ func TestMark(t *testing.T) {
 				}
 			}
 		}, "badger's files are missing"},
+		{"badger's key registry cut", func(dir string) {
+			name := filepath.Join(dir, "KEYREGISTRY")
+			info, err := os.Stat(name)
+			if err == nil {
+				err = os.Truncate(name, info.Size()-3)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, "KEYREGISTRY"},
 		{"badger's write-ahead file lost", func(dir string) {
 			for _, name := range filesOf(t, dir, "*.mem") {
 				if err := os.Remove(name); err != nil {

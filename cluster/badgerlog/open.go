@@ -153,7 +153,11 @@ func openBadger(cfg Config) (db *badger.DB, err error) {
 	if err == nil {
 		return db, nil
 	}
-	// Badger's errors have no types that survive.
+	if errors.Is(err, badger.ErrEncryptionKeyMismatch) || strings.Contains(err.Error(), badger.ErrEncryptionKeyMismatch.Error()) {
+		// There is no key that could be another one.
+		return nil, &CorruptionError{Dir: cfg.Dir, Reason: "badger cannot read its file KEYREGISTRY: " + err.Error()}
+	}
+	// Badger's other errors have no types that survive.
 	if strings.Contains(strings.ToLower(err.Error()), "checksum") {
 		return nil, &CorruptionError{Dir: cfg.Dir, Reason: "badger cannot open it: " + err.Error()}
 	}
