@@ -9,11 +9,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/tap"
 
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/graph"
 )
 
@@ -33,6 +36,8 @@ type caller struct {
 	// line is where the key stands in the key file; zero for one that is not of
 	// it.
 	line int
+	// generation counts the rings up to the one that this is of.
+	generation uint64
 }
 
 // maySee reports whether the caller may know of a store.
@@ -149,6 +154,17 @@ func (k keyring) find(key string) *caller {
 	return &k[found-1]
 }
 
+// withDigest returns the caller of a key that was let in before, or nil. As with
+// find, the last one counts.
+func (k keyring) withDigest(digest keyDigest) *caller {
+	for i := len(k) - 1; i >= 0; i-- {
+		if k[i].digest == digest {
+			return &k[i]
+		}
+	}
+	return nil
+}
+
 // Reasons of Unauthenticated, which metrics tell apart as well.
 const (
 	keyMissing = "KEY_MISSING"
@@ -194,11 +210,151 @@ var openServices = []string{
 	"/grpc.reflection.v1alpha.ServerReflection/",
 }
 
-// A gate lets calls in. Its ring is swapped when the key file changes; a call
-// that is in stays in.
+// A gate lets calls in. Its ring is swapped when the key file changes, and calls
+// that are in stay in for as long as the keys would let them in again. Many
+// goroutines may use it at once.
 type gate struct {
 	ring    atomic.Pointer[keyring]
 	metrics *metrics
+
+	// mu is held while the ring is swapped, so that a stream is either in open by
+	// then or entered by the new ring.
+	mu sync.Mutex
+	// open are the streams that are in with a key.
+	open map[*openStream]struct{}
+	// generation is that of the ring: a caller of the same needs no second look.
+	generation uint64
+}
+
+// use puts other keys in force, and ends the streams that they would not let in.
+// The ring must not be changed afterwards.
+func (g *gate) use(ring keyring) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.generation++
+	for i := range ring {
+		ring[i].generation = g.generation
+	}
+	g.ring.Store(&ring)
+	for o := range g.open {
+		g.judge(o)
+	}
+}
+
+// refusal returns why a call that is in may not go on by the keys that are in
+// force now, or nil. It is what the same call would be told if it were made anew:
+// about a store unless named is unset. It needs g.mu.
+func (g *gate) refusal(c *caller, store string, named bool) error {
+	if c.generation == g.generation {
+		return nil
+	}
+	now := g.ring.Load().withDigest(c.digest)
+	switch {
+	case now == nil:
+		return &requestError{
+			code: codes.Unauthenticated, reason: keyInvalid,
+			message: "the key is one of this server's no more: it was removed while the call was under way",
+		}
+	case named && !now.maySee(store):
+		return unknownStore(store)
+	}
+	return nil
+}
+
+// storeOf returns the name of the store that a request is about; named is false
+// for one that is about none, or not yet.
+func storeOf(request any) (store string, named bool) {
+	switch r := request.(type) {
+	case interface{ GetStore() string }:
+		store = r.GetStore()
+	case *pembav1.ImportTuplesRequest:
+		if r.GetHeader() == nil {
+			return "", false
+		}
+		store = r.GetHeader().GetStore()
+	default:
+		return "", false
+	}
+	if store == "" {
+		store = DefaultStoreName
+	}
+	return store, true
+}
+
+// An openStream is a call that may last. It ends when the keys change such that
+// it would not be let in. A call with one answer is let end: its deadline is near,
+// and what became of a write is worth knowing.
+type openStream struct {
+	caller *caller
+	// store is that of its first message, and named says that there is one. The
+	// gate's lock guards both.
+	store string
+	named bool
+	// ctx ends with the call, or before, with the refusal as its cause.
+	ctx context.Context
+	end context.CancelCauseFunc
+}
+
+// enter lets a stream in whose context has been through authenticate. It is nil
+// where there are no keys, and for calls that need none. It must leave.
+func (g *gate) enter(ctx context.Context) *openStream {
+	c, ok := ctx.Value(callerKey{}).(*caller)
+	if !ok || c == nobody {
+		return nil
+	}
+	o := &openStream{caller: c}
+	o.ctx, o.end = context.WithCancelCause(ctx)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.open == nil {
+		g.open = make(map[*openStream]struct{})
+	}
+	g.open[o] = struct{}{}
+	g.judge(o)
+	return o
+}
+
+// about says what the stream is about, once its first message is in, and returns
+// why it may not go on, or nil.
+func (g *gate) about(o *openStream, request any) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	o.store, o.named = storeOf(request)
+	g.judge(o)
+	return o.refused()
+}
+
+// leave lets a stream go that has ended.
+func (g *gate) leave(o *openStream) {
+	g.mu.Lock()
+	delete(g.open, o)
+	g.mu.Unlock()
+	o.end(nil)
+}
+
+// judge ends the stream if the keys are such. It needs g.mu.
+func (g *gate) judge(o *openStream) {
+	if err := g.refusal(o.caller, o.store, o.named); err != nil {
+		o.end(err)
+	}
+}
+
+// refused returns why the stream may not go on, or nil.
+func (o *openStream) refused() error {
+	var refusal *requestError
+	if cause := context.Cause(o.ctx); errors.As(cause, &refusal) {
+		return refusal
+	}
+	return nil
+}
+
+// because returns the error of a call that failed, or in its place the refusal
+// that cut it off.
+func because(err, refused error) error {
+	if refused != nil && errors.Is(err, context.Canceled) && !errors.Is(err, cluster.ErrOutcomeUnknown) {
+		return refused
+	}
+	return err
 }
 
 // admit returns who calls, or why the call is not let in.

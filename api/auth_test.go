@@ -1,24 +1,31 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/cluster"
 )
 
 func plainCredentials() credentials.TransportCredentials { return insecure.NewCredentials() }
@@ -201,5 +208,271 @@ func TestKeyRotation(t *testing.T) {
 	}
 	if strings.Contains(log.String(), "default\n") {
 		t.Errorf("the log tells of keys: %s", log.String())
+	}
+}
+
+// An openCall is a call of a test that was let in and goes on until it is ended.
+type openCall struct {
+	what string
+	// end waits for its error.
+	end func() (codes.Code, string)
+}
+
+// openStreams opens one call of each kind that may last with a key: over gRPC and
+// HTTP, those that read and those that write, some of them stuck in a client that
+// takes nothing.
+func openStreams(t *testing.T, s *Server, c *testClient, key, store string) []openCall {
+	t.Helper()
+	ctx := as(testContext(t), key)
+	reasonOf := func(err error) (codes.Code, string) {
+		st := status.Convert(err)
+		for _, d := range st.Details() {
+			if info, ok := d.(*errdetails.ErrorInfo); ok {
+				return st.Code(), info.GetReason()
+			}
+		}
+		return st.Code(), ""
+	}
+	watch, err := c.Watch(ctx, &pembav1.WatchRequest{Store: store})
+	if err == nil {
+		_, err = watch.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := []openCall{{"a watch", func() (codes.Code, string) {
+		for {
+			if _, err := watch.Recv(); err != nil {
+				return reasonOf(err)
+			}
+		}
+	}}}
+	// Its server waits for the client, who waits for the test.
+	slow := dial(t, s, grpc.WithInitialWindowSize(1<<16), grpc.WithInitialConnWindowSize(1<<16))
+	export, err := slow.ExportTuples(ctx, &pembav1.ExportTuplesRequest{Store: store})
+	if err == nil {
+		_, err = export.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls = append(calls, openCall{"an export that nobody takes", func() (codes.Code, string) {
+		for {
+			if _, err := export.Recv(); err != nil {
+				return reasonOf(err)
+			}
+		}
+	}})
+	imports, err := c.ImportTuples(ctx)
+	if err == nil {
+		err = imports.Send(&pembav1.ImportTuplesRequest{Header: &pembav1.ImportHeader{Store: store, ImportId: "open"}, Tuples: docs(0, 1)})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the import is staged", func() bool {
+		stages, err := s.node.Stages(storeNamed(t, s, store).ID)
+		return err == nil && len(stages) == 1
+	})
+	calls = append(calls, openCall{"an import that sends nothing", func() (codes.Code, string) {
+		// The answer comes although the request has not ended.
+		return reasonOf(imports.RecvMsg(new(pembav1.ImportTuplesResponse)))
+	}})
+	post := func(path string, body io.Reader) (*http.Response, *bufio.Reader) {
+		r, err := http.NewRequestWithContext(testContext(t), "POST", httpURL(s, path), body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Authorization", "Bearer "+key)
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = response.Body.Close() }) // The server ends it first.
+		return response, bufio.NewReader(response.Body)
+	}
+	_, answer := post("/pemba/v1/watch", strings.NewReader(`{"store": "`+store+`"}`))
+	if line, err := answer.ReadString('\n'); err != nil || !strings.Contains(line, `"heartbeat":true`) {
+		t.Fatalf("a watch over HTTP: %s, %v", line, err)
+	}
+	return append(calls, openCall{"a watch over HTTP", func() (codes.Code, string) {
+		for {
+			line, err := answer.ReadString('\n')
+			if err != nil {
+				t.Errorf("a watch over HTTP: %q, %v", line, err)
+				return codes.Unknown, ""
+			}
+			if strings.HasPrefix(line, `{"error"`) {
+				code, reason := httpError(t, "a watch over HTTP", line)
+				return codes.Code(code), reason
+			}
+		}
+	}})
+}
+
+// TestKeyRemoved: a call that is open ends when its key is removed, or may no
+// more see the store, and nothing that is written afterwards comes over it; those
+// of other keys go on.
+func TestKeyRemoved(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys")
+	writeFile(t, file, []byte("gone store one,two\nnarrowed store one,two\nstays store one\n"))
+	node := &wrappedNode{Node: testNode(t)}
+	s := testServer(t, Config{Node: node, Keys: []string{"operator"}, KeyFile: file, Limits: Limits{WatchHeartbeat: 10 * time.Millisecond}})
+	c := dial(t, s)
+	operator := as(testContext(t), "operator")
+	for _, store := range []string{"one", "two"} {
+		if _, err := c.CreateStore(operator, &pembav1.CreateStoreRequest{Name: store}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.WriteSchema(operator, &pembav1.WriteSchemaRequest{Store: store, Schema: testSchema}); err != nil {
+			t.Fatal(err)
+		}
+		// More than is on the way to a client at most.
+		for from := 0; from < 8000; from += 1000 {
+			if _, err := c.WriteTuples(operator, &pembav1.WriteTuplesRequest{Store: store, Updates: touch(from, from+1000)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	gone := openStreams(t, s, c, "gone", "one")
+	narrowed := openStreams(t, s, c, "narrowed", "two")
+	stays := func(key, store string) (alive func() bool) {
+		stream, err := c.Watch(as(testContext(t), key), &pembav1.WatchRequest{Store: store})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func() bool {
+			m, err := stream.Recv()
+			if err != nil {
+				t.Errorf("the watch of the key %s of the store %s: %v", key, store, err)
+			}
+			return m.GetHeartbeat()
+		}
+	}
+	others := []func() bool{stays("stays", "one"), stays("narrowed", "one"), stays("operator", "two")}
+	for _, alive := range others {
+		alive()
+	}
+	if n := openStreamsOf(s.gate); n != len(gone)+len(narrowed)+len(others) {
+		t.Errorf("%d streams are known to be open", n)
+	}
+	writeFile(t, file, []byte("narrowed store one\nstays store one\n"))
+	for _, x := range []struct {
+		calls  []openCall
+		code   codes.Code
+		reason string
+	}{{gone, codes.Unauthenticated, "KEY_INVALID"}, {narrowed, codes.NotFound, "UNKNOWN_STORE"}} {
+		for _, call := range x.calls {
+			if code, reason := call.end(); code != x.code || reason != x.reason {
+				t.Errorf("%s: %v %s, expected %v %s", call.what, code, reason, x.code, x.reason)
+			}
+		}
+	}
+	for _, alive := range others {
+		if !alive() {
+			t.Error("a watch of another key tells of changes")
+		}
+	}
+	// Nothing is left of those that ended.
+	eventually(t, "the streams are forgotten", func() bool { return openStreamsOf(s.gate) == len(others) })
+	// What an import had staged was not committed.
+	for _, store := range []string{"one", "two"} {
+		if stages, err := s.node.Stages(storeNamed(t, s, store).ID); err != nil || len(stages) != 1 || stages[0].Committed != 0 {
+			t.Errorf("the import into %s: %v, %v", store, stages, err)
+		}
+	}
+}
+
+func openStreamsOf(g *gate) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.open)
+}
+
+// TestKeyRemovedBetween: a key that goes after a stream was let in and before it
+// is known, or before its first message, ends it as well, and so does a change
+// between.
+func TestKeyRemovedBetween(t *testing.T) {
+	ringOf := func(content string) keyring {
+		ring, err := parseKeyFile([]byte(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ring
+	}
+	watch := &pembav1.WatchRequest{Store: "two"}
+	for _, test := range []struct {
+		name, before, after string
+		entered             bool // The change comes behind the entering.
+		request             any
+		want                string
+	}{
+		{"nothing changes", "k store one,two", "k store one,two", false, watch, ""},
+		{"more stores", "k store two", "k", false, watch, ""},
+		{"removed before it is known", "k store one,two", "other", false, watch, "KEY_INVALID"},
+		{"removed before its message", "k store one,two", "other", true, watch, "KEY_INVALID"},
+		{"narrowed before it is known", "k store one,two", "k store one", false, watch, "UNKNOWN_STORE"},
+		{"narrowed before its message", "k", "k store one", true, watch, "UNKNOWN_STORE"},
+		{"an import", "k", "k store one", true, &pembav1.ImportTuplesRequest{Header: &pembav1.ImportHeader{Store: "two"}}, "UNKNOWN_STORE"},
+		{"an import into the default store", "k", "k store one", true, &pembav1.ImportTuplesRequest{Header: &pembav1.ImportHeader{}}, "UNKNOWN_STORE"},
+		{"an import without a header", "k", "k store one", true, &pembav1.ImportTuplesRequest{}, ""},
+		{"a request about no store", "k", "k store one", true, &pembav1.ListStoresRequest{}, ""},
+	} {
+		g := &gate{metrics: newMetrics(&Server{})}
+		g.use(ringOf(test.before))
+		c, err := g.admit([]string{"Bearer k"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx := context.WithValue(context.Background(), callerKey{}, c)
+		if !test.entered {
+			g.use(ringOf(test.after))
+		}
+		o := g.enter(ctx)
+		if test.entered {
+			g.use(ringOf(test.after))
+		}
+		got := ""
+		var refusal *requestError
+		if err := g.about(o, test.request); errors.As(err, &refusal) {
+			got = refusal.reason
+		}
+		if got != test.want {
+			t.Errorf("%s: %q, expected %q", test.name, got, test.want)
+		}
+		if ended := test.want != ""; (o.ctx.Err() != nil) != ended {
+			t.Errorf("%s: %v", test.name, o.ctx.Err())
+		}
+		if callerOf(o.ctx).digest != c.digest {
+			t.Errorf("%s: the caller is lost", test.name)
+		}
+		g.leave(o)
+		if openStreamsOf(g) != 0 {
+			t.Errorf("%s: it is still open", test.name)
+		}
+	}
+	// Without keys there is nothing to follow.
+	ctx := context.WithValue(context.Background(), callerKey{}, nobody)
+	if g := (&gate{}); g.enter(ctx) != nil {
+		t.Error("who needs no key is followed")
+	}
+}
+
+// TestEndedStreamKeepsTheError: what became of a write is worth more than that the key
+// is gone.
+func TestEndedStreamKeepsTheError(t *testing.T) {
+	refused := errors.New("refused")
+	unknown := fmt.Errorf("%w: %w", cluster.ErrOutcomeUnknown, context.Canceled)
+	for _, test := range []struct{ err, refused, want error }{
+		{nil, refused, nil},
+		{context.Canceled, nil, context.Canceled},
+		{context.Canceled, refused, refused},
+		{context.DeadlineExceeded, refused, context.DeadlineExceeded},
+		{unknown, refused, unknown},
+	} {
+		if got := because(test.err, test.refused); !errors.Is(got, test.want) || (got == nil) != (test.want == nil) {
+			t.Errorf("%v, %v: %v, expected %v", test.err, test.refused, got, test.want)
+		}
 	}
 }

@@ -154,7 +154,7 @@ func (l *Limits) toTuple(p *pembav1.Tuple) (graph.Tuple, error) {
 			return graph.Tuple{}, err
 		}
 		t.Caveat = c.GetName()
-		if t.Context, err = toJSON("caveat.context", c.GetContext(), l.TupleContextBytes); err != nil {
+		if t.Context, err = toJSON("caveat.context", c.GetContext(), l.TupleContextBytes, "--limit-tuple-context-bytes"); err != nil {
 			return graph.Tuple{}, err
 		}
 	}
@@ -182,7 +182,7 @@ func (l *Limits) toUpdates(updates []*pembav1.TupleUpdate) ([]graph.Update, erro
 		return nil, malformed("updates", "there is none; 1 to %d are allowed", l.Updates)
 	}
 	if len(updates) > l.Updates {
-		return nil, tooMany("updates", "TOO_MANY_UPDATES", len(updates), l.Updates)
+		return nil, tooMany("updates", "TOO_MANY_UPDATES", len(updates), l.Updates, "send several requests, or raise --limit-updates of the server")
 	}
 	result := make([]graph.Update, len(updates))
 	for i, u := range updates {
@@ -256,7 +256,7 @@ func isEmpty(f graph.Filter) bool { return f == graph.Filter{} }
 
 func (l *Limits) toPreconditions(conditions []*pembav1.Precondition) ([]graph.Precondition, error) {
 	if len(conditions) > l.Preconditions {
-		return nil, tooMany("preconditions", "TOO_MANY_PRECONDITIONS", len(conditions), l.Preconditions)
+		return nil, tooMany("preconditions", "TOO_MANY_PRECONDITIONS", len(conditions), l.Preconditions, "let fewer filters say it, or raise --limit-preconditions of the server")
 	}
 	if len(conditions) == 0 {
 		return nil, nil
@@ -289,7 +289,7 @@ func (l *Limits) setReasons(m *graph.Mutation, actor string, metadata *structpb.
 		return err
 	}
 	m.RecordedActor = actor
-	m.Metadata, err = toJSON("metadata", metadata, l.MetadataBytes)
+	m.Metadata, err = toJSON("metadata", metadata, l.MetadataBytes, "--limit-metadata-bytes")
 	return err
 }
 
@@ -397,18 +397,18 @@ func (l *Limits) toContext(p *structpb.Struct) (schema.Context, error) {
 	if len(p.GetFields()) == 0 {
 		return nil, nil
 	}
-	v := structReader{bytesMax: l.ContextBytes}
+	v := structReader{bytesMax: l.ContextBytes, flag: "--limit-context-bytes"}
 	m, err := v.object("context", p, 1)
 	return schema.Context(m), err
 }
 
 // toJSON converts a struct to canonical JSON, as graph.CanonicalContext does. An
-// empty one gives nil.
-func toJSON(field string, p *structpb.Struct, bytesMax int) ([]byte, error) {
+// empty one gives nil. flag is that of serve that sets bytesMax.
+func toJSON(field string, p *structpb.Struct, bytesMax int, flag string) ([]byte, error) {
 	if len(p.GetFields()) == 0 {
 		return nil, nil
 	}
-	v := structReader{bytesMax: bytesMax}
+	v := structReader{bytesMax: bytesMax, flag: flag}
 	m, err := v.object(field, p, 1)
 	if err != nil {
 		return nil, err
@@ -418,7 +418,7 @@ func toJSON(field string, p *structpb.Struct, bytesMax int) ([]byte, error) {
 		return nil, checked(field, err)
 	}
 	if len(b) > bytesMax {
-		return nil, tooLarge(field, len(b), bytesMax)
+		return nil, tooLarge(field, len(b), bytesMax, flag)
 	}
 	return b, nil
 }
@@ -428,11 +428,13 @@ func toJSON(field string, p *structpb.Struct, bytesMax int) ([]byte, error) {
 type structReader struct {
 	bytesMax int
 	bytes    int
+	// flag is that of serve that sets bytesMax.
+	flag string
 }
 
 func (r *structReader) count(field string, n int) error {
 	if r.bytes += n; r.bytes > r.bytesMax {
-		return tooLarge(field, r.bytes, r.bytesMax)
+		return tooLarge(field, r.bytes, r.bytesMax, r.flag)
 	}
 	return nil
 }
@@ -519,7 +521,11 @@ func (l *Limits) toExpand(r *pembav1.ExpandRequest) (engine.Expand, error) {
 	if err := checkRelation("permission", r.GetPermission()); err != nil {
 		return engine.Expand{}, err
 	}
-	return engine.Expand{Object: object, Name: r.GetPermission(), Budget: l.budget()}, nil
+	context, err := l.toContext(r.GetContext())
+	if err != nil {
+		return engine.Expand{}, err
+	}
+	return engine.Expand{Object: object, Name: r.GetPermission(), Context: context, Budget: l.budget()}, nil
 }
 
 func (l *Limits) toLookupResources(r *pembav1.LookupResourcesRequest) (q engine.LookupResources, err error) {
@@ -593,7 +599,7 @@ const (
 // passes everything.
 func toChangeFilters(filters []*pembav1.ChangeFilter) ([]graph.Filter, error) {
 	if len(filters) > changeFiltersMax {
-		return nil, tooMany("filters", "TOO_MANY_FILTERS", len(filters), changeFiltersMax)
+		return nil, tooMany("filters", "TOO_MANY_FILTERS", len(filters), changeFiltersMax, "let fewer of them match more, or ask several times")
 	}
 	result := make([]graph.Filter, len(filters))
 	for i, p := range filters {
@@ -856,7 +862,17 @@ func fromTree(t *engine.Tree) (*pembav1.Tree, error) {
 		}
 		p.Leaves = append(p.Leaves, l)
 	}
+	for i := range t.Verdicts {
+		p.Verdicts = append(p.Verdicts, fromTupleVerdict(&t.Verdicts[i]))
+	}
+	if t.ViaVerdict != nil {
+		p.ViaVerdict = fromTupleVerdict(t.ViaVerdict)
+	}
 	return p, nil
+}
+
+func fromTupleVerdict(v *engine.TupleVerdict) *pembav1.TupleVerdict {
+	return &pembav1.TupleVerdict{Decision: fromDecision(v.Decision), Missing: v.Missing, Failure: validUTF8(v.Failure)}
 }
 
 func fromExcluded(excluded []engine.ExcludedSubject) []*pembav1.ExcludedSubject {

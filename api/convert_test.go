@@ -80,7 +80,7 @@ func TestContextLimits(t *testing.T) {
 		{"an empty list", &structpb.Struct{Fields: map[string]*structpb.Value{"a": structpb.NewListValue(nil)}}, true},
 		{"no struct", &structpb.Struct{Fields: map[string]*structpb.Value{"a": structpb.NewStructValue(nil)}}, true},
 	} {
-		if _, err := toJSON("context", test.s, l.TupleContextBytes); (err == nil) != test.ok {
+		if _, err := toJSON("context", test.s, l.TupleContextBytes, "--limit-tuple-context-bytes"); (err == nil) != test.ok {
 			t.Errorf("%s: %v", test.name, err)
 		}
 	}

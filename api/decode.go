@@ -21,7 +21,8 @@ import (
 // the error. So the codec lets such a message pass as one that holds nothing but
 // a mark, and whoever receives messages looks for it.
 
-// markingCodec is the codec of protobuf that marks instead of failing.
+// markingCodec is the codec of protobuf that marks instead of failing when it
+// decodes.
 type markingCodec struct {
 	encoding.CodecV2
 	// bytesMax is how large a message may be; larger ones are marked undecoded.
@@ -63,6 +64,28 @@ func (c markingCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	return nil
 }
 
+// pooledBytesMax is how large a message may be that gRPC keeps in a buffer about
+// as large. Above it takes one of 1 MiB.
+const pooledBytesMax = 32 << 10
+
+// Marshal implements encoding.CodecV2. What it returns is kept until the client has
+// taken it, so that a larger message has memory of its own.
+func (c markingCodec) Marshal(v any) (mem.BufferSlice, error) {
+	m, ok := v.(proto.Message)
+	if !ok {
+		return c.CodecV2.Marshal(v)
+	}
+	size := proto.Size(m)
+	if !mem.IsBelowBufferPoolingThreshold(size) && size <= pooledBytesMax {
+		return c.CodecV2.Marshal(v)
+	}
+	data, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(make([]byte, 0, size), m)
+	if err != nil {
+		return nil, err
+	}
+	return mem.BufferSlice{mem.SliceBuffer(data)}, nil
+}
+
 // undecodable returns the error of a message that carries a mark, or nil. The
 // limit is what the codec had.
 func undecodable(v any, bytesMax int) error {
@@ -81,7 +104,7 @@ func undecodable(v any, bytesMax int) error {
 		size, _ := protowire.ConsumeVarint(unknown[n:])
 		return &requestError{
 			code: codes.ResourceExhausted, reason: "REQUEST_TOO_LARGE",
-			message:  fmt.Sprintf("the request has %d bytes; at most %d are allowed", size, bytesMax),
+			message:  fmt.Sprintf("the request has %d bytes; at most %d are allowed; send several, or raise --limit-request-bytes of the server", size, bytesMax),
 			metadata: map[string]string{"limit": strconv.Itoa(bytesMax)},
 		}
 	case field == undecodableMark && kind == protowire.BytesType:

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 )
@@ -67,4 +69,72 @@ func wantUndecodable(t *testing.T, what string, err error) {
 	if status.Code(err) != codes.InvalidArgument || e.GetReason() != "UNDECODABLE" {
 		t.Errorf("%s: %v with reason %q, want UNDECODABLE", what, err, e.GetReason())
 	}
+}
+
+// TestMarshalledMemory: what waits for a client holds no more memory than it has
+// bytes, or than a buffer of gRPC's next to that.
+func TestMarshalledMemory(t *testing.T) {
+	codec := newMarkingCodec(1 << 20)
+	for _, size := range []int{0, 1, 1000, 1030, 20_000, pooledBytesMax, pooledBytesMax + 1, 40_000, 300_000} {
+		m := &pembav1.ReadSchemaResponse{Schema: strings.Repeat("x", size)}
+		data, err := codec.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held := 0
+		for _, buffer := range data {
+			held += cap(buffer.ReadOnlyData())
+		}
+		if allowed := max(pooledBytesMax, data.Len()+data.Len()/4); held > allowed {
+			t.Errorf("a message of %d bytes holds %d; at most %d are expected", data.Len(), held, allowed)
+		}
+		var got pembav1.ReadSchemaResponse
+		if err := codec.Unmarshal(data, &got); err != nil || !proto.Equal(m, &got) {
+			t.Errorf("%d bytes come back as another message: %v", size, err)
+		}
+		data.Free()
+	}
+	if _, err := codec.Marshal(&pembav1.ReadSchemaResponse{Schema: "\xff"}); err == nil {
+		t.Error("text that is not UTF-8 is encoded")
+	}
+}
+
+// TestUnknownMethod: a method or a service that there is not is refused with a
+// reason and what was probably meant, but only once the key is known.
+func TestUnknownMethod(t *testing.T) {
+	c := dial(t, testServer(t, Config{Keys: []string{"k"}}))
+	for _, x := range []struct{ method, suggestion string }{
+		{"/pemba.v1.PermissionService/Chek", "/pemba.v1.PermissionService/Check"},
+		{"/pemba.v1.TupleService/Check", "/pemba.v1.PermissionService/Check"},
+		{"/pemba.v2.PermissionService/LookupResources", "/pemba.v1.PermissionService/LookupResources"},
+		{"/authzed.api.v1.PermissionsService/CheckPermission", ""},
+		{"/pemba.v1.PermissionService/", ""},
+		{"/x/" + strings.Repeat("y", 20_000), ""},
+		{"/grpc.health.v1.Health/Chek", ""},
+	} {
+		var reply []byte
+		ask := func(ctx context.Context) error {
+			return c.conn.Invoke(ctx, x.method, []byte("\xff\xff"), &reply, grpc.ForceCodec(rawCodec{}))
+		}
+		err := ask(as(testContext(t), "k"))
+		expectStatus(t, x.method, err, codes.Unimplemented, "UNKNOWN_METHOD")
+		e, _ := toItemError(err)
+		if got := e.GetMetadata()["suggestion"]; got != x.suggestion || x.suggestion != "" && !strings.Contains(e.GetMessage(), x.suggestion) {
+			t.Errorf("%s: the suggestion is %q, expected %q: %v", x.method, got, x.suggestion, err)
+		}
+		if got := e.GetMetadata()["method"]; !strings.HasPrefix(x.method, got) || len(got) < min(len(x.method), 100) || len(e.GetMessage()) > 2000 {
+			t.Errorf("%.80s: the method is %q: %.2000v", x.method, got, err)
+		}
+		if strings.HasPrefix(x.method, "/grpc.health.") {
+			continue // Anybody may ask for health.
+		}
+		expectStatus(t, x.method+" without a key", ask(testContext(t)), codes.Unauthenticated, "KEY_MISSING")
+		expectStatus(t, x.method+" with a wrong key", ask(as(testContext(t), "x")), codes.Unauthenticated, "KEY_INVALID")
+	}
+	// A stream that is not ended is answered as well.
+	stream, err := c.conn.NewStream(as(testContext(t), "k"), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/pemba.v1.WatchService/Follow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectStatus(t, "an open stream", stream.RecvMsg(&pembav1.WatchResponse{}), codes.Unimplemented, "UNKNOWN_METHOD")
 }

@@ -78,8 +78,10 @@ type testClient struct {
 
 func dial(t testing.TB, s *Server, options ...grpc.DialOption) *testClient {
 	t.Helper()
-	options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
+	options = append([]grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)),
+	}, options...)
 	conn, err := grpc.NewClient("passthrough:///"+s.GRPCAddr().String(), options...)
 	if err != nil {
 		t.Fatal(err)

@@ -5,11 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 )
 
 // feed runs produce and sends what it puts out, in order. The sending has a
@@ -60,6 +64,31 @@ func feed[T any](ctx context.Context, stall time.Duration, ahead int, produce fu
 		}
 	}
 }
+
+// feedBatches feeds a stream whose messages are batches. They wait in their
+// encoded form, which is a tenth as large as what produce puts; it should keep
+// no batch that it has put.
+func feedBatches[M proto.Message](ctx context.Context, stall time.Duration, produce func(ctx context.Context, put func(M) error) error, stream grpc.ServerStream) error {
+	encode := func(ctx context.Context, put func(*grpc.PreparedMsg) error) error {
+		return produce(ctx, func(batch M) error {
+			encoded := new(grpc.PreparedMsg)
+			if err := encoded.Encode(stream, batch); err != nil {
+				return err
+			}
+			return put(encoded)
+		})
+	}
+	return feed(ctx, stall, batchesAhead, encode, func(encoded *grpc.PreparedMsg) error { return stream.SendMsg(encoded) })
+}
+
+// A batch of an export, or of changes, ends with the tuple that makes it as
+// large as one of the first two; so many of them wait for a client at most. gRPC
+// keeps a message of up to 32 KiB in a buffer of that size.
+const (
+	batchTuples  = 500
+	batchBytes   = 24 << 10
+	batchesAhead = 2
+)
 
 // A feeding is the work of one feed.
 type feeding[T any] struct {
@@ -135,12 +164,55 @@ func (f *feeding[T]) deliver(ctx context.Context, send func(T) error) {
 	}
 }
 
+// stalledReason is the reason of the error of a stream that nobody takes.
+const stalledReason = "CLIENT_STALLED"
+
 func clientStalled(stall time.Duration) error {
 	return &requestError{
-		code: codes.ResourceExhausted, reason: "CLIENT_STALLED",
+		code: codes.ResourceExhausted, reason: stalledReason,
 		message: fmt.Sprintf("no result was taken for %v; ask again with the last cursor", stall),
 	}
 }
+
+// stalledStreamsMax is how many streams of one connection over gRPC may end with
+// CLIENT_STALLED; with the last of them it is closed.
+const stalledStreamsMax = 4
+
+// leftBehind looks at how a stream ended. When nobody took it, what gRPC has
+// queued of it stays, and its error behind that, until the client takes them or
+// its connection ends: gRPC cannot reset a single stream. A client that leaves
+// several behind would have the server hold ever more, which no slot counts, so
+// its connection is closed. Over HTTP there is no such rest: there a stream that
+// is not taken ends its own connection, and the one to the gateway is never
+// closed here.
+func (s *Server) leftBehind(ctx context.Context, err error) {
+	var stalled *requestError
+	if !errors.As(err, &stalled) || stalled.reason != stalledReason {
+		return
+	}
+	client, ok := peer.FromContext(ctx)
+	if !ok {
+		return
+	}
+	addr, ok := client.Addr.(clientAddr)
+	if !ok || addr.conn.stalled.Add(1) != stalledStreamsMax {
+		return
+	}
+	s.logger.Info("closing a connection whose client does not take what it asks for", "client", addr.String(), "streams", stalledStreamsMax)
+	// It may be closed already, which is as good.
+	_ = addr.conn.Close()
+}
+
+// A clientAddr is the address of a client of a boundedListener. gRPC tells a call
+// no more of its connection than this.
+type clientAddr struct {
+	net.Addr
+	conn *boundedConn
+}
+
+// RemoteAddr returns the address of the client, by which a call over gRPC finds
+// its connection.
+func (c *boundedConn) RemoteAddr() net.Addr { return clientAddr{c.Conn.RemoteAddr(), c} }
 
 // A deliveryPanic carries the value and the stack of a panic to the goroutine of
 // the handler.

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
@@ -27,6 +28,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/schema"
 )
 
 // httpPrefix begins the path of every call over HTTP.
@@ -98,6 +100,11 @@ func newGateway(s *Server) (*gateway, error) {
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return g.listener.DialContext(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30)),
+		grpc.WithStreamInterceptor(followCall),
+		// What a client over HTTP does not take waits here too. Left alone, gRPC
+		// lets it grow to 16 MiB for each call.
+		grpc.WithStaticStreamWindowSize(64<<10),
+		grpc.WithStaticConnWindowSize(1<<20),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("api: connect the gateway: %w", err)
@@ -105,7 +112,13 @@ func newGateway(s *Server) (*gateway, error) {
 	g.mux = runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, jsonForm{messageBytes: s.limits.RequestBytes}),
 		runtime.WithErrorHandler(g.writeError),
-		runtime.WithStreamErrorHandler(func(_ context.Context, err error) *status.Status { return withReason(err) }),
+		runtime.WithStreamErrorHandler(func(ctx context.Context, err error) *status.Status {
+			st := withReason(err)
+			if w, ok := ctx.Value(writerKey{}).(*patientWriter); ok && isTooLarge(st) {
+				w.status = http.StatusRequestEntityTooLarge
+			}
+			return st
+		}),
 		runtime.WithIncomingHeaderMatcher(func(key string) (string, bool) {
 			// The runtime passes the key on by itself; traces are the other thing
 			// that a header may say.
@@ -191,17 +204,13 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer patient.wait() // The rest is flushed when this function has returned.
 	w = patient
 	if streaming {
-		// An error may be the answer before the request has ended. Without this the
-		// answer would wait for the rest, which may never come.
-		_ = control.EnableFullDuplex() // HTTP/2 is so without being asked.
+		// An error may be the answer before the request has ended: followCall then
+		// ends the reading. The answer waits for the rest, which may never come, unless
+		// it says that its connection ends, as answeringWriter does.
 		body := &messageReader{body: r.Body, control: control, patience: g.server.limits.StreamStall, max: g.server.limits.RequestBytes}
 		r.Body = body
-		g.mux.ServeHTTP(&answeringWriter{ResponseWriter: w, body: body}, r)
-		if !body.whole {
-			// The server reads what is left, to use the connection again; what is not
-			// here by now is not worth waiting for.
-			_ = control.SetReadDeadline(time.Now())
-		}
+		defer body.leave() // Also when the runtime panics: followCall may outlive it.
+		g.mux.ServeHTTP(&answeringWriter{ResponseWriter: w, body: body}, r.WithContext(context.WithValue(r.Context(), bodyKey{}, body)))
 		return
 	}
 	_ = control.SetReadDeadline(time.Now().Add(httpSendTimeout)) // Without one, the server's own goes on.
@@ -219,7 +228,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// whose deadline has passed would end it.
 	_ = control.SetReadDeadline(time.Time{})
 	r.Body = wholeBody{bytes.NewReader(body)}
-	g.mux.ServeHTTP(w, r)
+	g.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), writerKey{}, patient)))
 }
 
 // validateForm refuses a body that is not called JSON in UTF-8, or is compressed. A page of another site can
@@ -254,7 +263,7 @@ func noTime(timeout string) bool {
 func requestTooLarge(allowed int) error {
 	return &requestError{
 		code: codes.ResourceExhausted, reason: "TOO_LARGE",
-		message:  fmt.Sprintf("a message of the request has more than %d bytes", allowed),
+		message:  fmt.Sprintf("a message of the request has more than %d bytes, which are allowed; send several, or raise --limit-request-bytes of the server", allowed),
 		metadata: map[string]string{"limit": strconv.Itoa(allowed)},
 	}
 }
@@ -270,10 +279,21 @@ func (s *Server) refuseMethod(w http.ResponseWriter, r *http.Request, allowed st
 
 // refusePath answers a request for a path that is none.
 func (s *Server) refusePath(w http.ResponseWriter, r *http.Request) {
-	s.writeStatus(w, &requestError{
+	e := &requestError{
 		code: codes.NotFound, reason: "UNKNOWN_PATH",
 		message: fmt.Sprintf("there is no path %q; %s lists those of the protocol", r.URL.Path, openAPIPath),
-	}, 0)
+	}
+	if name, below := strings.CutPrefix(r.URL.Path, httpPrefix); below {
+		var names []string
+		for path := range s.gateway.streaming {
+			names = append(names, strings.TrimPrefix(path, httpPrefix))
+		}
+		if near := schema.Nearest(name, names); near != "" {
+			e.message += fmt.Sprintf("; did you mean %q?", httpPrefix+near)
+			e.metadata = map[string]string{"suggestion": httpPrefix + near}
+		}
+	}
+	s.writeStatus(w, e, 0)
 }
 
 // writeError answers with the error of a call that has not answered yet.
@@ -290,7 +310,11 @@ func (g *gateway) writeError(_ context.Context, _ *runtime.ServeMux, _ runtime.M
 // code unless another is given.
 func (s *Server) writeStatus(w http.ResponseWriter, err error, httpStatus int) {
 	st := withReason(err)
-	if httpStatus == 0 {
+	switch {
+	case httpStatus != 0:
+	case isTooLarge(st):
+		httpStatus = http.StatusRequestEntityTooLarge
+	default:
 		httpStatus = runtime.HTTPStatusFromCode(st.Code())
 	}
 	h := w.Header()
@@ -442,6 +466,9 @@ func (f jsonForm) NewDecoder(r io.Reader) runtime.Decoder {
 		}
 		var raw json.RawMessage
 		if err := messages.Decode(&raw); err != nil {
+			if body, ok := r.(*messageReader); ok && body.isAnswered() {
+				return io.EOF // The runtime now looks at the answer.
+			}
 			return err
 		}
 		return f.Unmarshal(raw, v)
@@ -454,8 +481,32 @@ type wholeBody struct{ *bytes.Reader }
 // Close does nothing: the body it was read from is closed by the server.
 func (wholeBody) Close() error { return nil }
 
+// bodyKey is the key of the messageReader of a call in its context.
+type bodyKey struct{}
+
+// followCall makes the calls of the gateway. Where the request is a stream, the
+// reading of its body ends with the call: an error of the first message then
+// reaches a client that sends no second one.
+func followCall(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, streamer grpc.Streamer, options ...grpc.CallOption) (grpc.ClientStream, error) {
+	stream, err := streamer(ctx, desc, conn, method, options...)
+	body, ok := ctx.Value(bodyKey{}).(*messageReader)
+	if err != nil || !ok {
+		return stream, err
+	}
+	// The runtime cancels ctx when it returns, so that this ends.
+	go func() {
+		// A call has no header when it ended before it had one, as all do that fail.
+		// One that has may go on, and to end its body would be to commit it.
+		if header, _ := stream.Header(); header == nil {
+			body.answer()
+		}
+	}()
+	return stream, nil
+}
+
 // A messageReader reads the body of a request that is a stream. It bounds each
-// message, but for what was read ahead, and how long it waits for a part.
+// message, but for what was read ahead, and how long it waits for a part. All its
+// methods but answer are for the goroutine of the request.
 type messageReader struct {
 	body     io.ReadCloser
 	control  *http.ResponseController
@@ -463,12 +514,76 @@ type messageReader struct {
 	// max bounds a message; left is what the one being read may still have.
 	max, left int
 	tooLarge  bool
+
+	// mu guards those below and the deadline: one that is set while reading must
+	// not be moved by the reader.
+	mu sync.Mutex
 	// whole says that the body was read to its end.
 	whole bool
+	// answered says that the call has ended, so that nobody waits for the rest.
+	answered bool
+	// gone says that the request has been answered: its connection may be that of
+	// the next one, whose deadline is not to be touched.
+	gone bool
 }
 
 // begin says that a message begins.
 func (m *messageReader) begin() { m.left = m.max }
+
+// answer says that the call has ended. A Read that is waiting fails, as do all
+// later ones.
+func (m *messageReader) answer() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// Behind the end of a body the server waits for what comes next on the
+	// connection, and takes a deadline there for the end of all its calls.
+	if m.gone || m.whole {
+		return
+	}
+	m.answered = true
+	_ = m.control.SetReadDeadline(time.Now()) // Without one, the client's silence ends it.
+}
+
+// isAnswered reports whether the call has ended.
+func (m *messageReader) isAnswered() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.answered
+}
+
+// isClean reports whether the connection may be used again: the body was read to
+// its end, and by no deadline.
+func (m *messageReader) isClean() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.whole && !m.answered
+}
+
+// leave says that the request has been answered.
+func (m *messageReader) leave() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.gone = true
+	if !m.whole {
+		// The server reads what is left, to use the connection again; what is not
+		// here by now is not worth waiting for.
+		_ = m.control.SetReadDeadline(time.Now())
+	}
+}
+
+// wait gives the client time until a moment for the next part, or forever for the
+// zero one, unless the call has ended.
+func (m *messageReader) wait(until time.Time) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.answered {
+		return errAnswered
+	}
+	_ = m.control.SetReadDeadline(until) // Without one, it waits longer.
+	return nil
+}
+
+var errAnswered = errors.New("the call has been answered")
 
 // Read reads a part of the message.
 func (m *messageReader) Read(p []byte) (int, error) {
@@ -476,14 +591,18 @@ func (m *messageReader) Read(p []byte) (int, error) {
 		m.tooLarge = true
 		return 0, fmt.Errorf("a message has more than %d bytes", m.max)
 	}
-	_ = m.control.SetReadDeadline(time.Now().Add(m.patience)) // Without one, it waits longer.
+	if err := m.wait(time.Now().Add(m.patience)); err != nil {
+		return 0, err
+	}
 	n, err := m.body.Read(p[:min(len(p), m.left)])
 	m.left -= n
 	if errors.Is(err, io.EOF) {
+		m.mu.Lock()
 		m.whole = true
+		m.mu.Unlock()
 		// The answer may take longer. Any other error leaves the deadline, which
 		// ends a connection whose client has gone silent.
-		_ = m.control.SetReadDeadline(time.Time{})
+		_ = m.wait(time.Time{})
 	}
 	return n, err
 }
@@ -500,7 +619,7 @@ type answeringWriter struct {
 
 // WriteHeader begins the answer.
 func (w *answeringWriter) WriteHeader(status int) {
-	if !w.body.whole {
+	if !w.body.isClean() {
 		w.Header().Set("Connection", "close")
 	}
 	w.ResponseWriter.WriteHeader(status)
@@ -515,6 +634,20 @@ type patientWriter struct {
 	http.ResponseWriter
 	control  *http.ResponseController
 	patience time.Duration
+	// status is that of an answer that has not begun, for an error to which the
+	// runtime would give another; zero leaves it.
+	status int
+}
+
+// writerKey is the key of the patientWriter of a call in its context.
+type writerKey struct{}
+
+// WriteHeader begins the answer.
+func (w *patientWriter) WriteHeader(status int) {
+	if w.status != 0 {
+		status = w.status
+	}
+	w.ResponseWriter.WriteHeader(status)
 }
 
 // wait bounds what is written next, and unwatch lifts the bound: HTTP/2 ends a

@@ -255,6 +255,10 @@ func TestHTTPErrors(t *testing.T) {
 			t.Errorf("%s: headers %v", test.name, a.header)
 		}
 	}
+	a := send(t, "POST", httpURL(s, "/pemba/v1/chek"), "{}")
+	if _, reason := httpError(t, "a misspelt path", a.body); reason != "UNKNOWN_PATH" || !strings.Contains(strings.ReplaceAll(a.body, `": `, `":`), `"suggestion":"/pemba/v1/check"`) {
+		t.Errorf("a misspelt path: %s", a.body)
+	}
 	// The document tells nothing of what is stored; strangers may read it.
 	if a := send(t, "GET", httpURL(s, openAPIPath), "", "Authorization", ""); a.status != 200 {
 		t.Errorf("the document: %d", a.status)

@@ -40,11 +40,16 @@ type importStream struct {
 	id graph.StageID
 	// known is how many chunks were staged when the stream began.
 	known uint32
+	// meant is the digest that the caller knows to be staged, and means says that
+	// the header carries it: only what it stands for may be gone on with.
+	meant graph.StageDigest
+	means bool
 	// committed says that it was committed before the stream began.
 	committed bool
-	// digest is that of the chunks up to the last one that came; located says
-	// that it is. It is not when the stream began within what is staged: then the
-	// answer to the first chunk tells it.
+	// digest is that of the chunks up to the last one that came, as the caller
+	// means them; located says that it is. It is not when the stream began within
+	// what is staged and the caller does not say what that is: then the answer to
+	// the first chunk tells it.
 	digest  graph.StageDigest
 	located bool
 	// next is the chunk that must come next, once one came.
@@ -134,6 +139,15 @@ func (s *tupleService) begin(ctx context.Context, h *pembav1.ImportHeader) (*imp
 	if err := s.server.limits.setReasons(&x.reasons, h.GetRecordedActor(), h.GetMetadata()); err != nil {
 		return nil, within("header", err)
 	}
+	if known := h.GetKnownDigest(); len(known) > 0 {
+		if h.GetImportId() == "" {
+			return nil, malformed("header.known_digest", "it is set; it goes with an import_id, for no other import is gone on with")
+		}
+		if len(known) != len(x.meant) {
+			return nil, malformed("header.known_digest", "it has %d bytes; the digest of GetImport, of %d bytes, or none is allowed", len(known), len(x.meant))
+		}
+		x.meant, x.means = graph.StageDigest(known), true
+	}
 	switch {
 	case !x.atomic:
 	case h.GetImportId() == "":
@@ -157,8 +171,10 @@ func (x *importStream) chunk(ctx context.Context, message *pembav1.ImportTuplesR
 	if x.begun && number != x.next {
 		return malformed("chunk", "it is %d; the one behind chunk %d is expected, which is %d", number, x.next-1, x.next)
 	}
-	if x.atomic && !x.begun && number > x.known && x.staged.Committed == 0 {
-		return x.gap(number)
+	if x.atomic && !x.begun {
+		if err := x.locate(number); err != nil {
+			return err
+		}
 	}
 	if number == 1<<32-1 {
 		return malformed("chunk", "it is %d; chunks count from 0", number)
@@ -185,6 +201,31 @@ func (x *importStream) chunk(ctx context.Context, message *pembav1.ImportTuplesR
 	return nil
 }
 
+// locate finds the digest of the chunks before the first one of the stream, and
+// refuses one that does not follow what the caller means before anything of it is
+// staged. What is staged may change after this: it is compared again with each
+// chunk, and by the commit.
+func (x *importStream) locate(number uint32) error {
+	switch {
+	case x.means && !x.committed && x.known > 0 && x.meant != x.staged.Digest && (number == 0 || number >= x.known):
+		// Within what is staged meant may be the digest of the chunks before this
+		// one: an earlier stream of the caller, which was cut off, may have had some
+		// on their way when he asked.
+		return &chunkError{chunk: number, err: x.translated(&engine.Refusal{Reason: engine.StageMismatch})}
+	case number > x.known && !x.committed:
+		return x.gap(number)
+	case number == 0:
+		x.located = true
+	case x.means:
+		x.digest, x.located = x.meant, true
+	case number == x.known:
+		x.digest, x.located = x.staged.Digest, true
+	case x.committed:
+		return &chunkError{chunk: number, err: x.committedElsewhere()}
+	}
+	return nil
+}
+
 // gap says that the first chunk of the stream is not the one that must come.
 func (x *importStream) gap(number uint32) error {
 	message := fmt.Sprintf("it is %d; the import has %d chunks, and %d is expected next", number, x.known, x.known)
@@ -203,28 +244,17 @@ func (x *importStream) gap(number uint32) error {
 // stage adds a chunk to the staged change, or finds that it is in there. One of
 // a change that is committed is not sent to the log: the commit compares all.
 func (x *importStream) stage(ctx context.Context, number uint32, updates []graph.Update) error {
-	committed := x.committed
-	if !x.begun {
-		switch {
-		case number == 0:
-			x.located = true
-		case number == x.known:
-			x.digest, x.located = x.staged.Digest, true
-		case committed:
-			return x.committedElsewhere()
-		}
-	}
 	if x.located {
 		x.digest = x.digest.Next(number, updates)
 	}
-	if committed && number < x.known {
+	if x.committed && number < x.known {
 		return nil
 	}
 	if total, allowed := x.staged.Tuples+uint64(len(updates)), x.server.limits.ImportTotal; number >= x.known && total > uint64(allowed) {
 		return &engine.Refusal{
 			Reason: engine.StageTooLarge, Field: "tuples",
 			Message: fmt.Sprintf("the import would have %d tuples, and at most %d may become visible at once on this node, since all other changes wait for that; "+
-				"send them with MODE_BATCHES (pemba import --batches), or as several imports", total, allowed),
+				"send them with MODE_BATCHES (pemba tuple import --batches), or as several imports", total, allowed),
 			Metadata: map[string]string{"limit": strconv.Itoa(allowed)},
 		}
 	}
@@ -266,7 +296,7 @@ func (x *importStream) updates(tuples []*pembav1.Tuple) ([]graph.Update, error) 
 		return nil, malformed("tuples", "there is none; 1 to %d are allowed in a message", limits.ImportTuples)
 	}
 	if len(tuples) > limits.ImportTuples {
-		return nil, tooMany("tuples", "TOO_MANY_UPDATES", len(tuples), limits.ImportTuples)
+		return nil, tooMany("tuples", "TOO_MANY_UPDATES", len(tuples), limits.ImportTuples, "send them in several messages, or raise --limit-import-tuples of the server")
 	}
 	updates := make([]graph.Update, len(tuples))
 	for i, p := range tuples {
@@ -310,6 +340,12 @@ func (x *importStream) translated(err error) error {
 	case engine.StageMismatch:
 		r.Message = fmt.Sprintf("the import %q has other tuples, or the other operation; use another import_id", x.header.GetImportId())
 		r.Metadata = map[string]string{"import_id": x.header.GetImportId()}
+	case engine.StageTooLarge:
+		if r.Field == "" { // It is not about what is sent.
+			r.Message = fmt.Sprintf("the store has %d imports that were not committed, and no more are allowed; commit one of them, or forget it with AbortImport, or all with its field all "+
+				"(pemba tuple import --abort --all); they are forgotten %d hours after their last chunk", graph.StagesMax, graph.StageLifetime/3600e6)
+			r.Metadata = map[string]string{"limit": strconv.Itoa(graph.StagesMax)}
+		}
 	case engine.StageStale:
 		r.Message = "the schema changed since the import was begun; abort it, and begin again"
 	case engine.DuplicateUpdate:
@@ -368,6 +404,8 @@ func (x *importStream) finish(ctx context.Context) (*pembav1.ImportTuplesRespons
 	chunks, digest := x.known, x.staged.Digest
 	if x.begun {
 		chunks, digest = x.next, x.digest
+	} else if x.means && x.known > 0 && x.meant != digest {
+		return nil, x.translated(&engine.Refusal{Reason: engine.StageMismatch})
 	}
 	if chunks == 0 {
 		if x.header.GetImportId() != "" {
@@ -476,17 +514,55 @@ func (s *tupleService) AbortImport(ctx context.Context, r *pembav1.AbortImportRe
 	if err != nil {
 		return nil, err
 	}
+	if r.GetAll() {
+		return s.abortAll(ctx, store, r)
+	}
+	if r.GetImportId() == "" {
+		return nil, malformed("import_id", "it is empty, and all is not set; one of them says what to forget")
+	}
 	id, err := stageID("import_id", store, r.GetImportId())
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.server.change(ctx, store, &graph.Mutation{Stage: &graph.Stage{Operation: graph.StageDrop, ID: id}})
-	var refusal *engine.Refusal
-	if errors.As(err, &refusal) && refusal.Reason == engine.StageUnknown {
-		return nil, unknownImport("import_id", r.GetImportId())
-	}
+	dropped, err := s.drop(ctx, store, id)
 	if err != nil {
 		return nil, err
 	}
-	return &pembav1.AbortImportResponse{}, nil
+	if !dropped {
+		return nil, unknownImport("import_id", r.GetImportId())
+	}
+	return &pembav1.AbortImportResponse{Aborted: 1}, nil
+}
+
+// abortAll forgets the imports of a store that are there now, also those without
+// an id that are still sent: their streams fail.
+func (s *tupleService) abortAll(ctx context.Context, store graph.StoreInfo, r *pembav1.AbortImportRequest) (*pembav1.AbortImportResponse, error) {
+	if r.GetImportId() != "" {
+		return nil, malformed("import_id", "it is set, and all is too; only one of them says what to forget")
+	}
+	stages, err := s.server.node.Stages(store.ID)
+	if err != nil {
+		return nil, ofStore(store, err)
+	}
+	response := &pembav1.AbortImportResponse{}
+	for i := range stages {
+		dropped, err := s.drop(ctx, store, stages[i].ID)
+		if err != nil {
+			return nil, err
+		}
+		if dropped {
+			response.Aborted++
+		}
+	}
+	return response, nil
+}
+
+// drop forgets a staged change, unless there is none under the id, or no more.
+func (s *tupleService) drop(ctx context.Context, store graph.StoreInfo, id graph.StageID) (dropped bool, err error) {
+	_, err = s.server.change(ctx, store, &graph.Mutation{Stage: &graph.Stage{Operation: graph.StageDrop, ID: id}})
+	var refusal *engine.Refusal
+	if errors.As(err, &refusal) && refusal.Reason == engine.StageUnknown {
+		return false, nil
+	}
+	return err == nil, err
 }

@@ -46,12 +46,14 @@ type Limits struct {
 	// Stores bounds how many stores there may be: 1000. It is judged by the node
 	// that is asked to make one, so that requests at once may exceed it a little.
 	Stores int
-	// Watches bounds the watches that the node has open: 1000. A key that is bound
-	// to stores has at most half of them.
+	// Watches bounds the watches that the node has open: 1000. The keys that are
+	// bound to the same stores have at most half of them together, and a tenth is
+	// for operators alone.
 	Watches int
 	// OpenStreams bounds the streaming answers that the node has open, watches and
-	// those over HTTP among them: 2000. Each may hold some 1 MiB for a client
-	// that is slow to take it. A key that is bound to stores has at most half.
+	// those over HTTP among them: 2000. Each may hold some 250 KiB for a client
+	// that is slow to take it, and over HTTP twice that. They are shared like
+	// Watches.
 	OpenStreams int
 	// WatchHeartbeat is after how long without a change a watch says that it is
 	// alive: 10 s.

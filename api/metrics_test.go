@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"regexp"
 	"slices"
@@ -146,6 +147,60 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestMetricsOfQuestions: caveats that were evaluated and budgets that were not
+// enough show in the figures.
+func TestMetricsOfQuestions(t *testing.T) {
+	s := testServer(t, Config{Limits: Limits{Steps: 20}})
+	c := dial(t, s)
+	ctx := testContext(t)
+	if _, err := c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: `caveat c(n int) { n > 1 } definition user {}
+		definition doc { relation viewer: user with c | doc#view permission view = viewer }`}); err != nil {
+		t.Fatal(err)
+	}
+	var updates []*pembav1.TupleUpdate
+	for i := range 30 { // A chain that costs more steps than are allowed.
+		u := touch(i, i+1)
+		u[0].Tuple.Subject = &pembav1.Subject{Object: object("doc", fmt.Sprintf("d%05d", i+1)), Relation: "view"}
+		updates = append(updates, u...)
+	}
+	u := touch(30, 31)
+	u[0].Tuple.Caveat = &pembav1.Caveat{Name: "c"}
+	if _, err := c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: append(updates, u...)}); err != nil {
+		t.Fatal(err)
+	}
+	figures := func() (caveats, refusals float64) {
+		families := scrape(t, s)
+		for name, value := range map[string]*float64{"pemba_engine_caveat_evaluations_total": &caveats, "pemba_engine_budget_refusals_total": &refusals} {
+			x := samplesOf(families[name])
+			if len(x) != 1 {
+				t.Fatalf("%s: %v", name, x)
+			}
+			*value = x[0].value
+		}
+		return caveats, refusals
+	}
+	if caveats, refusals := figures(); caveats != 0 || refusals != 0 {
+		t.Errorf("%v caveats and %v refusals before there was a question", caveats, refusals)
+	}
+	check := &pembav1.CheckRequest{
+		Object: object("doc", "d00030"), Permission: "view", Subject: user("anne"), Context: structOf(t, map[string]any{"n": 2.0}),
+	}
+	if answer, err := c.Check(ctx, check); err != nil || answer.GetDecision() != pembav1.Decision_DECISION_ALLOWED {
+		t.Fatalf("%v, %v", answer, err)
+	}
+	if caveats, refusals := figures(); caveats == 0 || refusals != 0 {
+		t.Errorf("%v caveats and %v refusals behind a question with a caveat", caveats, refusals)
+	}
+	check.Object.Id = "d00000"
+	for range 2 {
+		_, err := c.Check(ctx, check)
+		expectStatus(t, "a long chain", err, codes.ResourceExhausted, "BUDGET_EXCEEDED")
+	}
+	if _, refusals := figures(); refusals != 2 {
+		t.Errorf("%v refusals behind 2", refusals)
+	}
+}
+
 // TestMetricsOfAFailedNode: the scrape says that the node has no figures, and
 // gives the others.
 func TestMetricsOfAFailedNode(t *testing.T) {
@@ -165,32 +220,58 @@ func (noFigures) Metrics() (cluster.Metrics, error) {
 	return cluster.Metrics{}, cluster.ErrShuttingDown
 }
 
-// TestMetricsKey: beyond this machine, only operators read the figures.
+// TestMetricsKey: where a key is configured only operators read the figures, on
+// loopback as beyond this machine, wherever the keys come from; where none is,
+// anybody on this machine does.
 func TestMetricsKey(t *testing.T) {
-	dir := t.TempDir()
-	writeFile(t, dir+"/keys", []byte("op\nbound store default\n"))
-	c := Config{Node: testNode(t), KeyFile: dir + "/keys", GRPCAddr: "127.0.0.1:0", HTTPAddr: "0.0.0.0:0", Logger: testLogger()}
-	s, err := Listen(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- s.Serve() }()
-	_, port, _ := strings.Cut(strings.TrimPrefix(s.HTTPAddr().String(), "[::]"), ":")
-	for key, want := range map[string]int{"op": 200, "bound": 403, "other": 401, "": 401} {
-		a := send(t, "GET", "http://127.0.0.1:"+port+"/metrics", "", "Authorization", "Bearer "+key)
-		if a.status != want {
-			t.Errorf("key %q: %d, expected %d", key, a.status, want)
-		}
-		if want != 200 {
-			httpError(t, key, a.body)
-		}
-	}
-	if err := s.Close(testContext(t)); err != nil {
-		t.Error(err)
-	}
-	if err := <-done; err != nil {
-		t.Error(err)
+	file := t.TempDir() + "/keys"
+	writeFile(t, file, []byte("op\nbound store default\n"))
+	node := testNode(t)
+	for _, x := range []struct {
+		what, host string
+		config     Config
+		want       map[string]int
+	}{
+		{"a key file, beyond this machine", "0.0.0.0:0", Config{KeyFile: file}, map[string]int{"op": 200, "bound": 403, "other": 401, "": 401}},
+		{"a key file, on loopback", "127.0.0.1:0", Config{KeyFile: file}, map[string]int{"op": 200, "bound": 403, "other": 401, "": 401}},
+		{"a key, on loopback", "127.0.0.1:0", Config{Keys: []string{"op"}}, map[string]int{"op": 200, "other": 401, "": 401}},
+		{"no key, on loopback", "127.0.0.1:0", Config{}, map[string]int{"other": 200, "": 200}},
+	} {
+		t.Run(x.what, func(t *testing.T) {
+			c := x.config
+			c.Node, c.GRPCAddr, c.HTTPAddr, c.Logger = node, "127.0.0.1:0", x.host, testLogger()
+			s, err := Listen(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- s.Serve() }()
+			_, port, err := net.SplitHostPort(s.HTTPAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for key, want := range x.want {
+				header := ""
+				if key != "" {
+					header = "Bearer " + key
+				}
+				a := send(t, "GET", "http://127.0.0.1:"+port+"/metrics", "", "Authorization", header)
+				if a.status != want {
+					t.Errorf("key %q: %d, expected %d", key, a.status, want)
+				}
+				if want != 200 {
+					httpError(t, key, a.body)
+				} else if !strings.Contains(a.body, "pemba_ready 1") {
+					t.Errorf("key %q: no figures: %.200s", key, a.body)
+				}
+			}
+			if err := s.Close(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

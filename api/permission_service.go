@@ -62,7 +62,7 @@ func (s *permissionService) CheckBulk(ctx context.Context, r *pembav1.CheckBulkR
 		return nil, malformed("items", "there is none; 1 to %d are allowed", limits.Checks)
 	}
 	if len(items) > limits.Checks {
-		return nil, tooMany("items", "TOO_MANY_CHECKS", len(items), limits.Checks)
+		return nil, tooMany("items", "TOO_MANY_CHECKS", len(items), limits.Checks, "send several requests, or raise --limit-checks of the server")
 	}
 	response := &pembav1.CheckBulkResponse{Results: make([]*pembav1.CheckBulkResult, len(items))}
 	fail := func(i int, err error) {

@@ -2,7 +2,10 @@ package api
 
 import (
 	"bufio"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -53,6 +56,103 @@ func TestHTTPSilence(t *testing.T) {
 			t.Errorf("%s: the connection is open: %v", what, err)
 		}
 		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestHTTPEarlyError: an import over HTTP that is refused by its first message is
+// answered at once with the reason, though its client sends no second one and
+// does not end its body. The stall is longer than the test waits.
+func TestHTTPEarlyError(t *testing.T) {
+	s := testServer(t, Config{})
+	writeDocs(t, dial(t, s), 1)
+	tuple := func(relation string) string {
+		return `[{"object": {"type": "doc", "id": "a"}, "relation": "` + relation + `", "subject": {"object": {"type": "user", "id": "anne"}}}]`
+	}
+	for _, x := range []struct {
+		what, body, header, reason string
+		code                       int
+	}{
+		{"an unknown store", `{"header": {"store": "nowhere"}}` + "\n", "", "UNKNOWN_STORE", 5},
+		{"an unknown store, in chunks", `{"header": {"store": "nowhere"}}` + "\n", "chunked", "UNKNOWN_STORE", 5},
+		{"half of a second message", `{"header": {"store": "nowhere"}}` + "\n" + `{"tup`, "", "UNKNOWN_STORE", 5},
+		{"no header", `{"tuples": ` + tuple("viewer") + `}` + "\n", "", "MALFORMED", 3},
+		{"a second message", `{"header": {}, "tuples": ` + tuple("viewer") + `}` + "\n" + `{"chunk": 1, "tuples": ` + tuple("editr") + `}` + "\n", "", "UNKNOWN_NAME", 9},
+		{"a deadline", `{"header": {}}` + "\n", "timeout", "DEADLINE_EXCEEDED", 4},
+	} {
+		t.Run(x.what, func(t *testing.T) {
+			conn, err := net.Dial("tcp", s.HTTPAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := conn.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			header, body := "Content-Length: 100000\r\n", x.body
+			switch x.header {
+			case "chunked":
+				header, body = "Transfer-Encoding: chunked\r\n", fmt.Sprintf("%x\r\n%s\r\n", len(x.body), x.body)
+			case "timeout":
+				header += "Grpc-Timeout: 200m\r\n"
+			}
+			if _, err := fmt.Fprintf(conn, "POST /pemba/v1/import-tuples HTTP/1.1\r\nHost: pemba\r\nContent-Type: application/x-ndjson\r\n%s\r\n%s", header, body); err != nil {
+				t.Fatal(err)
+			}
+			from := bufio.NewReader(conn)
+			response, err := http.ReadResponse(from, nil)
+			if err != nil {
+				t.Fatalf("no answer: %v", err)
+			}
+			content, err := io.ReadAll(response.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if code, reason := httpError(t, x.what, string(content)); code != x.code || reason != x.reason || !response.Close {
+				t.Errorf("code %d, %s, expected %d, %s: %s", code, reason, x.code, x.reason, content)
+			}
+			if _, err := from.ReadByte(); err == nil || strings.Contains(err.Error(), "timeout") {
+				t.Errorf("the connection is open: %v", err)
+			}
+		})
+	}
+	if a := send(t, "POST", httpURL(s, "/pemba/v1/count-tuples"), "{}"); !strings.Contains(a.body, `"count":"1"`) {
+		t.Errorf("an import that was refused left something: %s", a.body)
+	}
+}
+
+// TestHTTP2EarlyError: the same over HTTP/2, on whose connection other calls go on.
+func TestHTTP2EarlyError(t *testing.T) {
+	setup := newTLSSetup(t)
+	s := testServer(t, setup.config())
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool(setup.ca)}, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+	for range 3 {
+		reading, writing := io.Pipe()
+		r, err := http.NewRequestWithContext(testContext(t), http.MethodPost, "https://"+s.HTTPAddr().String()+"/pemba/v1/import-tuples", reading)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", ndjson)
+		go func() { _, _ = io.WriteString(writing, `{"header": {"store": "nowhere"}}`+"\n") }()
+		response, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, reason := httpError(t, "HTTP/2", string(content)); reason != "UNKNOWN_STORE" || response.ProtoMajor != 2 {
+			t.Errorf("%s: %s", response.Proto, content)
+		}
+		if err := errors.Join(response.Body.Close(), writing.Close()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -139,7 +239,7 @@ func TestImportTotal(t *testing.T) {
 	}
 	err := run(&pembav1.ImportHeader{}, 0, 2)
 	expectStatus(t, "12 tuples", err, codes.ResourceExhausted, "STAGE_TOO_LARGE")
-	if !strings.Contains(err.Error(), "--batches") || !strings.Contains(err.Error(), "12") {
+	if !strings.Contains(err.Error(), "(pemba tuple import --batches)") || !strings.Contains(err.Error(), "12") {
 		t.Error(err)
 	}
 	if n := countDocs(t, c); n != 1 {
@@ -199,5 +299,43 @@ func TestReadChangesAhead(t *testing.T) {
 	newest := zookie{cluster: s.clusterID, revision: store.Changed}.proto()
 	if err := read(&pembav1.ReadChangesRequest{From: &pembav1.ReadChangesRequest_After{After: newest}}); err == nil || err.Error() != "EOF" {
 		t.Errorf("behind the newest: %v", err)
+	}
+}
+
+// TestHTTPBrokenBody: an import over HTTP whose body breaks the rules is answered at
+// once, and its connection closed, though its client neither ends the body nor hangs
+// up. The stall is longer than the test waits.
+func TestHTTPBrokenBody(t *testing.T) {
+	s := testServer(t, Config{Limits: Limits{RequestBytes: 1000}})
+	writeDocs(t, dial(t, s), 1)
+	for what, body := range map[string]string{
+		"no JSON":               `{"header": {}}` + "\n" + `{"tuples": nothing}`,
+		"no JSON at all":        `header`,
+		"a message too large":   `{"header": {}}` + "\n" + `{"tuples": [` + strings.Repeat(" ", 5000),
+		"not what is expected":  `{"header": {"name": "x"}}` + "\n",
+		"another header behind": `{"header": {}}` + "\n" + `{"header": {}}` + "\n",
+	} {
+		conn, err := net.Dial("tcp", s.HTTPAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SetDeadline(time.Now().Add(8 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(conn, "POST /pemba/v1/import-tuples HTTP/1.1\r\nHost: pemba\r\nContent-Type: application/x-ndjson\r\nContent-Length: 100000\r\n\r\n%s", body); err != nil {
+			t.Fatal(err)
+		}
+		from := bufio.NewReader(conn)
+		response, err := http.ReadResponse(from, nil)
+		if err != nil {
+			t.Errorf("%s: no answer: %v", what, err)
+		} else if _, err := io.Copy(io.Discard, response.Body); err != nil || response.StatusCode < 400 || !response.Close {
+			t.Errorf("%s: %v, %v", what, response, err)
+		} else if _, err := from.ReadByte(); err == nil || strings.Contains(err.Error(), "timeout") {
+			t.Errorf("%s: the connection is open: %v", what, err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

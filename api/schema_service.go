@@ -20,7 +20,7 @@ type schemaService struct {
 // checkSchema refuses texts that are too large, or no texts.
 func (l *Limits) checkSchema(field, text string) error {
 	if n := len(text); n > l.SchemaBytes {
-		return tooLarge(field, n, l.SchemaBytes)
+		return tooLarge(field, n, l.SchemaBytes, "--limit-schema-bytes")
 	}
 	if !utf8.ValidString(text) {
 		return malformed(field, "it is not valid UTF-8")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"runtime"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -25,6 +27,7 @@ import (
 	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
 )
 
 // DefaultStoreName is the name of the store that every cluster has, which an
@@ -264,7 +267,7 @@ func Listen(c Config) (*Server, error) {
 	if s.tls != nil {
 		more = append(more, grpc.Creds(credentials.NewTLS(s.tls.config("h2"))))
 	}
-	s.grpc = s.newGRPC(append(more, grpc.MaxConcurrentStreams(uint32(s.limits.Streams)))...)
+	s.grpc = s.newGRPC(more...)
 	reflection.Register(s.grpc)
 	if c.HTTPAddr != "" {
 		if err := s.listenHTTP(c.HTTPAddr); err != nil {
@@ -289,7 +292,7 @@ func (s *Server) load(c Config) error {
 	loadKeys := func() error {
 		ring, err := c.readKeys()
 		if err == nil {
-			s.gate.ring.Store(&ring)
+			s.gate.use(ring)
 			s.warnOfUnknownStores(c.KeyFile, ring)
 		}
 		return err
@@ -380,15 +383,18 @@ func (s *Server) listenHTTP(addr string) error {
 	return nil
 }
 
-// newGRPC makes a gRPC server with all services.
-func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
-	g := grpc.NewServer(append(append([]grpc.ServerOption{
-		grpc.InTapHandle(s.gate.authenticate),
-		grpc.UnaryInterceptor(s.unary),
-		grpc.StreamInterceptor(s.stream),
-		grpc.ForceServerCodecV2(newMarkingCodec(s.limits.RequestBytes)),
-		grpc.MaxRecvMsgSize(tooLargeFactor * s.limits.RequestBytes),
+// TransportOptions returns how a Server with these limits, which must be valid,
+// carries calls over gRPC: its codec, bounds, workers and keepalive. A program
+// that wants to know what Pemba adds to a call can serve something else with the
+// very same options. What looks at a call is not among them: keys, interceptors,
+// traces and the answer to unknown methods; neither is TLS.
+func TransportOptions(limits Limits) []grpc.ServerOption {
+	limits = limits.withDefaults()
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newMarkingCodec(limits.RequestBytes)),
+		grpc.MaxRecvMsgSize(tooLargeFactor * limits.RequestBytes),
 		grpc.MaxHeaderListSize(headerBytesMax),
+		grpc.MaxConcurrentStreams(uint32(limits.Streams)),
 		grpc.ConnectionTimeout(10 * time.Second),
 		// A worker keeps the stack that a deep question has grown; with too few
 		// of them every call begins with a small one and copies it several times.
@@ -398,7 +404,18 @@ func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
 		// are let go; one that pings often is put up with.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	}, s.tracer.serverOptions()...), more...)...)
+	}
+}
+
+// newGRPC makes a gRPC server with all services. More options come last and win.
+func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
+	options := append(TransportOptions(s.limits),
+		grpc.InTapHandle(s.gate.authenticate),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		grpc.UnknownServiceHandler(refuseUnknown))
+	options = append(options, s.tracer.serverOptions()...)
+	g := grpc.NewServer(append(options, more...)...)
 	r := registrar{g, s.limits.RequestBytes}
 	pembav1.RegisterStoreServiceServer(r, &storeService{server: s})
 	pembav1.RegisterSchemaServiceServer(r, &schemaService{server: s})
@@ -407,6 +424,50 @@ func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
 	pembav1.RegisterWatchServiceServer(r, &watchService{server: s})
 	grpc_health_v1.RegisterHealthServer(r, &healthService{server: s})
 	return g
+}
+
+// refuseUnknown answers a call of a method that there is not. It reads nothing of
+// the call, whose key was looked at before as that of any other.
+func refuseUnknown(_ any, stream grpc.ServerStream) error {
+	given, _ := grpc.Method(stream.Context())
+	// gRPC allows as much as all headers may have.
+	given = given[:min(len(given), methodBytesShown)]
+	e := &requestError{
+		code: codes.Unimplemented, reason: "UNKNOWN_METHOD",
+		message:  fmt.Sprintf("there is no method %q", given),
+		metadata: map[string]string{"method": given},
+	}
+	if near := nearestMethod(given); near != "" {
+		e.message += fmt.Sprintf("; did you mean %q?", near)
+		e.metadata["suggestion"] = near
+	}
+	return e
+}
+
+// methodBytesShown bounds what an error repeats of the name of a method.
+const methodBytesShown = 256
+
+// nearestMethod returns the method of pemba.v1 that was probably meant by a full
+// name, or "". It goes by the method's own name, so that the right method of the
+// wrong service is found, and a service named wrongly does not matter.
+func nearestMethod(given string) string {
+	service, method := given[:strings.LastIndex(given, "/")+1], given[strings.LastIndex(given, "/")+1:]
+	if strings.HasPrefix(service, "/grpc.") {
+		return "" // Health and reflection have a Check of their own.
+	}
+	full := make(map[string]string)
+	for _, service := range services {
+		for _, m := range service.Methods {
+			full[m.MethodName] = "/" + service.ServiceName + "/" + m.MethodName
+		}
+		for _, m := range service.Streams {
+			full[m.StreamName] = "/" + service.ServiceName + "/" + m.StreamName
+		}
+	}
+	if near, known := full[method]; known {
+		return near
+	}
+	return full[schema.Nearest(method, slices.Collect(maps.Keys(full)))]
 }
 
 // isLoopback reports whether only this machine reaches an address.
@@ -566,7 +627,14 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	call := s.metrics.begin(info.FullMethod)
-	counted := &countedStream{ServerStream: stream, server: s, answers: info.IsServerStream && s.metrics.methods[info.FullMethod] != nil}
+	counted := &countedStream{
+		ServerStream: stream, server: s, ctx: stream.Context(), open: s.gate.enter(stream.Context()),
+		answers: info.IsServerStream && s.metrics.methods[info.FullMethod] != nil,
+	}
+	if counted.open != nil && !info.IsClientStream {
+		counted.ctx = counted.open.ctx
+	}
+	counted.many = info.IsClientStream
 	defer func() {
 		if counted.entered {
 			s.streams.leave(callerOf(stream.Context()))
@@ -574,6 +642,11 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 		if p := recover(); p != nil {
 			err = s.panicked(info.FullMethod, p)
 		}
+		if counted.open != nil {
+			err = because(err, counted.open.refused())
+			s.gate.leave(counted.open)
+		}
+		s.leftBehind(stream.Context(), err)
 		if err != nil {
 			err = s.outward(info.FullMethod, err)
 		}
@@ -582,11 +655,19 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	return handler(srv, counted)
 }
 
-// A countedStream looks at the first request of a stream, and takes a slot when
-// the answer is one of the streams that are bounded.
+// A countedStream looks at the first request of a stream, takes a slot when the
+// answer is one of the streams that are bounded, and ends when its key does.
 type countedStream struct {
 	grpc.ServerStream
 	server *Server
+	// ctx is that of the handler. It ends with the key where only reading is cut
+	// off by that. A request that is a stream writes; it ends before its next
+	// message, so that what became of the last one is known.
+	ctx context.Context
+	// open is nil where there is no key.
+	open *openStream
+	// many says that the request is a stream.
+	many bool
 	// answers says that the answer is such a stream, entered that it has its slot.
 	answers     bool
 	entered     bool
@@ -594,9 +675,12 @@ type countedStream struct {
 	consistency consistencyLabel
 }
 
+// Context returns the context of the handler.
+func (c *countedStream) Context() context.Context { return c.ctx }
+
 // RecvMsg receives a request.
 func (c *countedStream) RecvMsg(m any) error {
-	err := c.ServerStream.RecvMsg(m)
+	err := c.receive(m)
 	if err == nil {
 		err = undecodable(m, c.server.limits.RequestBytes)
 	}
@@ -604,12 +688,53 @@ func (c *countedStream) RecvMsg(m any) error {
 		c.seen = true
 		c.consistency = consistencyOf(m)
 		c.server.tracer.annotate(c.Context(), m)
+		if c.open != nil {
+			if err := c.server.gate.about(c.open, m); err != nil {
+				return err
+			}
+		}
 		if c.answers {
 			err = c.server.streams.enter(callerOf(c.Context()))
 			c.entered = err == nil
 		}
 	}
 	return err
+}
+
+// receive receives a request, unless the key ends first: a client may send
+// nothing for as long as it likes.
+func (c *countedStream) receive(m any) error {
+	if c.open == nil || !c.many {
+		return c.ServerStream.RecvMsg(m)
+	}
+	type outcome struct {
+		err      error
+		panicked any
+	}
+	received := make(chan outcome, 1)
+	// It ends when the handler has, should it still be waiting by then.
+	go func() {
+		var o outcome
+		defer func() {
+			if p := recover(); p != nil {
+				o.panicked = deliveryPanic{p, debug.Stack()}
+			}
+			received <- o
+		}()
+		o.err = c.ServerStream.RecvMsg(m)
+	}()
+	select {
+	case o := <-received:
+		if o.panicked != nil {
+			panic(o.panicked)
+		}
+		if refused := c.open.refused(); refused != nil {
+			return refused // Also in place of the end of the stream, which would commit it.
+		}
+		return o.err
+	case <-c.open.ctx.Done():
+		return context.Cause(c.open.ctx)
+	}
 }
 
 // panicked logs a panic with its stack and returns what to tell the caller. A

@@ -278,12 +278,12 @@ func TestLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: schema + strings.Repeat(" ", 1000)})
-	expectStatus(t, "schema", err, codes.InvalidArgument, "TOO_LARGE")
+	expectStatus(t, "schema", err, codes.ResourceExhausted, "TOO_LARGE")
 	_, err = c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: touch(0, 3)})
-	expectStatus(t, "updates", err, codes.InvalidArgument, "TOO_MANY_UPDATES")
+	expectStatus(t, "updates", err, codes.ResourceExhausted, "TOO_MANY_UPDATES")
 	condition := &pembav1.Precondition{Operation: pembav1.Precondition_OPERATION_MUST_NOT_MATCH, Filter: &pembav1.TupleFilter{ObjectId: "none"}}
 	_, err = c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: touch(0, 1), Preconditions: []*pembav1.Precondition{condition, condition}})
-	expectStatus(t, "preconditions", err, codes.InvalidArgument, "TOO_MANY_PRECONDITIONS")
+	expectStatus(t, "preconditions", err, codes.ResourceExhausted, "TOO_MANY_PRECONDITIONS")
 	_, err = c.DeleteTuples(ctx, &pembav1.DeleteTuplesRequest{Filter: &pembav1.TupleFilter{ObjectType: "doc"}, Limit: 4})
 	expectStatus(t, "deletes", err, codes.InvalidArgument, "MALFORMED")
 	for i := range 3 {
@@ -296,16 +296,16 @@ func TestLimits(t *testing.T) {
 
 	check := &pembav1.CheckBulkItem{Object: object("doc", "d00000"), Permission: "view", Subject: user("anne")}
 	_, err = c.CheckBulk(ctx, &pembav1.CheckBulkRequest{Items: []*pembav1.CheckBulkItem{check, check, check}})
-	expectStatus(t, "checks", err, codes.InvalidArgument, "TOO_MANY_CHECKS")
+	expectStatus(t, "checks", err, codes.ResourceExhausted, "TOO_MANY_CHECKS")
 	large := structOf(t, map[string]any{"text": strings.Repeat("x", 200)})
 	_, err = c.Check(ctx, &pembav1.CheckRequest{Object: check.Object, Permission: "view", Subject: check.Subject, Context: large})
-	expectStatus(t, "context", err, codes.InvalidArgument, "TOO_LARGE")
+	expectStatus(t, "context", err, codes.ResourceExhausted, "TOO_LARGE")
 	updates := touch(0, 1)
 	updates[0].Tuple.Caveat = &pembav1.Caveat{Name: "c", Context: large}
 	_, err = c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: updates})
-	expectStatus(t, "tuple context", err, codes.InvalidArgument, "TOO_LARGE")
+	expectStatus(t, "tuple context", err, codes.ResourceExhausted, "TOO_LARGE")
 	_, err = c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: touch(0, 1), Metadata: large})
-	expectStatus(t, "metadata", err, codes.InvalidArgument, "TOO_LARGE")
+	expectStatus(t, "metadata", err, codes.ResourceExhausted, "TOO_LARGE")
 	_, err = c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: touch(0, 1), RecordedActor: strings.Repeat("x", actorBytesMax+1)})
 	expectStatus(t, "actor", err, codes.InvalidArgument, "MALFORMED")
 	_, err = c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: strings.Repeat(" ", 100<<10)})

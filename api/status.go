@@ -41,20 +41,40 @@ func (e *requestError) Error() string {
 	return e.message
 }
 
-func tooMany(field, reason string, got, allowed int) error {
+// tooMany refuses a list by its length; advice says what to do instead.
+func tooMany(field, reason string, got, allowed int, advice string) error {
 	return &requestError{
-		code: codes.InvalidArgument, reason: reason, field: field,
-		message:  fmt.Sprintf("there are %d; at most %d are allowed", got, allowed),
+		code: codes.ResourceExhausted, reason: reason, field: field,
+		message:  fmt.Sprintf("there are %d; at most %d are allowed; %s", got, allowed, advice),
 		metadata: map[string]string{"limit": strconv.Itoa(allowed)},
 	}
 }
 
-func tooLarge(field string, got, allowed int) error {
+// tooLarge refuses a part of a request by its size; flag is that of serve that
+// sets the limit.
+func tooLarge(field string, got, allowed int, flag string) error {
 	return &requestError{
-		code: codes.InvalidArgument, reason: "TOO_LARGE", field: field,
-		message:  fmt.Sprintf("it has %d bytes or more; at most %d are allowed", got, allowed),
+		code: codes.ResourceExhausted, reason: "TOO_LARGE", field: field,
+		message:  fmt.Sprintf("it has %d bytes or more; at most %d are allowed; make it smaller, or raise %s of the server", got, allowed, flag),
 		metadata: map[string]string{"limit": strconv.Itoa(allowed)},
 	}
+}
+
+// isTooLarge reports whether a request was refused for its size alone. Unlike
+// what else exhausts a resource it fails again, whenever it is sent.
+func isTooLarge(st *status.Status) bool {
+	if st.Code() != codes.ResourceExhausted {
+		return false
+	}
+	for _, detail := range st.Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			switch info.GetReason() {
+			case "REQUEST_TOO_LARGE", "TOO_LARGE", "TOO_MANY_UPDATES", "TOO_MANY_PRECONDITIONS", "TOO_MANY_CHECKS", "TOO_MANY_FILTERS":
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // reasonCodes gives every reason of the engine its code. A reason that depends
@@ -111,7 +131,7 @@ var sentinels = []struct {
 	{graph.ErrClosed, codes.Unavailable, "SHUTTING_DOWN", 0},
 	{cluster.ErrFailed, codes.Unavailable, "NODE_FAILED", 0},
 	{cluster.ErrTooBusy, codes.ResourceExhausted, "TOO_BUSY", busyRetry},
-	{cluster.ErrEntryTooLarge, codes.InvalidArgument, "TOO_LARGE", 0},
+	{cluster.ErrEntryTooLarge, codes.ResourceExhausted, "TOO_LARGE", 0},
 	{cluster.ErrDiskFull, codes.ResourceExhausted, "DISK_FULL", 0},
 	{graph.ErrRevisionAhead, codes.Unavailable, "REVISION_AHEAD", 0},
 	{graph.ErrRevisionGone, codes.OutOfRange, "REVISION_GONE", 0},

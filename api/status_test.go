@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
@@ -68,12 +70,23 @@ func TestReasonsAreDocumented(t *testing.T) {
 // capitals in its source that stands where a reason does.
 func reasonsInSource(t *testing.T) []string {
 	t.Helper()
+	reasons := reasonsOf(t, regexp.MustCompile(`(?:reason: |reason = \S+, |codes\.\w+, |(?:key(?:Missing|Invalid)|\w+Reason) += |tooMany\(.*)"([A-Z]+(?:_[A-Z]+)*)"`))
+	for _, known := range []string{"KEY_MISSING", "OPERATOR_ONLY", "CLIENT_STALLED", "RATE_LIMITED", "TOO_MANY_FILTERS", "TOO_MANY_WATCHES", "FAULT"} {
+		if !slices.Contains(reasons, known) {
+			t.Fatalf("the search does not find %s", known)
+		}
+	}
+	return reasons
+}
+
+// reasonsOf returns what a pattern finds in the source of this package.
+func reasonsOf(t *testing.T, pattern *regexp.Regexp) []string {
+	t.Helper()
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var reasons []string
-	literal := regexp.MustCompile(`(?:reason: |reason = \S+, |codes\.\w+, |key(?:Missing|Invalid) += |tooMany\(.*)"([A-Z]+(?:_[A-Z]+)*)"`)
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
@@ -82,13 +95,8 @@ func reasonsInSource(t *testing.T) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, found := range literal.FindAllSubmatch(source, -1) {
+		for _, found := range pattern.FindAllSubmatch(source, -1) {
 			reasons = append(reasons, string(found[1]))
-		}
-	}
-	for _, known := range []string{"KEY_MISSING", "OPERATOR_ONLY", "CLIENT_STALLED", "RATE_LIMITED", "TOO_MANY_FILTERS", "TOO_MANY_WATCHES", "FAULT"} {
-		if !slices.Contains(reasons, known) {
-			t.Fatalf("the search does not find %s", known)
 		}
 	}
 	return reasons
@@ -108,7 +116,7 @@ func TestStatus(t *testing.T) {
 		{wrap(cluster.ErrShuttingDown), codes.Unavailable, "SHUTTING_DOWN", false},
 		{wrap(cluster.ErrFailed), codes.Unavailable, "NODE_FAILED", false},
 		{wrap(cluster.ErrTooBusy), codes.ResourceExhausted, "TOO_BUSY", false},
-		{wrap(cluster.ErrEntryTooLarge), codes.InvalidArgument, "TOO_LARGE", false},
+		{wrap(cluster.ErrEntryTooLarge), codes.ResourceExhausted, "TOO_LARGE", false},
 		{wrap(cluster.ErrDiskFull), codes.ResourceExhausted, "DISK_FULL", false},
 		{wrap(cluster.ErrOutcomeUnknown), codes.Unavailable, "OUTCOME_UNKNOWN", false},
 		{errors.Join(cluster.ErrOutcomeUnknown, context.DeadlineExceeded), codes.DeadlineExceeded, "OUTCOME_UNKNOWN", false},
@@ -120,7 +128,9 @@ func TestStatus(t *testing.T) {
 		{wrap(graph.ErrInvalidPosition), codes.InvalidArgument, "CURSOR_INVALID", false},
 		{wrap(graph.ErrExhausted), codes.ResourceExhausted, "NUMBERS_EXHAUSTED", false},
 		{wrap(&graph.InvalidError{Field: "id", Problem: "is empty"}), codes.InvalidArgument, "MALFORMED", false},
-		{wrap(tooMany("updates", "TOO_MANY_UPDATES", 2, 1)), codes.InvalidArgument, "TOO_MANY_UPDATES", false},
+		{wrap(tooMany("updates", "TOO_MANY_UPDATES", 2, 1, "send several")), codes.ResourceExhausted, "TOO_MANY_UPDATES", false},
+		{wrap(tooLarge("schema", 2, 1, "--limit-schema-bytes")), codes.ResourceExhausted, "TOO_LARGE", false},
+		{wrap(&engine.Refusal{Reason: engine.TooManyMatches}), codes.FailedPrecondition, "TOO_MANY_MATCHES", false},
 		{wrap(unknownStore("other")), codes.NotFound, "UNKNOWN_STORE", false},
 		{wrap(cluster.ErrInstantAhead), codes.OutOfRange, "INSTANT_AHEAD", false},
 		{wrap(graph.ErrUnknownStore), codes.NotFound, "UNKNOWN_STORE", false},
@@ -189,5 +199,82 @@ func TestStatusIsBounded(t *testing.T) {
 	}
 	if st, _ := toStatus(status.Error(codes.Aborted, "as it was")); st.Code() != codes.Aborted || st.Message() != "as it was" {
 		t.Errorf("a status did not stay as it was: %v", st)
+	}
+}
+
+// TestTooLargeHelps: what is over a limit of its size says what is allowed and what
+// to do, with a flag of serve that there is where one raises it; over HTTP it is
+// 413, also where the answer is a stream, and nothing else is.
+func TestTooLargeHelps(t *testing.T) {
+	s := testServer(t, Config{Limits: Limits{
+		RequestBytes: 64 << 10, SchemaBytes: 1000, Updates: 2, Preconditions: 1, Checks: 2, ImportTuples: 2,
+		ContextBytes: 100, TupleContextBytes: 50, MetadataBytes: 60, Steps: 20,
+	}})
+	c := dial(t, s)
+	writeDocs(t, c, 2)
+	flags := make(map[string]bool)
+	for limits, i := reflect.TypeFor[Limits](), 0; i < limits.NumField(); i++ {
+		flags["--"+limitFlag(limits.Field(i).Name)] = true
+	}
+	flag := regexp.MustCompile(`--[a-z-]+`)
+	repeat := func(text string, n int) string { return strings.TrimSuffix(strings.Repeat(text+",", n), ",") }
+	const (
+		tuple = `{"object": {"type": "doc", "id": "a"}, "relation": "viewer", "subject": {"object": {"type": "user", "id": "b"}}}`
+		check = `"object": {"type": "doc", "id": "a"}, "permission": "view", "subject": {"object": {"type": "user", "id": "b"}}`
+	)
+	large := `{"text": "` + strings.Repeat("x", 200) + `"}`
+	for _, test := range []struct {
+		path, body, reason, flag string
+	}{
+		{"write-schema", `{"schema": "` + strings.Repeat(" ", 1001) + `"}`, "TOO_LARGE", "--limit-schema-bytes"},
+		{"try-schema", `{"schema": "` + strings.Repeat(" ", 1001) + `"}`, "TOO_LARGE", "--limit-schema-bytes"},
+		{"write-tuples", `{"updates": [` + repeat(`{"operation": "OPERATION_TOUCH", "tuple": `+tuple+`}`, 3) + `]}`, "TOO_MANY_UPDATES", "--limit-updates"},
+		{"delete-tuples", `{"filter": {"object_id": "a"}, "preconditions": [` + repeat(`{"filter": {"object_id": "a"}}`, 2) + `]}`, "TOO_MANY_PRECONDITIONS", "--limit-preconditions"},
+		{"write-tuples", `{"updates": [{"operation": "OPERATION_TOUCH", "tuple": ` + strings.TrimSuffix(tuple, "}") + `, "caveat": {"name": "c", "context": ` + large + `}}}]}`, "TOO_LARGE", "--limit-tuple-context-bytes"},
+		{"write-tuples", `{"updates": [{"operation": "OPERATION_TOUCH", "tuple": ` + tuple + `}], "metadata": ` + large + `}`, "TOO_LARGE", "--limit-metadata-bytes"},
+		{"import-tuples", `{"header": {}, "tuples": [` + repeat(tuple, 3) + `]}`, "TOO_MANY_UPDATES", "--limit-import-tuples"},
+		{"check", `{` + check + `, "context": ` + large + `}`, "TOO_LARGE", "--limit-context-bytes"},
+		{"check-bulk", `{"items": [` + repeat(`{`+check+`}`, 3) + `]}`, "TOO_MANY_CHECKS", "--limit-checks"},
+		{"lookup-resources", `{"type": "doc", "permission": "view", "subject": {"object": {"type": "user", "id": "b"}}, "context": ` + large + `}`, "TOO_LARGE", "--limit-context-bytes"},
+		{"watch", `{"filters": [` + repeat(`{"object_type": "doc"}`, changeFiltersMax+1) + `]}`, "TOO_MANY_FILTERS", ""},
+		{"check", `{"permission": "` + strings.Repeat("x", 65<<10) + `"}`, "TOO_LARGE", "--limit-request-bytes"},
+	} {
+		a := send(t, "POST", httpURL(s, httpPrefix+test.path), test.body)
+		code, reason := httpError(t, test.path, lines(a.body)[0])
+		if a.status != 413 || code != int(codes.ResourceExhausted) || reason != test.reason {
+			t.Errorf("%s: %d, code %d, %s; expected 413, %d, %s: %s", test.path, a.status, code, reason, codes.ResourceExhausted, test.reason, a.body)
+		}
+		var named string
+		if named = flag.FindString(a.body); named != test.flag || named != "" && !flags[named] {
+			t.Errorf("%s: the flag is %q, expected %q: %s", test.path, named, test.flag, a.body)
+		}
+		if !strings.Contains(a.body, "allowed") || !strings.Contains(a.body, `"limit":`) {
+			t.Errorf("%s: it does not say what is allowed: %s", test.path, a.body)
+		}
+	}
+	// What is exhausted for another reason may be there again.
+	for i := range 30 {
+		u := touch(i, i+1)
+		u[0].Tuple.Subject = &pembav1.Subject{Object: object("doc", fmt.Sprintf("d%05d", i+1)), Relation: "view"}
+		if i == 0 {
+			if _, err := c.WriteSchema(testContext(t), &pembav1.WriteSchemaRequest{
+				Schema: `definition user {} definition doc { relation viewer: user | doc#view permission view = viewer }`,
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := c.WriteTuples(testContext(t), &pembav1.WriteTuplesRequest{Updates: u}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := send(t, "POST", httpURL(s, "/pemba/v1/check"), `{"object": {"type": "doc", "id": "d00000"}, "permission": "view", "subject": {"object": {"type": "user", "id": "b"}}}`)
+	if _, reason := httpError(t, "a budget", a.body); a.status != 429 || reason != "BUDGET_EXCEEDED" {
+		t.Errorf("a budget: %d %s", a.status, a.body)
+	}
+	// A reason that is given by tooMany or tooLarge is known to be one of a size.
+	for _, reason := range append(reasonsOf(t, regexp.MustCompile(`tooMany\(.*"([A-Z_]+)"`)), "TOO_LARGE", "REQUEST_TOO_LARGE") {
+		if !isTooLarge(newStatus(codes.ResourceExhausted, reason, "", "", nil)) {
+			t.Errorf("%s is not taken for a reason of a size", reason)
+		}
 	}
 }

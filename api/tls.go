@@ -220,6 +220,9 @@ type boundedConn struct {
 	net.Conn
 	listener *boundedListener
 	once     sync.Once
+	// stalled counts the streams over gRPC that ended since nobody took them: see
+	// leftBehind.
+	stalled atomic.Int64
 }
 
 // Close closes the connection; again is harmless.

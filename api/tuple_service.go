@@ -110,10 +110,10 @@ func (s *tupleService) ExportTuples(r *pembav1.ExportTuplesRequest, stream grpc.
 		bytes := 0
 		var last func() string
 		flush := func() error {
-			batch.Cursor = last()
-			err := put(batch)
+			full := batch
+			full.Cursor = last()
 			batch, bytes = &pembav1.ExportTuplesResponse{ReadAt: read.readAt}, 0
-			return err
+			return put(full)
 		}
 		err := read.each(ctx, func(tuple *pembav1.Tuple, cursor func() string) (more bool, err error) {
 			batch.Tuples, last = append(batch.Tuples, tuple), cursor
@@ -127,16 +127,8 @@ func (s *tupleService) ExportTuples(r *pembav1.ExportTuplesRequest, stream grpc.
 		}
 		return err
 	}
-	return feed(stream.Context(), s.server.limits.StreamStall, batchesAhead, produce, stream.Send)
+	return feedBatches(stream.Context(), s.server.limits.StreamStall, produce, stream)
 }
-
-// A batch of an export, or of changes, ends with the tuple that makes it as
-// large as one of the first two; so many of them wait for a client at most.
-const (
-	batchTuples  = 500
-	batchBytes   = 64 << 10
-	batchesAhead = 2
-)
 
 func (s *tupleService) CountTuples(ctx context.Context, r *pembav1.CountTuplesRequest) (*pembav1.CountTuplesResponse, error) {
 	store, err := s.server.store(ctx, r.GetStore())

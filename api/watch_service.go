@@ -73,10 +73,10 @@ func (t *changeTeller) tell(r *graph.LoggedRevision) (told bool, err error) {
 	}
 	flush := func(looked int) error {
 		upTo := graph.LoggedRevision{Revision: r.Revision, Count: r.Count, Offset: r.Offset, Changes: r.Changes[:looked]}
-		message.Cursor = t.server.changeCursor(t.store, upTo.End())
-		err := t.put(message)
+		full := message
+		full.Cursor = t.server.changeCursor(t.store, upTo.End())
 		message, told = nil, true
-		return err
+		return t.put(full)
 	}
 	if t.schema && r.SchemaChanged {
 		if err := begin(); err != nil {
@@ -226,7 +226,7 @@ func (s *watchService) Watch(r *pembav1.WatchRequest, stream grpc.ServerStreamin
 			}
 		}
 	}
-	err = feed(ctx, server.limits.StreamStall, batchesAhead, produce, stream.Send)
+	err = feedBatches(ctx, server.limits.StreamStall, produce, stream)
 	if err != nil && errors.Is(context.Cause(ctx), cluster.ErrShuttingDown) {
 		return fmt.Errorf("watch store %s: %w", store.Name, cluster.ErrShuttingDown)
 	}
@@ -309,7 +309,7 @@ func (s *watchService) ReadChanges(r *pembav1.ReadChangesRequest, stream grpc.Se
 			}
 		}
 	}
-	return ofStore(store, feed(stream.Context(), server.limits.StreamStall, batchesAhead, produce, stream.Send))
+	return ofStore(store, feedBatches(stream.Context(), server.limits.StreamStall, produce, stream))
 }
 
 // since finds the position before the first change at or after a moment. Stamps

@@ -30,24 +30,33 @@ var watchersFlag = flag.Int("watchers", 1000, "how many watch at once in TestMan
 
 // A place is where a server can be reached that is restarted now and then.
 type place struct {
-	mu     sync.Mutex
-	client *testClient
+	mu sync.Mutex
+	// writer and each of the watchers have a connection of their own: one that is
+	// slow may lose it.
+	writer   *testClient
+	watchers []*testClient
 }
 
 func (p *place) get() *testClient {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.client
+	return p.writer
 }
 
-func (p *place) set(c *testClient) {
+func (p *place) watcher(i int) *testClient {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.client = c
+	return p.watchers[i]
+}
+
+func (p *place) set(writer *testClient, watchers []*testClient) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.writer, p.watchers = writer, watchers
 }
 
 // serveDir serves a node on a directory; stop closes both.
-func serveDir(t *testing.T, dir string, limits Limits) (c *testClient, stop func()) {
+func serveDir(t *testing.T, dir string, limits Limits) (s *Server, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -55,13 +64,13 @@ func serveDir(t *testing.T, dir string, limits Limits) (c *testClient, stop func
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Listen(Config{Node: node, GRPCAddr: "127.0.0.1:0", Limits: limits, Logger: slog.New(slog.DiscardHandler)})
+	s, err = Listen(Config{Node: node, GRPCAddr: "127.0.0.1:0", Limits: limits, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve() }()
-	return dial(t, s), func() {
+	return s, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		if err := errors.Join(s.Close(ctx), <-done, node.Close(ctx)); err != nil {
@@ -70,22 +79,34 @@ func serveDir(t *testing.T, dir string, limits Limits) (c *testClient, stop func
 	}
 }
 
-// TestWatchAgain: whoever watches, is cut off at random, and comes back with the
-// last cursor, is told every change once, in order, through a revision of 100,000
-// changes (fewer under the race detector) and a restart of the node.
+// TestWatchAgain: whoever watches, is cut off at random or because he takes
+// nothing for too long, and comes back with the last cursor, is told every change
+// once, in order, through large revisions, one of them of 100,000 changes (fewer
+// under the race detector and with -short), and a restart of the node.
 func TestWatchAgain(t *testing.T) {
 	const chunk, watchers = 10_000, 2
-	imported := 100_000
-	if raceEnabled {
-		imported = 20_000 // It costs ten times as much.
+	imports := []int{6000, 100_000, 9000}
+	if raceEnabled || testing.Short() {
+		imports = []int{3000, 20_000, 4000} // It costs ten times as much.
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	dir := t.TempDir()
-	limits := Limits{WatchHeartbeat: 20 * time.Millisecond}
+	limits := Limits{WatchHeartbeat: 20 * time.Millisecond, StreamStall: 30 * time.Millisecond}
 	var where place
-	c, stop := serveDir(t, dir, limits)
-	where.set(c)
+	stop := func() {}
+	start := func() *testClient {
+		var s *Server
+		s, stop = serveDir(t, dir, limits)
+		var slow []*testClient
+		for range watchers {
+			slow = append(slow, dial(t, s, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10)))
+		}
+		c := dial(t, s)
+		where.set(c, slow)
+		return c
+	}
+	c := start()
 	defer func() { stop() }()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
@@ -102,6 +123,7 @@ func TestWatchAgain(t *testing.T) {
 		kind     pembav1.Change_Kind
 	}
 	got := make([][]told, watchers)
+	stalls := make([]int, watchers)
 	var group sync.WaitGroup
 	for i := range watchers {
 		group.Go(func() {
@@ -115,12 +137,16 @@ func TestWatchAgain(t *testing.T) {
 					return false
 				}
 			}
-			for !enough() && ctx.Err() == nil {
+			for pause := 120 * time.Millisecond; !enough() && ctx.Err() == nil; {
 				watching, cut := context.WithCancel(ctx)
-				stream, err := where.get().Watch(watching, request)
-				// Some are cut off between two messages, some anywhere.
-				left := random.IntN(150)
-				if random.IntN(2) == 0 {
+				stream, err := where.watcher(i).Watch(watching, request)
+				// Some are cut off between two messages, some anywhere, but for those that
+				// are to be found too slow first.
+				left, full := random.IntN(150), 0
+				switch {
+				case stalls[i] == 0:
+					left = 1 << 30
+				case random.IntN(2) == 0:
 					time.AfterFunc(time.Duration(random.IntN(200))*time.Millisecond, cut)
 					left = 1 << 30
 				}
@@ -133,10 +159,26 @@ func TestWatchAgain(t *testing.T) {
 						got[i] = append(got[i], told{change.GetSequence(), change.GetTuple().GetObject().GetId(), change.GetKind()})
 					}
 					request.From = &pembav1.WatchRequest_Cursor{Cursor: m.GetCursor()}
+					if len(m.GetChanges()) >= batchTuples/2 {
+						full++
+					}
+					// Now and then he is slow, and until he has lost a watch by that
+					// whenever much more is to come than is on the way to him: how long it
+					// needs to fill that depends on the machine.
+					switch {
+					case stalls[i] == 0 && full%16 == 1:
+						time.Sleep(pause)
+						pause = min(2*pause, 2*time.Second)
+						full++
+					case random.IntN(300) == 0:
+						time.Sleep(120 * time.Millisecond)
+					}
 				}
 				cut()
-				switch status.Code(err) {
-				case codes.OK, codes.Canceled, codes.Unavailable:
+				switch code := status.Code(err); {
+				case code == codes.OK, code == codes.Canceled, code == codes.Unavailable:
+				case reasonOfStatus(err) == "CLIENT_STALLED":
+					stalls[i]++
 				default:
 					t.Errorf("watcher %d: %v", i, err)
 					return
@@ -156,37 +198,53 @@ func TestWatchAgain(t *testing.T) {
 			}
 		}
 	}
-	write(0, 500)
-	stream, err := where.get().ImportTuples(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	message := &pembav1.ImportTuplesRequest{Header: &pembav1.ImportHeader{}}
-	for from := 0; from < imported; from += chunk {
-		message.Chunk = uint32(from / chunk)
-		for i := range chunk {
-			message.Tuples = append(message.Tuples, &pembav1.Tuple{Object: object("doc", fmt.Sprintf("i%06d", from+i)), Relation: "viewer", Subject: user("anne")})
-		}
-		if err := stream.Send(message); err != nil {
+	imported := 0
+	// importDocs makes one revision of so many changes; meanwhile runs in its midst.
+	importDocs := func(count int, meanwhile func()) {
+		stream, err := where.get().ImportTuples(ctx)
+		if err != nil {
 			t.Fatal(err)
 		}
-		message = new(pembav1.ImportTuplesRequest)
+		message := &pembav1.ImportTuplesRequest{Header: &pembav1.ImportHeader{}}
+		for from := 0; from < count; from += chunk {
+			message.Chunk = uint32(from / chunk)
+			for i := range min(chunk, count-from) {
+				message.Tuples = append(message.Tuples, &pembav1.Tuple{Object: object("doc", fmt.Sprintf("i%06d", imported+from+i)), Relation: "viewer", Subject: user("anne")})
+			}
+			if err := stream.Send(message); err != nil {
+				t.Fatal(stream.RecvMsg(new(pembav1.ImportTuplesResponse)))
+			}
+			message = new(pembav1.ImportTuplesRequest)
+		}
+		meanwhile()
+		result, err := stream.CloseAndRecv()
+		if err != nil || result.GetChanged() != uint64(count) {
+			t.Fatalf("%v, %v", result, err)
+		}
+		imported += count
 	}
-	write(500, 700)
-	result, err := stream.CloseAndRecv()
-	if err != nil || result.GetChanged() != uint64(imported) {
-		t.Fatalf("%v, %v", result, err)
-	}
-	write(700, 800)
+	write(0, 300)
+	importDocs(imports[0], func() { write(300, 500) })
+	importDocs(imports[1], func() { write(500, 700) })
+	// The node goes while they are in the midst of what is large.
 	stop()
-	c, stop = serveDir(t, dir, limits)
-	where.set(c)
-	write(800, 1000)
+	start()
+	write(700, 800)
+	importDocs(imports[2], func() { write(800, 1000) })
 	total = uint64(imported) + 1000
 	close(finished)
 	group.Wait()
+	t.Logf("the watchers lost %v watches by being slow", stalls)
+	// What is smaller may come through at once; TestWatchStalled has that alone.
+	if slices.Max(stalls) == 0 && slices.Max(imports) == 100_000 {
+		t.Error("the watchers were slow and lost no watch by that")
+	}
 
-	// What the log has at the end is what everybody was told.
+	// What the log has at the end is what everybody was told. This reader is not
+	// to be hurried.
+	stop()
+	limits.StreamStall = 0
+	c = start()
 	var want []told
 	reading, err := c.ReadChanges(ctx, &pembav1.ReadChangesRequest{})
 	if err != nil {
@@ -591,5 +649,102 @@ func TestWatchStalled(t *testing.T) {
 			// It was not asked for long enough; ctx ends one that never stalls.
 			pause, next, request.From = pause*2, 1, begin
 		}
+	}
+}
+
+// TestWatchSchemaChanges: a watch that asks for schemas is told of each where it
+// stands among the changes of tuples, also when it begins anew at any cursor, and
+// one that does not ask is told of none.
+func TestWatchSchemaChanges(t *testing.T) {
+	s := testServer(t, Config{Limits: Limits{WatchHeartbeat: 5 * time.Millisecond}})
+	c := dial(t, s)
+	ctx := testContext(t)
+	var want []string
+	schemas := make(map[string]*pembav1.WriteSchemaResponse)
+	for i := range 4 {
+		text := testSchema + strings.Repeat(" ", i)
+		written, err := c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: text, RecordedActor: fmt.Sprintf("writer %d", i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		event := fmt.Sprintf("schema of %d bytes by writer %d", len(text), i)
+		schemas[event] = written
+		want = append(want, event)
+		for j := range i { // None stands between the first two.
+			if _, err := c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: touch(10*i+j, 10*i+j+1)}); err != nil {
+				t.Fatal(err)
+			}
+			want = append(want, fmt.Sprintf("d%05d", 10*i+j))
+		}
+	}
+	// follow is told so many events from a place on, with the cursor behind each.
+	follow := func(r *pembav1.WatchRequest, count int) (events, cursors []string) {
+		watching, cut := context.WithCancel(ctx)
+		defer cut()
+		stream, err := c.Watch(watching, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for len(events) < count {
+			m, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v := m.GetSchema(); v != nil {
+				event := fmt.Sprintf("schema of %d bytes by %s", v.GetSize(), v.GetRecordedActor())
+				if written := schemas[event].GetWrittenAt().GetToken(); v.GetWrittenAt().GetToken() != written || v.GetInstant() == nil || m.GetHeartbeat() {
+					t.Errorf("%s: %v is not the version %s", event, m, written)
+				}
+				events, cursors = append(events, event), append(cursors, m.GetCursor())
+			}
+			for _, change := range m.GetChanges() {
+				events, cursors = append(events, change.GetTuple().GetObject().GetId()), append(cursors, m.GetCursor())
+			}
+		}
+		return events, cursors
+	}
+	begin := &pembav1.WatchRequest_After{After: zookie{cluster: s.clusterID}.proto()}
+	all, cursors := follow(&pembav1.WatchRequest{From: begin, SchemaChanges: true}, len(want))
+	if !slices.Equal(all, want) {
+		t.Fatalf("told %q, expected %q", all, want)
+	}
+	for i, cursor := range cursors[:len(cursors)-1] {
+		rest, _ := follow(&pembav1.WatchRequest{From: &pembav1.WatchRequest_Cursor{Cursor: cursor}, SchemaChanges: true}, len(want)-i-1)
+		if !slices.Equal(rest, want[i+1:]) {
+			t.Errorf("behind %q: told %q, expected %q", want[i], rest, want[i+1:])
+		}
+	}
+	tuples := slices.DeleteFunc(slices.Clone(want), func(event string) bool { return strings.HasPrefix(event, "schema") })
+	if told, _ := follow(&pembav1.WatchRequest{From: begin}, len(tuples)); !slices.Equal(told, tuples) {
+		t.Errorf("without schemas: told %q, expected %q", told, tuples)
+	}
+	// A schema comes through filters that no tuple passes, and is told while it is
+	// watched for.
+	stream, err := c.Watch(ctx, &pembav1.WatchRequest{SchemaChanges: true, Filters: []*pembav1.ChangeFilter{{ObjectType: "doc", ObjectId: "none"}}})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.WriteTuples(ctx, &pembav1.WriteTuplesRequest{Updates: touch(99, 100)}); err != nil {
+		t.Fatal(err)
+	}
+	written, err := c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: testSchema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.GetHeartbeat() {
+			continue
+		}
+		if len(m.GetChanges()) > 0 || m.GetSchema().GetWrittenAt().GetToken() != written.GetWrittenAt().GetToken() {
+			t.Errorf("%v is not the schema of %v", m, written)
+		}
+		break
 	}
 }

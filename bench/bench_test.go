@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 )
 
 // TestMain makes the test binary a server where the driver starts it as one.
@@ -72,6 +74,116 @@ func TestRun(t *testing.T) {
 	}
 	if found != 2 {
 		t.Errorf("the JSON lines have the calls of %d workloads; want 2", found)
+	}
+}
+
+// TestPruning holds that a workload with pruning has figures of the checks with and
+// without it, and that something was removed beside.
+func TestPruning(t *testing.T) {
+	var table, lines bytes.Buffer
+	c, err := parse([]string{"--rounds", "2", "--seconds", "0.02", "--dir", t.TempDir()}, &table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &driver{config: c, report: &report{table: &table, lines: bufio.NewWriter(&lines)}}
+	if d.echo, err = launch(serveSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := d.echo.stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	w := workload{
+		source: source{model: "business", size: 2000}, kind: check, ask: "view", callers: 2, questions: hotQuestions, pruning: true,
+	}
+	if err := d.runGroup(t.Context(), []workload{w}); err != nil {
+		t.Fatalf("%v\n%s", err, &table)
+	}
+	for _, want := range []string{"hot/pruning/callers=2", "the same without pruning", "with/without: p50 ", " p95 ", " p99 ", "pruned: "} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("the table does not show %q:\n%s", want, &table)
+		}
+	}
+	if err := d.report.lines.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]measure{}
+	for scanner := bufio.NewScanner(&lines); scanner.Scan(); {
+		var m measure
+		if err := json.Unmarshal(scanner.Bytes(), &m); err != nil {
+			t.Fatalf("%v: %s", err, scanner.Bytes())
+		}
+		if m.Workload == w.name() {
+			found[m.Measure] = m
+		}
+	}
+	for _, name := range []string{measureMedian, measureSlow, measureSlowest} {
+		m := found[name]
+		if m.Median <= 0 || m.Without == nil || m.Without.Median <= 0 || m.Slowdown == nil || m.Slowdown.Min > m.Slowdown.Median {
+			t.Errorf("the measure %s is wrong: %+v", name, m)
+		}
+	}
+	if m := found[measurePruned]; m.Rounds != 2 || m.Without != nil {
+		t.Errorf("the measure %s is wrong: %+v", measurePruned, m)
+	}
+}
+
+// TestRemoval holds that removing a past is a matter of as many steps as the
+// figure of what was pruned takes it to be, and that without a past there is
+// nothing to prune.
+func TestRemoval(t *testing.T) {
+	const tuples = 8_000
+	d := &driver{config: &config{rounds: 1}}
+	made := &target{data: models["business"].generate(2000, 1)}
+	var err error
+	if made.server, err = launch(serveSpec{Dir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := made.end(); err != nil {
+			t.Error(err)
+		}
+	}()
+	ctx := t.Context()
+	if _, err := made.schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: businessSchema}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := d.nextPast(ctx, made, tuples)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.tuples != tuples {
+		t.Errorf("the past has %d tuples; want %d", p.tuples, tuples)
+	}
+	if err := made.prune(ctx, p); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := made.tell(order{Do: removeRest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The node has removed some of it already; how much is a matter of time. Each
+	// write of importBatch tuples has a header in the log as well.
+	most := 2*(tuples+tuples/importBatch)/removalRecords + 1
+	if rest.Left > most {
+		t.Errorf("%d steps were left; the whole past should have at most %d", rest.Left, most)
+	}
+	if rest, err = made.tell(order{Do: removeRest}); err != nil || rest.Left != 0 {
+		t.Errorf("when all is removed there are %d steps left, error %v", rest.Left, err)
+	}
+	if err := made.prune(ctx, p); err == nil || !strings.Contains(err.Error(), "nothing was pruned") {
+		t.Errorf("pruning nothing gives: %v", err)
+	}
+	store, err := made.stores.GetStore(ctx, &pembav1.GetStoreRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kept := store.GetStore().GetSettings().GetHistory().GetDuration().AsDuration(); kept < 24*time.Hour {
+		t.Errorf("the history is kept for %v afterwards", kept)
+	}
+	if n := store.GetStore().GetTuples(); n != 0 {
+		t.Errorf("%d tuples are left of the past", n)
 	}
 }
 

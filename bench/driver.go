@@ -33,6 +33,8 @@ type slice struct {
 	processor time.Duration // of the server process
 	// beside is how many writes were made beside.
 	beside uint64
+	// pruned is of how many tuples the past was removed beside.
+	pruned uint64
 }
 
 // A caller makes one call after the other.
@@ -185,6 +187,7 @@ type driver struct {
 
 // run runs everything that the configuration selects.
 func run(ctx context.Context, c *config) (err error) {
+	begin := time.Now()
 	groups := plan(c)
 	if len(groups) == 0 {
 		return fmt.Errorf("--run %s selects no workload; --list shows their names", c.run)
@@ -203,7 +206,7 @@ func run(ctx context.Context, c *config) (err error) {
 			return fmt.Errorf("%s: %w", group[0].source, err)
 		}
 	}
-	return nil
+	return d.report.ended(time.Since(begin))
 }
 
 // A target is the measured server with its data and what was asked already.
@@ -219,6 +222,8 @@ type target struct {
 	empty int64
 	// fresh counts the tuples that were written beyond the data.
 	fresh atomic.Uint64
+	// pasts are what rounds of pruning have yet to remove, the oldest first.
+	pasts []past
 }
 
 // runGroup loads the data of some workloads, and runs these.
@@ -237,7 +242,7 @@ func (d *driver) runGroup(ctx context.Context, group []workload) (err error) {
 	defer func() { err = errors.Join(err, t.end()) }()
 	asked := false
 	for i := range group {
-		if asked && group[i].kind == write {
+		if asked && group[i].changes() {
 			if err := d.remember(t, from); err != nil {
 				return err
 			}
@@ -246,7 +251,7 @@ func (d *driver) runGroup(ctx context.Context, group []workload) (err error) {
 		if err := d.measure(ctx, t, &group[i]); err != nil {
 			return fmt.Errorf("%s: %w", group[i].name(), err)
 		}
-		asked = asked || group[i].kind != write
+		asked = asked || !group[i].changes()
 	}
 	if asked {
 		return d.remember(t, from)
@@ -341,6 +346,9 @@ func linearizable() *pembav1.Consistency {
 // importBatch is how many tuples a message of an import, or a write, has.
 const importBatch = 1000
 
+// writers is how many callers write data at once, where it is not measured.
+const writers = 4
+
 // importAll writes the tuples of the data, all at one revision, and returns how
 // many there are.
 func (t *target) importAll(ctx context.Context) (tuples int, err error) {
@@ -382,7 +390,6 @@ func (t *target) importAll(ctx context.Context) (tuples int, err error) {
 // writeAll writes the tuples of the data, each batch at a revision of its own
 // and by a few callers at once, and returns how many there are.
 func (t *target) writeAll(ctx context.Context) (tuples int, err error) {
-	const writers = 4
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	requests := make(chan *pembav1.WriteTuplesRequest)
@@ -424,9 +431,9 @@ func (t *target) writeAll(ctx context.Context) (tuples int, err error) {
 }
 
 // measure runs the rounds of one workload, the echo before Pemba in each, and
-// reports them.
+// reports them. Where there is pruning, Pemba is asked twice, without and with it.
 func (d *driver) measure(ctx context.Context, t *target, w *workload) error {
-	length := time.Duration(d.config.seconds * float64(time.Second))
+	length := d.config.length()
 	profiled := d.config.profile != "" && w.kind == check
 	if profiled {
 		file := filepath.Join(d.config.profile, fileName(w.name())+".pprof")
@@ -441,31 +448,47 @@ func (d *driver) measure(ctx context.Context, t *target, w *workload) error {
 	if _, _, err := runSlice(ctx, d.echo, w.callers, w.rate, length/4, calls.echo); err != nil {
 		return fmt.Errorf("echo: %w", err)
 	}
+	if w.pruning && t.data.fresh == nil {
+		return errors.New("the model is not written to, so it has no past to prune")
+	}
 	if w.questions > 0 || w.kind == resources || w.kind == subjects {
 		if _, _, err := runSlice(ctx, t.server, w.callers, w.rate, length/4, calls.pemba); err != nil {
 			return err
 		}
 	}
 	var rounds []round
-	for range d.config.rounds {
+	pastTuples := max(int(d.config.seconds*pastPerSecond), pastMin)
+	for len(rounds) < d.config.rounds {
 		if err := calls.refill(); err != nil {
 			return err
+		}
+		var p past
+		if w.pruning {
+			if p, err = d.nextPast(ctx, t, pastTuples); err != nil {
+				return fmt.Errorf("make a past: %w", err)
+			}
 		}
 		baseline, _, err := runSlice(ctx, d.echo, w.callers, w.rate, length, calls.echo)
 		if err != nil {
 			return fmt.Errorf("echo: %w", err)
 		}
-		stop := t.writeBeside(ctx, w.beside)
-		measured, callers, err := runSlice(ctx, t.server, w.callers, w.rate, length, calls.pemba)
-		written, besideErr := stop()
-		if err := errors.Join(err, besideErr); err != nil {
+		r := round{echo: baseline}
+		if w.pruning {
+			r.without, r.pemba, err = d.whilePruning(ctx, t, w, calls, p)
+			if errors.Is(err, errPrunedEarly) && pastTuples < pastMax {
+				pastTuples = min(2*pastTuples, pastMax)
+				continue
+			}
+			if errors.Is(err, errPrunedEarly) {
+				err = fmt.Errorf("%w, of %d tuples; use fewer seconds than %g", err, p.tuples, d.config.seconds)
+			}
+		} else {
+			r.pemba, err = d.beside(ctx, t, w, calls)
+		}
+		if err != nil {
 			return err
 		}
-		measured.beside = written
-		if err := t.verifyWrites(ctx, callers); err != nil {
-			return err
-		}
-		rounds = append(rounds, round{echo: baseline, pemba: measured})
+		rounds = append(rounds, r)
 	}
 	if profiled {
 		if _, err := t.tell(order{Do: stopProfile}); err != nil {
@@ -473,6 +496,18 @@ func (d *driver) measure(ctx context.Context, t *target, w *workload) error {
 		}
 	}
 	return d.report.measured(w, rounds)
+}
+
+// beside makes calls with the writes of the workload beside.
+func (d *driver) beside(ctx context.Context, t *target, w *workload, made calls) (*slice, error) {
+	stop := t.writeBeside(ctx, w.beside)
+	measured, callers, err := runSlice(ctx, t.server, w.callers, w.rate, d.config.length(), made.pemba)
+	written, besideErr := stop()
+	if err := errors.Join(err, besideErr); err != nil {
+		return nil, err
+	}
+	measured.beside = written
+	return measured, t.verifyWrites(ctx, callers)
 }
 
 // fileName makes a name one of a file.
@@ -757,8 +792,9 @@ func verifyLookup(ctx context.Context, call func(context.Context, *lookup, func(
 	return nil
 }
 
-// touch writes n fresh tuples and returns the last.
-func (t *target) touch(ctx context.Context, n int) (*writtenTuple, error) {
+// freshTuples returns the write of n tuples that were not written yet, the last
+// of them first.
+func (t *target) freshTuples(n int) *pembav1.WriteTuplesRequest {
 	request := &pembav1.WriteTuplesRequest{Updates: make([]*pembav1.TupleUpdate, n)}
 	last := t.fresh.Add(uint64(n))
 	for i := range request.Updates {
@@ -766,6 +802,12 @@ func (t *target) touch(ctx context.Context, n int) (*writtenTuple, error) {
 			Operation: pembav1.TupleUpdate_OPERATION_TOUCH, Tuple: t.data.fresh(last - uint64(i)),
 		}
 	}
+	return request
+}
+
+// touch writes n fresh tuples and returns the last.
+func (t *target) touch(ctx context.Context, n int) (*writtenTuple, error) {
+	request := t.freshTuples(n)
 	answer, err := t.tuples.WriteTuples(ctx, request)
 	if err != nil {
 		return nil, err

@@ -1,5 +1,5 @@
-// Bench measures Pemba beside an empty gRPC echo: one driver, and workloads as
-// data.
+// Command bench measures Pemba beside an empty gRPC echo: one driver, and
+// workloads as data.
 //
 //	go run ./bench --quick
 //	go run ./bench --run 'business/100k/check' --json figures.jsonl
@@ -7,8 +7,9 @@
 //
 // Absolute figures say more about the machine than about Pemba. What counts are
 // ratios within one round: every workload runs in alternating rounds with the
-// echo, which has the options, messages and codec of the real server and does
-// nothing, so that the ratio says what Pemba adds to the call that carries it.
+// echo, which has the options, messages and codec of the real server, without its
+// interceptors, and does nothing, so that the ratio says what Pemba adds to the
+// call that carries it.
 // Both run as child processes of the driver (this program, started again), one
 // connection of loopback TCP away, so that their processor time and memory can
 // be told apart from the driver's.
@@ -16,8 +17,8 @@
 // The pieces: a model (models.go) makes data, and questions whose answers are
 // known; a workload (workloads.go) says what is asked of which data, how often
 // and by how many callers; the driver (driver.go) makes the calls and verifies
-// the answers; stats.go counts, and report.go tells. The two servers are in
-// server.go.
+// the answers, and past.go makes what is pruned beside them; stats.go counts, and
+// report.go tells. The two servers are in server.go.
 //
 // Invariants:
 //
@@ -39,6 +40,7 @@ import (
 	"os/signal"
 	"regexp"
 	"syscall"
+	"time"
 )
 
 // A config says what to run.
@@ -61,6 +63,9 @@ type config struct {
 	json, profile, dir string
 	output             io.Writer
 }
+
+// length is how long one slice of a round is.
+func (c *config) length() time.Duration { return time.Duration(c.seconds * float64(time.Second)) }
 
 // The defaults of a full and of a quick run.
 const (

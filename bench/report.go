@@ -13,7 +13,12 @@ import (
 )
 
 // A round is one slice of a workload beside one of the echo right before it.
-type round struct{ echo, pemba *slice }
+type round struct {
+	echo, pemba *slice
+	// without is the same between the two, without pruning beside; nil for
+	// workloads that have none.
+	without *slice
+}
 
 // A measure is one figure of a workload, a line of the JSON output.
 type measure struct {
@@ -28,6 +33,10 @@ type measure struct {
 	// echoes are; nil where the echo has no such figure.
 	Echo  *spread `json:"echo,omitempty"`
 	Ratio *spread `json:"ratio,omitempty"`
+	// Without is the same without pruning beside, and Slowdown what the rounds
+	// divided by that are; nil where there is no pruning.
+	Without  *spread `json:"without,omitempty"`
+	Slowdown *spread `json:"slowdown,omitempty"`
 }
 
 // A figure is how a measure is taken from a slice.
@@ -50,6 +59,7 @@ const (
 	measureItems     = "items"
 	measureUnsent    = "unsent"
 	measureBeside    = "beside"
+	measurePruned    = "pruned"
 )
 
 func microseconds(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
@@ -86,6 +96,9 @@ func figures(w *workload) []figure {
 	if w.beside > 0 {
 		list = append(list, figure{measureBeside, "writes/s", func(s *slice) float64 { return float64(s.beside) / s.elapsed.Seconds() }, nil})
 	}
+	if w.pruning {
+		list = append(list, figure{measurePruned, "tuples/s", func(s *slice) float64 { return float64(s.pruned) / s.elapsed.Seconds() }, nil})
+	}
 	return list
 }
 
@@ -104,28 +117,42 @@ func itemsOf(w *workload) string {
 func measuresOf(w *workload, rounds []round) []measure {
 	var list []measure
 	for _, f := range figures(w) {
-		var own, base, ratio []float64
-		for _, r := range rounds {
-			own = append(own, f.of(r.pemba))
-			if f.base == nil {
-				continue
-			}
-			base = append(base, f.base(r.echo))
-			if b := base[len(base)-1]; b > 0 {
-				ratio = append(ratio, own[len(own)-1]/b)
-			}
+		m := measure{Workload: w.name(), Parameters: w.parameters(), Measure: f.measure, Unit: f.unit, Rounds: len(rounds)}
+		m.spread = spreadOver(rounds, func(r round) float64 { return f.of(r.pemba) })
+		if f.base != nil {
+			m.Echo, m.Ratio = compared(rounds, f, func(r round) float64 { return f.base(r.echo) })
 		}
-		m := measure{
-			Workload: w.name(), Parameters: w.parameters(), Measure: f.measure, Unit: f.unit,
-			Rounds: len(rounds), spread: spreadOf(own),
-		}
-		if len(ratio) > 0 {
-			baseline, ratios := spreadOf(base), spreadOf(ratio)
-			m.Echo, m.Ratio = &baseline, &ratios
+		if w.pruning && f.base != nil {
+			m.Without, m.Slowdown = compared(rounds, f, func(r round) float64 { return f.of(r.without) })
 		}
 		list = append(list, m)
 	}
 	return list
+}
+
+// spreadOver sums up one figure of each round.
+func spreadOver(rounds []round, of func(round) float64) spread {
+	values := make([]float64, len(rounds))
+	for i, r := range rounds {
+		values[i] = of(r)
+	}
+	return spreadOf(values)
+}
+
+// compared returns what a figure is compared with, and the figure divided by it
+// in each round where that is above 0; nil when it never is.
+func compared(rounds []round, f figure, with func(round) float64) (base, ratio *spread) {
+	var ratios []float64
+	for _, r := range rounds {
+		if b := with(r); b > 0 {
+			ratios = append(ratios, f.of(r.pemba)/b)
+		}
+	}
+	if len(ratios) == 0 {
+		return nil, nil
+	}
+	bases, spreads := spreadOver(rounds, with), spreadOf(ratios)
+	return &bases, &spreads
 }
 
 // A report writes results as they come: a table for people, and JSON lines for
@@ -151,9 +178,21 @@ func newReport(c *config) (*report, error) {
 		}
 		r.lines = bufio.NewWriter(r.file)
 	}
-	_, err = fmt.Fprintf(r.table, "%s/%s, %d processors, %s, %s; %d rounds of %g s, seed %d\n",
+	_, err = fmt.Fprintf(r.table, "%s/%s, %d processors, %s before, %s; %d rounds of %g s, seed %d\n"+
+		"cells: the median of the rounds (least..most); in /echo columns, divided by an empty gRPC echo's of the same round\n"+
+		"what lines and columns are: bench/README.md\n",
 		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), load, runtime.Version(), c.rounds, c.seconds, c.seed)
 	return r, err
+}
+
+// ended tells how long the run took, and how busy the machine was.
+func (r *report) ended(took time.Duration) error {
+	load, err := machineLoad()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(r.table, "\nthe run took %.1f s, %s\n", took.Seconds(), load)
+	return err
 }
 
 // close writes out the JSON lines.
@@ -166,7 +205,7 @@ func (r *report) close() error {
 
 // encode writes measures as JSON lines.
 func (r *report) encode(list []measure) error {
-	if r.file == nil {
+	if r.lines == nil {
 		return nil
 	}
 	encoder := json.NewEncoder(r.lines)
@@ -250,7 +289,7 @@ func (r *report) asked(from source, tuples int, resident int64) error {
 	})
 }
 
-// number writes a figure with three digits that count.
+// number writes a figure with three digits that count, one below 0.1 with two.
 func number(f float64) string {
 	switch {
 	case f >= 999_500:
@@ -261,8 +300,10 @@ func number(f float64) string {
 		return fmt.Sprintf("%.0f", f)
 	case f >= 9.995:
 		return fmt.Sprintf("%.1f", f)
+	case f >= 0.0995 || f == 0:
+		return fmt.Sprintf("%.2f", f)
 	}
-	return fmt.Sprintf("%.2f", f)
+	return fmt.Sprintf("%.2g", f)
 }
 
 // text writes a spread as "median (min..max)".
@@ -291,7 +332,7 @@ var columns = []struct {
 	{"cpu/echo", 8, measureProcessor, true, false},
 }
 
-const nameWidth = 50
+const nameWidth = 58
 
 // cell writes what a column shows of a measure.
 func cell(m *measure, ratio, wide bool) string {
@@ -306,6 +347,21 @@ func cell(m *measure, ratio, wide bool) string {
 		return s.text()
 	}
 	return number(s.Median)
+}
+
+// appendRow writes a line of the table.
+func appendRow(text *strings.Builder, name string, list []measure) {
+	fmt.Fprintf(text, "%-*s", nameWidth, name)
+	for _, c := range columns {
+		shown := "-"
+		for i := range list {
+			if list[i].Measure == c.measure {
+				shown = cell(&list[i], c.ratio, c.wide)
+			}
+		}
+		fmt.Fprintf(text, "  %*s", c.width, shown)
+	}
+	text.WriteByte('\n')
 }
 
 // measured reports the rounds of a workload.
@@ -323,22 +379,30 @@ func (r *report) measured(w *workload, rounds []round) error {
 		text.WriteByte('\n')
 		r.headed = true
 	}
-	fmt.Fprintf(&text, "%-*s", nameWidth, w.name())
-	for _, c := range columns {
-		shown := "-"
-		for i := range list {
-			if list[i].Measure == c.measure {
-				shown = cell(&list[i], c.ratio, c.wide)
+	appendRow(&text, w.name(), list)
+	if w.pruning {
+		plain, alone := *w, make([]round, len(rounds))
+		plain.pruning = false
+		for i, r := range rounds {
+			alone[i] = round{echo: r.echo, pemba: r.without}
+		}
+		appendRow(&text, "    the same without pruning", measuresOf(&plain, alone))
+		var slowdowns []string
+		for _, m := range list {
+			switch m.Measure {
+			case measureMedian, measureSlow, measureSlowest, measureProcessor:
+				if m.Slowdown != nil {
+					slowdowns = append(slowdowns, m.Measure+" "+m.Slowdown.text())
+				}
 			}
 		}
-		fmt.Fprintf(&text, "  %*s", c.width, shown)
+		text.WriteString("    with/without: " + strings.Join(slowdowns, ", ") + "\n")
 	}
-	text.WriteByte('\n')
 	// What only some workloads have stands on a line of its own.
 	for _, m := range list {
 		switch {
 		case m.Measure == measureUnsent && m.Max == 0:
-		case m.Measure == measureFirst, m.Measure == measureItems, m.Measure == measureUnsent, m.Measure == measureBeside:
+		case m.Measure == measureFirst, m.Measure == measureItems, m.Measure == measureUnsent, m.Measure == measureBeside, m.Measure == measurePruned:
 			fmt.Fprintf(&text, "    %s: %s %s\n", m.Measure, m.text(), m.Unit)
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"runtime/pprof"
 	"strings"
@@ -22,11 +21,11 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 
 	"github.com/pembadb/pemba/api"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
+	"github.com/pembadb/pemba/graph"
 )
 
 // serveVariable is the environment variable that makes this program a server:
@@ -56,6 +55,11 @@ const (
 	// startProfile and stopProfile begin and end a processor profile.
 	startProfile = "start profile"
 	stopProfile  = "stop profile"
+	// pruneNow lets a node forget at once what its settings let it forget within
+	// the next minute; what that frees is then removed in the background.
+	pruneNow = "prune"
+	// removeRest removes all of it that is left, and says how much that was.
+	removeRest = "remove the rest"
 )
 
 // A reply is a line that a server process writes to its standard output: one
@@ -68,6 +72,8 @@ type reply struct {
 	Processor time.Duration `json:"processor,omitempty"`
 	// Resident is how many bytes of memory it has resident.
 	Resident int64 `json:"resident,omitempty"`
+	// Left is how many whole steps of the removal were left; of removeRest.
+	Left int `json:"left,omitempty"`
 }
 
 // serve is the whole life of a server process: it serves until its input ends.
@@ -81,14 +87,13 @@ func serve(spec string, orders io.Reader, replies io.Writer) error {
 	out := json.NewEncoder(replies)
 	start := startEcho
 	if s.Dir != "" {
-		start = func() (string, func() error, error) { return startPemba(s.Dir) }
+		start = func() (*process, error) { return startPemba(s.Dir) }
 	}
-	addr, stop, err := start()
+	p, err := start()
 	if err != nil {
 		return errors.Join(err, out.Encode(reply{Error: err.Error()}))
 	}
-	err = out.Encode(reply{Addr: addr})
-	var p profile
+	err = out.Encode(reply{Addr: p.addr})
 	lines := bufio.NewScanner(orders)
 	for err == nil && lines.Scan() {
 		var o order
@@ -101,7 +106,15 @@ func serve(spec string, orders io.Reader, replies io.Writer) error {
 		}
 		err = out.Encode(r)
 	}
-	return errors.Join(err, lines.Err(), p.stop(), stop())
+	return errors.Join(err, lines.Err(), p.profile.stop(), p.stop())
+}
+
+// A process is what a server process serves, and the profile of it.
+type process struct {
+	addr    string
+	node    *cluster.Node // nil for the echo
+	stop    func() error
+	profile profile
 }
 
 // A profile is the processor profile of this process that is being taken.
@@ -130,7 +143,7 @@ func (p *profile) stop() error {
 }
 
 // obey carries out one order.
-func (p *profile) obey(o order) (r reply, err error) {
+func (p *process) obey(o order) (r reply, err error) {
 	switch o.Do {
 	case takeMemory, takeUsage:
 		if o.Do == takeMemory {
@@ -142,16 +155,63 @@ func (p *profile) obey(o order) (r reply, err error) {
 		r.Resident, err = residentBytes()
 		return r, err
 	case startProfile:
-		return r, p.start(o.File)
+		return r, p.profile.start(o.File)
 	case stopProfile:
-		return r, p.stop()
+		return r, p.profile.stop()
+	case pruneNow, removeRest:
+		if p.node == nil {
+			return r, fmt.Errorf("the order %q is for a node, and this is the echo", o.Do)
+		}
+		if o.Do == pruneNow {
+			return r, p.prune()
+		}
+		r.Left, err = p.removeRest()
+		return r, err
 	}
 	return r, fmt.Errorf("the order %q is unknown", o.Do)
 }
 
-// startPemba serves a node of its own with the default settings, as the command
-// pemba serve does.
-func startPemba(dir string) (addr string, stop func() error, err error) {
+// prune proposes what the node itself would within a minute.
+func (p *process) prune() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	result, err := p.node.Write(ctx, &graph.Mutation{Store: graph.DefaultStore, Prune: &graph.Prune{}})
+	if err == nil && result.Refusal != nil {
+		err = result.Refusal
+	}
+	return err
+}
+
+// removeRest does without pauses what the node was about to do with them, and
+// returns how many steps of the full size that took.
+func (p *process) removeRest() (steps int, err error) {
+	for {
+		more, err := p.node.Engine().DB().Remove(graph.DefaultStore)
+		if err != nil || !more {
+			return steps, err
+		}
+		steps++
+	}
+}
+
+// startPemba serves a node of its own, as the command pemba serve does.
+func startPemba(dir string) (*process, error) {
+	node, server, err := openPemba(dir)
+	if err != nil {
+		return nil, err
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve() }()
+	stop := func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		return errors.Join(server.Close(ctx), <-done, node.Close(ctx))
+	}
+	return &process{addr: server.GRPCAddr().String(), node: node, stop: stop}, nil
+}
+
+// openPemba opens a node and its server with the default settings.
+func openPemba(dir string) (*cluster.Node, *api.Server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -161,19 +221,13 @@ func startPemba(dir string) (addr string, stop func() error, err error) {
 	}
 	node, err := cluster.Open(ctx, cluster.Config{DataDir: dir, Logger: logger, OnFatal: fatal})
 	if err != nil {
-		return "", nil, err
+		return nil, nil, err
 	}
 	server, err := api.Listen(api.Config{Node: node, GRPCAddr: "127.0.0.1:0", Logger: logger, OnFault: fatal})
 	if err != nil {
-		return "", nil, errors.Join(err, node.Close(ctx))
+		return nil, nil, errors.Join(err, node.Close(ctx))
 	}
-	done := make(chan error, 1)
-	go func() { done <- server.Serve() }()
-	return server.GRPCAddr().String(), func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		return errors.Join(server.Close(ctx), <-done, node.Close(ctx))
-	}, nil
+	return node, server, nil
 }
 
 // An echo answers every check with the same answer, of the size of a real one.
@@ -190,33 +244,29 @@ func (e *echo) Check(context.Context, *pembav1.CheckRequest) (*pembav1.CheckResp
 // zookieBytes is the length of a real zookie's token.
 const zookieBytes = 50
 
-// startEcho serves what a check costs before Pemba does anything: the options
-// are those of api.Server, without its interceptors and its look at the key.
-func startEcho() (addr string, stop func() error, err error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", nil, err
-	}
-	limits := api.DefaultLimits()
-	server := grpc.NewServer(
-		grpc.MaxRecvMsgSize(limits.RequestBytes),
-		grpc.MaxHeaderListSize(64<<10),
-		grpc.MaxConcurrentStreams(uint32(limits.Streams)),
-		grpc.ConnectionTimeout(10*time.Second),
-		grpc.NumStreamWorkers(uint32(64*runtime.GOMAXPROCS(0))),
-		grpc.WaitForHandlers(true),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	)
+// newEcho makes a server that does what a check costs before Pemba does anything.
+// How it carries calls is api.Server's own; it looks at none of them: there are no
+// interceptors, no keys and no test whether a message could be decoded.
+func newEcho() *grpc.Server {
+	server := grpc.NewServer(api.TransportOptions(api.DefaultLimits())...)
 	pembav1.RegisterPermissionServiceServer(server, &echo{answer: &pembav1.CheckResponse{
 		Decision: pembav1.Decision_DECISION_ALLOWED, CheckedAt: &pembav1.Zookie{Token: strings.Repeat("z", zookieBytes)},
 	}})
+	return server
+}
+
+func startEcho() (*process, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	server := newEcho()
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listener) }()
-	return listener.Addr().String(), func() error {
+	return &process{addr: listener.Addr().String(), stop: func() error {
 		server.Stop()
 		return <-done
-	}, nil
+	}}, nil
 }
 
 // A server is a server process with a connection to it. Its methods but the
@@ -227,6 +277,7 @@ type server struct {
 	replies *json.Decoder
 
 	conn        *grpc.ClientConn
+	stores      pembav1.StoreServiceClient
 	schemas     pembav1.SchemaServiceClient
 	tuples      pembav1.TupleServiceClient
 	permissions pembav1.PermissionServiceClient
@@ -266,6 +317,7 @@ func launch(spec serveSpec) (s *server, err error) {
 	if err != nil {
 		return nil, errors.Join(err, s.stop())
 	}
+	s.stores = pembav1.NewStoreServiceClient(s.conn)
 	s.schemas = pembav1.NewSchemaServiceClient(s.conn)
 	s.tuples = pembav1.NewTupleServiceClient(s.conn)
 	s.permissions = pembav1.NewPermissionServiceClient(s.conn)

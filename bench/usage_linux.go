@@ -56,7 +56,7 @@ func machineLoad() (string, error) {
 		return "", err
 	}
 	minute, _, _ := bytes.Cut(text, []byte(" "))
-	return "load " + string(minute) + " before", nil
+	return "load " + string(minute), nil
 }
 
 // occupiedBytes returns the space that a file takes on its disk, without holes.

@@ -62,9 +62,15 @@ type workload struct {
 	rate float64
 	// beside is how many writes of one tuple are made in a second beside.
 	beside float64
+	// pruning is whether, in each round, a past is made, the calls are made once,
+	// and then once more while that past is removed beside.
+	pruning bool
 	// quick workloads are part of the quick run.
 	quick bool
 }
+
+// changes says whether it leaves the data other than it found them.
+func (w *workload) changes() bool { return w.kind == write || w.pruning }
 
 // name returns the name by which --run selects.
 func (w *workload) name() string {
@@ -86,6 +92,9 @@ func (w *workload) name() string {
 	if w.beside > 0 {
 		parts = append(parts, fmt.Sprintf("beside=%g", w.beside))
 	}
+	if w.pruning {
+		parts = append(parts, "pruning")
+	}
 	if w.rate > 0 {
 		parts = append(parts, fmt.Sprintf("rate=%g", w.rate))
 	}
@@ -101,6 +110,9 @@ func (w *workload) parameters() map[string]any {
 	}
 	if w.ask != "" {
 		p["ask"] = w.ask
+	}
+	if w.pruning {
+		p["pruning"] = true
 	}
 	for name, value := range map[string]float64{"batch": float64(w.batch), "rate": w.rate, "beside": w.beside} {
 		if value > 0 {
@@ -132,8 +144,8 @@ var (
 	concurrency = []int{1, 16, 64}
 )
 
-// workloads returns all of them, those on the same data together and the writes
-// last, because they change the data.
+// workloads returns all of them, those on the same data together and last those
+// that change the data.
 func workloads() []workload {
 	var all []workload
 	add := func(w workload) { all = append(all, w) }
@@ -164,6 +176,10 @@ func workloads() []workload {
 				add(workload{source: s, kind: write, callers: callers, batch: batch, quick: quick && (batch == 0 || callers < 64)})
 			}
 		}
+		// The rate leaves processors free, so that the tail shows what pruning does
+		// and not how long the queue is; with 16 callers there is always one.
+		add(workload{source: s, kind: check, ask: "view", callers: 64, rate: 2000, pruning: true, quick: quick})
+		add(workload{source: s, kind: check, ask: "view", callers: 16, pruning: true})
 	}
 	for _, depth := range depths {
 		for _, through := range []string{"groups=", "folders="} {

@@ -48,6 +48,9 @@ type watches struct {
 	bytes atomic.Int64
 	// watched counts the tails, so that a node without watchers pays nothing.
 	watched atomic.Int32
+	// reads counts the pages of the log that were read, by the tails and by
+	// watchers that are behind.
+	reads atomic.Uint64
 
 	mu       sync.Mutex
 	tails    map[graph.StoreID]*tail
@@ -343,6 +346,7 @@ func (n *Node) readTail(t *tail, p *page) (more bool, err error) {
 	t.mu.Lock()
 	from, noted := t.to, t.noted
 	t.mu.Unlock()
+	ws.reads.Add(1)
 	revisions, err := n.db.Changes(t.store, from, p.size())
 	gone := errors.Is(err, graph.ErrRevisionGone)
 	if err != nil && !gone {

@@ -1,13 +1,16 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
 
@@ -335,4 +338,97 @@ func TestDamageIsFoundByReadingEverything(t *testing.T) {
 		}
 	})
 	mustBeStopped(t, n, faults, "verify the state", filepath.Base(table))
+}
+
+// A store that is dropped goes while another answers and its own past is just
+// being removed: nothing of it is left in the state, before and after a restart.
+func TestDroppedStoreIsRemoved(t *testing.T) {
+	t.Parallel()
+	now := newClock(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
+	config := testConfig(t, t.TempDir())
+	config.Now = now.Now
+	config.PrunePause = time.Millisecond
+	n := open(t, config)
+	writeSchema(t, n)
+	write(t, n, create(viewer("0", "hanna")))
+	hour := graph.Retention(time.Hour.Microseconds())
+	store := createStore(t, n, "large", &graph.StoreChange{History: &hour, Log: &hour})
+	for i := range 10 {
+		m := &graph.Mutation{Store: store}
+		for j := range 1000 {
+			m.Updates = append(m.Updates, graph.Update{Operation: graph.Touch, Tuple: viewer(fmt.Sprintf("%d-%d", i, j), "hanna")})
+			if i > 0 {
+				m.Updates = append(m.Updates, graph.Update{Operation: graph.Delete, Tuple: viewer(fmt.Sprintf("%d-%d", i-1, j), "hanna")})
+			}
+		}
+		write(t, n, m)
+	}
+	if _, err := n.db.Flush(); err != nil {
+		t.Fatal(err) // What is dropped is to stand in tables, not in memory alone.
+	}
+	// Who reads it still sees all of it.
+	reader, err := n.Snapshot(testContext(t), store, Consistency{}, graph.Overlay{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := engine.Check{Object: graph.Object{Type: "document", ID: "0"}, Name: "view", Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "hanna"}}}
+	stop, done := make(chan struct{}), make(chan error, 1)
+	var checks atomic.Int64
+	go func() {
+		done <- func() error {
+			for {
+				s, err := n.Snapshot(context.Background(), graph.DefaultStore, Consistency{}, graph.Overlay{})
+				if err != nil {
+					return err
+				}
+				answer, err := s.Check(context.Background(), check)
+				s.Close()
+				if err != nil || answer.Decision != engine.Allowed {
+					return fmt.Errorf("%v, %w", answer, err)
+				}
+				checks.Add(1)
+				select {
+				case <-stop:
+					return nil
+				default:
+				}
+			}
+		}()
+	}()
+	now.advance(2 * time.Hour) // Its past begins to go.
+	dropStore(t, n, store)
+	asked := checks.Load()
+	if _, ok, err := reader.Graph().Get(graph.Object{Type: "document", ID: "9-0"}, "viewer", check.Subject); err != nil || !ok {
+		t.Errorf("who reads the store has lost it: %t, %v", ok, err)
+	}
+	reader.Close()
+	eventually(t, "the removal", func() bool {
+		n.remover.mu.Lock()
+		defer n.remover.mu.Unlock()
+		return len(n.remover.stores) == 0
+	})
+	// Every record that is there is of a store that there is.
+	if err := n.db.CheckInvariants(); err != nil {
+		t.Error(err)
+	}
+	if info, ok := n.db.StoreInfo(store); ok {
+		t.Errorf("it is still there: %+v", info)
+	}
+	if more, err := n.db.Remove(store); more || err != nil {
+		t.Errorf("the removal left something: %v, %v", more, err)
+	}
+	eventually(t, "checks meanwhile", func() bool { return checks.Load() > asked })
+	close(stop)
+	if err := <-done; err != nil {
+		t.Errorf("checks on another store: %v", err)
+	}
+	// A node that starts again knows nothing of it either.
+	closeNode(t, n)
+	again := open(t, config)
+	if _, err := again.Snapshot(testContext(t), store, Consistency{}, graph.Overlay{}); !errors.Is(err, graph.ErrUnknownStore) {
+		t.Errorf("after a restart: %v", err)
+	}
+	if err := again.db.CheckInvariants(); err != nil {
+		t.Error(err)
+	}
 }

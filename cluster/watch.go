@@ -141,6 +141,7 @@ func (w *Watcher) deliver(batch WatchBatch) WatchBatch {
 func (w *Watcher) readPage() (WatchBatch, error) {
 	// Loaded first: the log as it is read next has all of it.
 	seen := w.node.watches.seen.Load()
+	w.node.watches.reads.Add(1)
 	revisions, err := w.node.db.Changes(w.tail.store, w.position, w.page.size())
 	if err != nil {
 		return WatchBatch{}, err

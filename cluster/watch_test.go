@@ -349,6 +349,61 @@ func TestThousandWatchers(t *testing.T) {
 	}
 }
 
+// However many watch a store, a change of it is read from the log once; and
+// whoever comes back from far behind reads for himself alone.
+func TestWatchersShareTheirReads(t *testing.T) {
+	t.Parallel()
+	const writes = 40
+	for _, count := range []int{1, 300} {
+		n := open(t, testConfig(t, t.TempDir()))
+		writeSchema(t, n)
+		// The FSM tells the tails of an entry behind its result.
+		from := graph.Position{Revision: n.db.Applied().Revision + 1}
+		eventually(t, "the schema is made known", func() bool { return !isBefore(n.watches.seen.Load().end(), from) })
+		ctx := testContext(t)
+		took, failed := make(chan struct{}, count), make(chan error, count)
+		for range count {
+			w := watch(t, n, graph.DefaultStore, from)
+			go func() {
+				f := follower{position: from}
+				for f.sequence < writes {
+					batch, err := w.Next(ctx, time.Hour)
+					before := f.sequence
+					if err = errors.Join(err, f.take(batch)); err != nil {
+						failed <- err
+						return
+					}
+					for range f.sequence - before {
+						took <- struct{}{}
+					}
+				}
+			}()
+		}
+		for i := range writes {
+			write(t, n, create(viewer(fmt.Sprint(i), "hanna")))
+			for range count {
+				select {
+				case <-took: // Everybody has it before there is more.
+				case err := <-failed:
+					t.Fatal(err)
+				}
+			}
+		}
+		// One for each change, and one with which the tail begins.
+		shared := n.watches.reads.Load()
+		if shared < writes || shared > writes+1 {
+			t.Errorf("%d watchers: the log was read %d times for %d changes", count, shared, writes)
+		}
+		behind := watch(t, n, graph.DefaultStore, graph.Position{})
+		if batch := next(t, behind); len(batch.Revisions) == 0 || batch.Revisions[0].Revision >= from.Revision {
+			t.Errorf("one who is behind got %+v", batch)
+		}
+		if own := n.watches.reads.Load() - shared; own == 0 || own > 2 {
+			t.Errorf("%d watchers: one who is behind read %d pages", count, own)
+		}
+	}
+}
+
 // Where nothing changes, a watcher still learns how far there was nothing.
 func TestWatchTellsHowFarNothingChanged(t *testing.T) {
 	t.Parallel()

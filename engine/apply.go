@@ -400,18 +400,32 @@ func (j *judgement) fit(old *program, compiled *schema.Schema) (*Refusal, error)
 	if err != nil || len(misfits) == 0 {
 		return nil, err
 	}
-	m := misfits[0]
-	noun := "tuples do"
-	if m.Count == 1 {
+	return refuseMisfits(misfits), nil
+}
+
+// refuseMisfits says how many tuples do not fit a schema, and of the first kind
+// why.
+func refuseMisfits(misfits []Misfit) *Refusal {
+	first, all, alike := misfits[0], uint64(0), uint64(0)
+	for _, m := range misfits {
+		all += m.Count
+		if m.Why == first.Why {
+			alike += m.Count
+		}
+	}
+	noun, because := "tuples do", ": "
+	if all == 1 {
 		noun = "tuple does"
+	} else if alike < all {
+		because = fmt.Sprintf(", %d of them because ", alike)
 	}
-	refusal := refuse(SchemaData, "schema", "%d stored %s not fit the new schema: %s", m.Count, noun, m.Why).
-		with("type", m.Type).with("name", m.Relation).with("count", fmt.Sprint(m.Count))
-	if m.Sample != "" {
-		refusal.Message += "; for example " + m.Sample
-		refusal = refusal.with("tuple", m.Sample)
+	r := refuse(SchemaData, "schema", "%d stored %s not fit the new schema%s%s", all, noun, because, first.Why).
+		with("type", first.Type).with("name", first.Relation).with("count", fmt.Sprint(all))
+	if first.Sample != "" {
+		r.Message += "; for example " + first.Sample
+		r = r.with("tuple", first.Sample)
 	}
-	return refusal, nil
+	return r
 }
 
 // schemaCollectMax bounds how many expired tuples a schema ends on its way; were
@@ -554,7 +568,7 @@ func (p *program) relation(field string, t *graph.Tuple) (*schema.Relation, *Ref
 		return nil, refuse(NotARelation, field+".relation", "%s#%s is a permission, which follows from relations and stores no tuples",
 			t.Object.Type, t.Relation).with("type", t.Object.Type).with("name", t.Relation)
 	}
-	return nil, p.unknownName(field+".relation", t.Object.Type, t.Relation)
+	return nil, p.unknownRelation(field+".relation", t.Object.Type, t.Relation)
 }
 
 func (p *program) subjectNotAllowed(field string, t *graph.Tuple, r *schema.Relation, given string) *Refusal {

@@ -32,11 +32,6 @@ func (s *Snapshot) Check(ctx context.Context, q Check) (Answer, error) {
 	w.begin(s.question(ctx, q.Budget), checkAlgebra{})
 	w.context = q.Context
 	w.algebra = checkAlgebra{w: w, subject: subject}
-	var root *Trace
-	if q.Trace {
-		root = &Trace{}
-		w.trace = root
-	}
 	v, err := w.evaluate(n, object)
 	if err != nil {
 		return Answer{}, err
@@ -44,10 +39,13 @@ func (s *Snapshot) Check(ctx context.Context, q Check) (Answer, error) {
 	if v.failed {
 		return Answer{}, w.fault
 	}
-	answer := Answer{Verdict: v.verdict(), Steps: w.steps, Cycles: w.cycles}
-	if root != nil {
-		answer.Trace = root.Children[0]
+	answer := Answer{Verdict: v.verdict()}
+	if q.Trace {
+		if answer.Trace, err = w.traceAnswer(n, object, v); err != nil {
+			return Answer{}, err
+		}
 	}
+	answer.Steps, answer.Cycles = w.steps, w.cycles
 	return answer, nil
 }
 

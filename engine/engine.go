@@ -291,10 +291,10 @@ func (p *program) judgeFilter(field string, f graph.Filter) *Refusal {
 	if f.SubjectType != "" && p.types[f.SubjectType] == nil {
 		return p.unknownType(field+".subject_type", f.SubjectType)
 	}
-	known := func(field, typ, n string) *Refusal {
+	known := func(field, typ, n string, unknown func(field, typ, n string) *Refusal) *Refusal {
 		if typ != "" {
 			if x := p.types[typ].names[n]; x == nil || x.shape == 0 {
-				return p.unknownName(field, typ, n)
+				return unknown(field, typ, n)
 			}
 			return nil
 		}
@@ -306,12 +306,12 @@ func (p *program) judgeFilter(field string, f graph.Filter) *Refusal {
 		return refuse(UnknownName, field, "no definition has a relation or permission %q", n).with("name", n)
 	}
 	if f.Relation != "" {
-		if r := known(field+".relation", f.ObjectType, f.Relation); r != nil {
+		if r := known(field+".relation", f.ObjectType, f.Relation, p.unknownRelation); r != nil {
 			return r
 		}
 	}
 	if f.SubjectRelation != nil && *f.SubjectRelation != "" {
-		if r := known(field+".subject_relation", f.SubjectType, *f.SubjectRelation); r != nil {
+		if r := known(field+".subject_relation", f.SubjectType, *f.SubjectRelation, p.unknownName); r != nil {
 			return r
 		}
 	}

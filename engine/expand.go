@@ -11,9 +11,11 @@ import (
 )
 
 // Expand returns the tree of subjects behind a name of an object: the rewrite
-// with the tuples it stands on. It decides nothing, so it is not a walk: every
-// branch is shown, the subtracted one too. A name that stands above itself is
-// shown once and noted as a cycle. The budget bounds the tree.
+// with the tuples it stands on, each with what its caveat says. About the whole
+// it decides nothing, so it is not a walk: every branch is shown, the subtracted
+// one too, and one whose caveat does not hold. A name that stands above itself is
+// shown once and noted as a cycle. A caveat that fails is no error, but said where
+// it failed. The budget bounds the tree.
 func (s *Snapshot) Expand(ctx context.Context, q Expand) (*Tree, error) {
 	n, err := s.name("object.type", "permission", q.Object.Type, q.Name)
 	if err != nil {
@@ -28,6 +30,7 @@ func (s *Snapshot) Expand(ctx context.Context, q Expand) (*Tree, error) {
 	}
 	question := s.question(ctx, q.Budget)
 	defer question.done()
+	question.context = q.Context
 	x := &expansion{question: &question, open: make(map[place]bool)}
 	return x.nameOf(n, object)
 }
@@ -48,7 +51,8 @@ type expansion struct {
 // by clients that bound the depth of a message.
 const treeDepthMax = 1000
 
-// treeBytes is the estimate of what a node of a tree and a leaf's tuple take.
+// treeBytes is the estimate of what a node of a tree takes, and a leaf's tuple
+// with its verdict.
 const treeBytes = 256
 
 func (x *expansion) tree(n *name, object graph.Number, operation TreeOperation) (*Tree, error) {
@@ -170,6 +174,13 @@ func (x *expansion) arrow(n *name, op *operation, object graph.Number) (*Tree, e
 				return false, err
 			}
 			child.Via = &via
+			if e.Caveat != 0 {
+				verdict, err := x.verdict(e)
+				if err != nil {
+					return false, err
+				}
+				child.ViaVerdict = &verdict
+			}
 			t.Children = append(t.Children, child)
 			return true, nil
 		})
@@ -180,12 +191,35 @@ func (x *expansion) arrow(n *name, op *operation, object graph.Number) (*Tree, e
 	return t, nil
 }
 
+// verdict gives what the caveat of an edge says; an edge without one holds.
+func (x *expansion) verdict(e graph.Edge) (TupleVerdict, error) {
+	if e.Caveat == 0 {
+		return TupleVerdict{Verdict: allowed.verdict()}, nil
+	}
+	_, v, failure, err := x.judge(e)
+	switch {
+	case err != nil:
+		return TupleVerdict{}, err
+	case failure != nil:
+		return TupleVerdict{Failure: failure.Message}, x.hold(int64(len(failure.Message)))
+	}
+	return TupleVerdict{Verdict: v.verdict()}, nil
+}
+
+// A judgedTuple is a tuple of a leaf with what its caveat says.
+type judgedTuple struct {
+	tuple   graph.Tuple
+	verdict TupleVerdict
+}
+
 // leaf gives the tuples stored on a relation.
 func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 	t, err := x.tree(n, object, TreeLeaf)
 	if err != nil {
 		return nil, err
 	}
+	var found []judgedTuple
+	judged := false
 	for _, s := range n.stored {
 		add := func(e graph.Edge) (bool, error) {
 			id := graph.Wildcard
@@ -196,7 +230,12 @@ func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 				}
 			}
 			tuple, err := x.tuple(t.Object, n, &s, id, e)
-			t.Leaves = append(t.Leaves, tuple)
+			if err != nil {
+				return false, err
+			}
+			verdict, err := x.verdict(e)
+			found = append(found, judgedTuple{tuple, verdict})
+			judged = judged || e.Caveat != 0
 			return true, err
 		}
 		if s.wildcard {
@@ -214,12 +253,18 @@ func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 			return nil, err
 		}
 	}
-	slices.SortFunc(t.Leaves, func(a, b graph.Tuple) int {
+	slices.SortFunc(found, func(a, b judgedTuple) int {
 		return cmp.Or(
-			cmp.Compare(a.Subject.Type, b.Subject.Type),
-			cmp.Compare(a.Subject.ID, b.Subject.ID),
-			cmp.Compare(a.Subject.Relation, b.Subject.Relation))
+			cmp.Compare(a.tuple.Subject.Type, b.tuple.Subject.Type),
+			cmp.Compare(a.tuple.Subject.ID, b.tuple.Subject.ID),
+			cmp.Compare(a.tuple.Subject.Relation, b.tuple.Subject.Relation))
 	})
+	for _, f := range found {
+		t.Leaves = append(t.Leaves, f.tuple)
+		if judged {
+			t.Verdicts = append(t.Verdicts, f.verdict)
+		}
+	}
 	return t, nil
 }
 
@@ -261,17 +306,36 @@ func (t *Tree) render(b *strings.Builder, indent string) {
 	fmt.Fprintf(b, "%s%s:%s#%s %s", indent, t.Object.Type, t.Object.ID, t.Name, t.Operation)
 	if t.Via != nil {
 		fmt.Fprintf(b, " via %s", t.Via)
+		if t.ViaVerdict != nil {
+			fmt.Fprintf(b, " %s", t.ViaVerdict)
+		}
 	}
 	if t.Note != "" {
 		fmt.Fprintf(b, " (%s)", t.Note)
 	}
 	b.WriteByte('\n')
 	for i := range t.Leaves {
-		fmt.Fprintf(b, "%s  %s\n", indent, &t.Leaves[i])
+		fmt.Fprintf(b, "%s  %s", indent, &t.Leaves[i])
+		if t.Leaves[i].Caveat != "" {
+			fmt.Fprintf(b, " %s", &t.Verdicts[i])
+		}
+		b.WriteByte('\n')
 	}
 	for _, c := range t.Children {
 		c.render(b, indent+"  ")
 	}
+}
+
+// String returns the verdict as "conditional (missing: day)", "failed (division by
+// zero)", or the decision.
+func (v *TupleVerdict) String() string {
+	switch {
+	case v.Failure != "":
+		return fmt.Sprintf("failed (%s)", v.Failure)
+	case v.Decision == Conditional:
+		return fmt.Sprintf("%s (missing: %s)", v.Decision, strings.Join(v.Missing, ", "))
+	}
+	return v.Decision.String()
 }
 
 var treeOperationNames = [...]string{

@@ -38,15 +38,19 @@ type mix struct {
 	questions, allowed, conditional, denied int
 	cycles, undefined, exclusions           int
 	checks, resources, subjects, expansions int
+	traces, tracedUndefined                 int
+	cut, verdicts                           int
 	overlays, past, worlds                  int
 }
 
 func (m *mix) String() string {
 	return fmt.Sprintf("%d questions in %d worlds: %d allowed, %d conditional, %d denied; "+
 		"%d solved cycles, %d of them through an exclusion, %d about exclusions; "+
-		"%d checks, %d lookups of resources, %d of subjects, %d expansions; %d with overlay, %d of the past",
+		"%d checks, %d lookups of resources, %d of subjects; %d traces, %d of them with something undefined; "+
+		"%d expansions, %d of them cut at a cycle, with %d caveats judged; %d with overlay, %d of the past",
 		m.questions, m.worlds, m.allowed, m.conditional, m.denied, m.cycles, m.undefined, m.exclusions,
-		m.checks, m.resources, m.subjects, m.expansions, m.overlays, m.past)
+		m.checks, m.resources, m.subjects, m.traces, m.tracedUndefined,
+		m.expansions, m.cut, m.verdicts, m.overlays, m.past)
 }
 
 // TestTwin holds the evaluator against the dumb twin on random schemas, random
@@ -371,10 +375,19 @@ func (q *asker) checks(tw *twin) bool {
 				continue
 			}
 		}
-		answer, err := q.s.Check(context.Background(), engine.Check{Object: a.object, Name: a.name, Subject: tw.subject, Context: q.context, Trace: q.w.oneIn(10)})
+		answer, err := q.s.Check(context.Background(), engine.Check{Object: a.object, Name: a.name, Subject: tw.subject, Context: q.context, Trace: q.w.oneIn(5) || undefined})
 		if err != nil || !equalVerdicts(answer.Verdict, want) {
 			q.fail("check %s:%s#%s@%s: %v (%v), want %v\n%s", a.object.Type, a.object.ID, a.name, tw.subject, answer.Verdict, err, want, q.where())
 			return false
+		}
+		if answer.Trace != nil {
+			judged, err := judgeTrace(answer.Trace, tw)
+			if err != nil {
+				q.fail("explain %s:%s#%s@%s: %v\n%s", a.object.Type, a.object.ID, a.name, tw.subject, err, q.where())
+				return false
+			}
+			q.m.traces++
+			q.m.tracedUndefined += min(judged.undefined, 1)
 		}
 		q.count(a, want)
 		q.m.checks++
@@ -517,11 +530,16 @@ func (q *asker) atom(twins map[string]*twin) (a atom) {
 	return a
 }
 
+// smallBudget is more than a question about a small world takes, and ends one
+// that never would.
+var smallBudget = engine.Budget{Steps: 1_000_000}
+
 func (q *asker) subjectsOf(a atom, like graph.Subject, twins map[string]*twin) bool {
 	var all *engine.FoundSubject
 	found := map[string]engine.Verdict{}
 	err := q.s.LookupSubjects(context.Background(), engine.LookupSubjects{
 		Object: a.object, Name: a.name, SubjectType: like.Type, SubjectRelation: like.Relation, Context: q.context,
+		Budget: smallBudget,
 	}, func(f engine.FoundSubject) error {
 		if f.Subject.ID == graph.Wildcard {
 			all = &f
@@ -540,6 +558,7 @@ func (q *asker) subjectsOf(a atom, like graph.Subject, twins map[string]*twin) b
 	}
 	counts, wildcard, err := q.s.CountSubjects(context.Background(), engine.LookupSubjects{
 		Object: a.object, Name: a.name, SubjectType: like.Type, SubjectRelation: like.Relation, Context: q.context, Limit: 1,
+		Budget: smallBudget,
 	})
 	if err != nil || counts != countsOf(found) || (wildcard == nil) != (all == nil) || (all != nil && !equalVerdicts(*wildcard, all.Verdict)) {
 		q.fail("count of %s: %+v, %v (%v), want %v and %v\n%s", where, counts, wildcard, err, found, all, q.where())
@@ -578,24 +597,25 @@ func saysOf(id string, found map[string]engine.Verdict, all *engine.FoundSubject
 	return all.Verdict
 }
 
-// expansions follows the tree of a random name by set algebra, judging the
-// caveats and expirations of its tuples, to what it says of some subjects, and
-// holds that against the twin: at the tree's instant, or at a later one, when
-// some of the tree's tuples are over. A tree that is cut at a cycle says
-// nothing.
+// expansions follows the tree of a random name by set algebra, with its verdicts
+// and expirations, to what it says of some subjects, and holds that against the
+// twin: at the tree's instant, or at a later one, when some of the tree's tuples
+// are over. Where a tree is cut at a cycle, it says what the twin says of the name
+// above.
 func (q *asker) expansions(twinAt func(graph.Subject, graph.Instant) *twin, at graph.Instant) bool {
 	if q.w.oneIn(2) {
 		at += graph.Instant(q.w.IntN(1000)) * 1_000_000
 	}
-	twins := map[string]*twin{}
+	twins, twinned := map[string]*twin{}, ""
 	for _, o := range []graph.Object{choose(q.w, q.w.objects[:idsPerType]), choose(q.w, q.w.objects)} {
 		s := graph.Subject{Object: o}
-		twins[s.String()] = twinAt(s, at)
+		twinned = s.String()
+		twins[twinned] = twinAt(s, at)
 	}
 	for range 4 {
 		a := q.atom(twins)
 		tree, err := q.s.Expand(context.Background(), engine.Expand{
-			Object: a.object, Name: a.name, Budget: engine.Budget{Steps: 10_000},
+			Object: a.object, Name: a.name, Context: q.context, Budget: engine.Budget{Steps: 10_000},
 		})
 		var refusal *engine.Refusal
 		if errors.As(err, &refusal) && refusal.Reason == engine.BudgetExceeded {
@@ -605,8 +625,13 @@ func (q *asker) expansions(twinAt func(graph.Subject, graph.Instant) *twin, at g
 			q.fail("expand %s:%s#%s: %v\n%s", a.object.Type, a.object.ID, a.name, err, q.where())
 			return false
 		}
-		if cut(tree) {
-			continue
+		isCut, err := q.wellFormed(tree, nil, twins[twinned])
+		if err != nil {
+			q.fail("expand %s:%s#%s: %v\n%s\n%s", a.object.Type, a.object.ID, a.name, err, tree, q.where())
+			return false
+		}
+		if isCut {
+			q.m.cut++
 		}
 		for s, tw := range twins {
 			lower, upper := treeSays(tree, tw, at)
@@ -625,14 +650,57 @@ func (q *asker) expansions(twinAt func(graph.Subject, graph.Instant) *twin, at g
 	return true
 }
 
-func cut(t *engine.Tree) bool {
-	return t.Note != "" || slices.ContainsFunc(t.Children, cut)
+// wellFormed judges the tuples' verdicts by what the twin says of their caveats,
+// and that the tree is cut where a name stands above itself, and only there.
+func (q *asker) wellFormed(t *engine.Tree, above []atom, tw *twin) (cut bool, err error) {
+	a := atom{t.Object, t.Name}
+	if t.Note != "" {
+		if t.Note != "cycle" || !slices.Contains(above, a) || len(t.Children)+len(t.Leaves) > 0 {
+			return false, fmt.Errorf("%s:%s#%s is cut (%s) below %v", a.object.Type, a.object.ID, a.name, t.Note, above)
+		}
+		cut = true
+	}
+	judge := func(tuple *graph.Tuple, got engine.TupleVerdict) error {
+		q.m.verdicts++
+		if want := verdictOf(tw.caveat(*tuple)); !equalVerdicts(got.Verdict, want) || got.Failure != "" {
+			return fmt.Errorf("%s %s, want %v", tuple, &got, want)
+		}
+		return nil
+	}
+	if (t.ViaVerdict != nil) != (t.Via != nil && t.Via.Caveat != "") {
+		return false, fmt.Errorf("via %s: %v", t.Via, t.ViaVerdict)
+	} else if t.ViaVerdict != nil {
+		if err := judge(t.Via, *t.ViaVerdict); err != nil {
+			return false, err
+		}
+	}
+	caveats := slices.ContainsFunc(t.Leaves, func(l graph.Tuple) bool { return l.Caveat != "" })
+	if caveats != (len(t.Verdicts) > 0) || caveats && len(t.Verdicts) != len(t.Leaves) {
+		return false, fmt.Errorf("%d verdicts of %d leaves", len(t.Verdicts), len(t.Leaves))
+	}
+	for i := range t.Verdicts {
+		if err := judge(&t.Leaves[i], t.Verdicts[i]); err != nil {
+			return false, err
+		}
+	}
+	for _, c := range t.Children {
+		below, err := q.wellFormed(c, append(above, a), tw)
+		if err != nil {
+			return false, err
+		}
+		cut = cut || below
+	}
+	return cut, nil
 }
 
-// treeSays is what a tree says of the twin's subject at least and at most, the
-// caveats and expirations of its tuples judged and their usersets as the twin
-// says.
+// treeSays is what a tree says of the twin's subject at least and at most, its
+// tuples taken as far as they hold and live, their usersets and names that are
+// cut as the twin says.
 func treeSays(t *engine.Tree, tw *twin, at graph.Instant) (lower, upper tri) {
+	if t.Note != "" {
+		a := atom{t.Object, t.Name}
+		return tw.lower[a], tw.upper[a]
+	}
 	var l, u []tri
 	for _, c := range t.Children {
 		condition := tri{truth: 2}
@@ -640,7 +708,9 @@ func treeSays(t *engine.Tree, tw *twin, at graph.Instant) (lower, upper tri) {
 			if !c.Via.Living(at) {
 				continue
 			}
-			condition = tw.caveat(*c.Via)
+			if c.ViaVerdict != nil {
+				condition = triOf(c.ViaVerdict.Verdict)
+			}
 		}
 		x, y := treeSays(c, tw, at)
 		l, u = append(l, allOf(condition, x)), append(u, allOf(condition, y))
@@ -655,11 +725,14 @@ func treeSays(t *engine.Tree, tw *twin, at graph.Instant) (lower, upper tri) {
 		return allOf(l[0], not(anyOf(u[1:]...))), allOf(u[0], not(anyOf(l[1:]...)))
 	case engine.TreeLeaf:
 	}
-	for _, leaf := range t.Leaves {
+	for i, leaf := range t.Leaves {
 		if !leaf.Living(at) {
 			continue
 		}
-		condition := tw.caveat(leaf)
+		condition := tri{truth: 2}
+		if len(t.Verdicts) > 0 {
+			condition = triOf(t.Verdicts[i].Verdict)
+		}
 		tw.reads = tw.lower
 		l = append(l, allOf(condition, tw.holds(leaf.Subject)))
 		tw.reads = tw.upper

@@ -383,16 +383,30 @@ func (p *program) unknownType(field, typ string) *Refusal {
 }
 
 func (p *program) unknownName(field, typ, n string) *Refusal {
-	r := refuse(UnknownName, field, "definition %q has no relation or permission %q", typ, n).with("type", typ).with("name", n)
 	d := p.schema.Definition(typ)
+	names := relationNames(d)
+	for _, x := range d.Permissions {
+		names = append(names, x.Name)
+	}
+	return refuseName(field, typ, n).suggest(n, names)
+}
+
+// unknownRelation is unknownName where only a relation can stand: to suggest a
+// permission there would lead to the next refusal.
+func (p *program) unknownRelation(field, typ, n string) *Refusal {
+	return refuseName(field, typ, n).suggest(n, relationNames(p.schema.Definition(typ)))
+}
+
+func refuseName(field, typ, n string) *Refusal {
+	return refuse(UnknownName, field, "definition %q has no relation or permission %q", typ, n).with("type", typ).with("name", n)
+}
+
+func relationNames(d *schema.Definition) []string {
 	var names []string
 	for _, x := range d.Relations {
 		names = append(names, x.Name)
 	}
-	for _, x := range d.Permissions {
-		names = append(names, x.Name)
-	}
-	return r.suggest(n, names)
+	return names
 }
 
 func (p *program) unknownCaveat(field, caveat string) *Refusal {

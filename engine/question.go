@@ -72,9 +72,10 @@ type Answer struct {
 	Trace *Trace
 }
 
-// A Trace is the tree of what the evaluator did, one node for each rewrite or
-// tuple it looked at, in the order it did. Branches that could not change the
-// decision are not in it.
+// A Trace is the tree of how a decision follows, one node for each rewrite or
+// tuple that the evaluator looked at, in the order it did. Branches that could not
+// change the decision are not in it, and each name is followed once. A check with
+// a trace takes up to twice the steps of one without.
 type Trace struct {
 	// Kind is one of the Trace kinds.
 	Kind TraceKind
@@ -86,11 +87,24 @@ type Trace struct {
 	Tuple *graph.Tuple
 	// Expression is the rewrite in schema text; empty for tuples.
 	Expression string
-	Verdict    Verdict
-	// Note says what the verdict alone does not: "seen above", "cycle",
-	// "caveat is_weekday: false". It may be empty.
+	// Verdict is what the node comes to by the nodes below it. Its Decision is
+	// zero where that is undefined: by a cycle through what an exclusion takes
+	// away, or by a caveat that failed.
+	Verdict Verdict
+	// AtMost is what the node comes to if all that is undefined below it turned
+	// out in its favour: Verdict itself where nothing is undefined.
+	AtMost Verdict
+	// Note says what the verdict alone does not: "seen above", "cycle", the
+	// expression of a caveat or why it failed. It may be empty.
 	Note     string
 	Children []*Trace
+
+	// What the trace is written with. A name is showing while what is below it is
+	// written, at depth; every says that a node which is allowed needs every
+	// child; hangs is what it hangs on, as hangsOn reads it.
+	showing, every bool
+	depth          int
+	hangs          *Trace
 }
 
 // A TraceKind says what a Trace node stands for.
@@ -130,13 +144,26 @@ func (k TraceKind) String() string {
 
 // Expand asks for the tree of subjects behind Name on Object. It follows
 // computed names and arrows and stops at usersets, which stand in the tree as
-// subjects. Caveats and lifetimes: a tuple outside its lifetime is not in the
-// tree; a caveat is shown, not evaluated. So a tree grants nothing by itself:
-// who evaluates one judges the caveats of its leaves and of its Via tuples.
+// subjects. A tuple outside its lifetime is not in the tree; one whose caveat does
+// not hold is, and says so. So a tree grants nothing by itself: who evaluates one
+// takes each tuple as far as its verdict says.
 type Expand struct {
 	Object graph.Object
 	Name   string
-	Budget Budget
+	// Context gives values for parameters of caveats, as that of a Check does. A
+	// value of a wrong type makes the caveats that ask for it fail. It may be nil.
+	Context schema.Context
+	Budget  Budget
+}
+
+// A TupleVerdict says how far a tuple holds, by its caveat.
+type TupleVerdict struct {
+	// Verdict is Allowed when the tuple holds, Denied when it does not, and
+	// Conditional when that hangs on what is Missing. Its Decision is zero when the
+	// caveat failed.
+	Verdict
+	// Failure says why the caveat could not be evaluated; else it is empty.
+	Failure string
 }
 
 // A Tree is the answer to Expand: a set operation over children, or a leaf of
@@ -152,13 +179,17 @@ type Tree struct {
 	// object. A TreeIntersection without children holds nobody.
 	Children []*Tree
 	// Via is, on a child of an arrow, the tuple that leads to it, and nil on all
-	// other nodes. Its caveat is shown, not evaluated: the child holds its
-	// subjects only as far as the caveat does.
-	Via *graph.Tuple
+	// other nodes. The child holds its subjects only as far as the caveat of this
+	// tuple does, which ViaVerdict says; it is nil when there is no caveat.
+	Via        *graph.Tuple
+	ViaVerdict *TupleVerdict
 	// Leaves are the tuples that stand on the relation, sorted by subject type,
 	// id and relation; set only for TreeLeaf. Like Via they have their caveat and
 	// ValidUntil; ValidFrom, Sources and Created are not filled in.
 	Leaves []graph.Tuple
+	// Verdicts says how far each of the Leaves holds, in their order; nil when
+	// none of them has a caveat. Invariant: len(Verdicts) is 0 or len(Leaves).
+	Verdicts []TupleVerdict
 	// Note is "cycle" on a node that stands above itself, which is not
 	// followed again.
 	Note string

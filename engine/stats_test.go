@@ -49,12 +49,16 @@ definition group { relation member: person | person with weekday | group#member 
 			return s.LookupSubjects(context.Background(), q, func(engine.FoundSubject) error { return nil })
 		},
 	} {
-		before := e.Engine.Stats().Questions
+		before := e.Engine.Stats()
 		if err := ask(); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if n := e.Engine.Stats().Questions - before; n != 1 {
+		after := e.Engine.Stats()
+		if n := after.Questions - before.Questions; n != 1 {
 			t.Errorf("%s counts as %d questions", name, n)
+		}
+		if after.Caveats == before.Caveats {
+			t.Errorf("%s of a tuple with a caveat counts no caveat", name)
 		}
 	}
 	q := engine.Check{Object: group, Name: "member", Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "bob"}}, Budget: engine.Budget{Steps: 1}}

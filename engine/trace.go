@@ -1,18 +1,91 @@
 package engine
 
 import (
+	"fmt"
+
 	"github.com/pembadb/pemba/graph"
 )
 
 // The walk writes a trace only when q.trace is set; every function here is a
 // single comparison otherwise.
+//
+// A trace shows final values alone, so that each node follows from those below
+// it. It is written when the answer is known, by a second walk over the same
+// code: while the answer is sought names are open, and what is computed with
+// meanwhile (open names as undefined, and whatever hangs on them) would stand in
+// the trace as if it were so.
+//
+// In a cycle, that a node follows from those below it does not prove it: two
+// groups that hold each other would each be shown to hold anne because the other
+// does. Where a branch allows only by way of a name that is itself still being
+// shown, the trace therefore goes on to the branches behind it, until one proves
+// the name. There is one: the low of the well-founded model is found by proofs.
 
-// traceVerdict is the verdict of what a walk collects, where it is one.
-func traceVerdict(v any) Verdict {
-	if v, ok := v.(value); ok {
-		return v.verdict()
+// judge gives the node the verdict of a value. What walks other than that of a
+// check collect has none; they write no traces.
+func (t *Trace) judge(v any) {
+	x, ok := v.(value)
+	if !ok {
+		return
 	}
-	return Verdict{}
+	t.Verdict, t.AtMost = x.low.verdict(), x.high.verdict()
+	if x.low.truth == x.high.truth {
+		return
+	}
+	if x.low.truth == no {
+		t.Verdict = Verdict{}
+	} else {
+		t.note("at least; whether more is undefined")
+	}
+}
+
+// note adds to the node's note.
+func (t *Trace) note(text string) {
+	if t.Note != "" {
+		t.Note += "; "
+	}
+	t.Note += text
+}
+
+// proved says whether the last of the nodes below t allows, and not by way of a
+// name that is still being shown.
+func (t *Trace) proved() bool {
+	if len(t.Children) == 0 {
+		return true // deeper than is shown
+	}
+	last := t.Children[len(t.Children)-1]
+	return last.Verdict.Decision == Allowed && last.hangsOn() == nil
+}
+
+// hangsOn returns the name, still being shown, by way of which alone t is shown
+// to be allowed, the uppermost if there are several; nil if there is none.
+func (t *Trace) hangsOn() *Trace {
+	on := t.hangs
+	for on != nil && !on.showing {
+		on = on.hangs
+	}
+	return on
+}
+
+// prove finds out what t hangs on, once its children are there.
+func (t *Trace) prove() {
+	t.showing = false
+	children := t.Children
+	switch {
+	case t.Verdict.Decision != Allowed || len(children) == 0 || !t.every && t.proved():
+		return
+	case t.Kind == TraceExclusion:
+		// That the rest is denied takes no proof: what nothing proves is denied.
+		children = children[:1]
+	}
+	for _, c := range children {
+		if c.Verdict.Decision != Allowed {
+			continue
+		}
+		if on := c.hangsOn(); on != nil && (t.hangs == nil || on.depth < t.hangs.depth) {
+			t.hangs = on
+		}
+	}
 }
 
 // traceBytes is the estimate of what a node of a trace takes.
@@ -30,46 +103,80 @@ func (q *question) traceUnder(t *Trace) (parent *Trace) {
 	case q.traceDepth <= treeDepthMax:
 		parent.Children = append(parent.Children, t)
 	case q.traceDepth == treeDepthMax+1:
-		parent.Note = "deeper steps are not shown"
+		parent.note("deeper steps are not shown")
 	}
 	q.trace = t
 	return parent
 }
 
-// traceOpen begins the node of a name and returns the one to go back to.
-func (w *walk[V, A]) traceOpen(n *name, object graph.Number) *Trace {
-	if w.trace == nil {
-		return nil
+// traceAnswer writes the trace of a name whose value is known to be v. No name is
+// open.
+func (w *checkWalk) traceAnswer(n *name, object graph.Number, v value) (*Trace, error) {
+	above := &Trace{}
+	w.trace, w.shown = above, make(map[int32]*Trace)
+	_, err := w.nameOf(n, object)
+	w.trace, w.shown = nil, nil
+	if err != nil {
+		return nil, err
 	}
-	return w.traceUnder(&Trace{
+	root := above.Children[0]
+	if v.low.truth == no && v.high.truth != no {
+		root.note("denied because it is undefined: a cycle leads through what an exclusion takes away")
+	}
+	return root, nil
+}
+
+// traceName is nameOf for a walk that writes a trace: it finds the value without
+// one, and then shows how it follows. A name is shown once.
+func (w *walk[V, A]) traceName(n *name, object graph.Number) (V, error) {
+	trace := w.trace
+	w.trace = nil
+	v, err := w.evaluate(n, object)
+	w.trace = trace
+	if err != nil {
+		return v, err
+	}
+	at, found := w.table.find(key(n, object))
+	if !found {
+		return v, fmt.Errorf("engine: %s#%s was evaluated and is not known", n.typ.name, n.name)
+	}
+	t := &Trace{
 		Kind: TraceName, Object: w.traceObject(n.typ, object), Name: n.name, Expression: n.rewrite.expression(),
-	})
-}
-
-// traceSeen notes a name that is not walked again.
-func (w *walk[V, A]) traceSeen(n *name, object graph.Number, v V, note string) {
-	if w.trace == nil {
-		return
 	}
-	w.memory += traceBytes
-	w.trace.Children = append(w.trace.Children, &Trace{
-		Kind: TraceName, Object: w.traceObject(n.typ, object), Name: n.name,
-		Expression: n.rewrite.expression(), Verdict: traceVerdict(v), Note: note,
-	})
-}
-
-// traceCycle notes on the current node that its component was solved.
-func (w *walk[V, A]) traceCycle() {
-	if w.trace != nil {
-		w.trace.Note = "part of a cycle, decided by fixpoint"
+	if w.cells[at].solved {
+		t.note("part of a cycle, decided by fixpoint")
 	}
+	before := w.shown[at]
+	visible := w.traceDepth < treeDepthMax
+	parent := w.traceUnder(t)
+	switch {
+	case before != nil:
+		if t.Note = "seen above"; before.showing {
+			t.Note = "cycle"
+		}
+		t.hangs = before
+	case visible:
+		t.showing, t.depth = true, w.traceDepth
+		w.shown[at] = t
+		if err := w.descend(nameBytes); err != nil {
+			return v, err
+		}
+		if _, err := w.body(n, object); err != nil {
+			return v, err
+		}
+		w.ascend(nameBytes)
+	}
+	w.traceClose(parent, v)
+	return v, nil
 }
 
-func (w *walk[V, A]) traceOperation(op *operation) *Trace {
+// traceOperation begins the node of an operation and returns the one to go back
+// to.
+func (w *walk[V, A]) traceOperation(kind TraceKind, op *operation) *Trace {
 	if w.trace == nil {
 		return nil
 	}
-	return w.traceUnder(&Trace{Kind: op.kind, Expression: op.expression()})
+	return w.traceUnder(&Trace{Kind: kind, Expression: op.expression(), every: kind == TraceIntersection || op.all})
 }
 
 // traceTuple begins the node of a stored tuple.
@@ -87,13 +194,14 @@ func (w *walk[V, A]) traceTuple(relation *name, object graph.Number, e graph.Edg
 	if e.Caveat != 0 {
 		t.Caveat = w.graph.CaveatName(e.Caveat)
 	}
-	return w.traceUnder(&Trace{Kind: TraceTuple, Object: t.Object, Name: t.Relation, Tuple: t})
+	return w.traceUnder(&Trace{Kind: TraceTuple, Object: t.Object, Name: t.Relation, Tuple: t, every: true})
 }
 
 // traceClose ends the current node with its verdict.
 func (w *walk[V, A]) traceClose(parent *Trace, v V) {
 	if parent != nil {
-		w.trace.Verdict = traceVerdict(v)
+		w.trace.judge(v)
+		w.trace.prove()
 		w.trace = parent
 		w.traceDepth--
 	}
@@ -101,7 +209,7 @@ func (w *walk[V, A]) traceClose(parent *Trace, v V) {
 
 func (w *walk[V, A]) traceText(note string) {
 	if w.trace != nil {
-		w.trace.Note = note
+		w.trace.note(note)
 	}
 }
 
@@ -110,7 +218,9 @@ func (q *question) traceCaveat(caveat string, v value, note string) error {
 	if q.trace == nil {
 		return nil
 	}
-	q.trace.Children = append(q.trace.Children, &Trace{Kind: TraceCaveat, Name: caveat, Verdict: v.verdict(), Note: note})
+	t := &Trace{Kind: TraceCaveat, Name: caveat, Note: note}
+	t.judge(v)
+	q.trace.Children = append(q.trace.Children, t)
 	return q.hold(traceBytes + int64(len(note)))
 }
 

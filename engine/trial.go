@@ -44,8 +44,8 @@ type Misfit struct {
 }
 
 // TrySchema says what a WriteSchema of text would come to, and writes nothing. It
-// asks the same functions that Apply does, but for all misfits instead of the
-// first. The snapshot must be of the newest revision: what is stored is known
+// asks the same functions that Apply does, but for a sample of every kind of
+// misfits instead of the first. The snapshot must be of the newest revision: what is stored is known
 // from counters, which are not kept for the past. What is written while it works
 // may be counted or not. Its errors are faults and ctx's own.
 func (s *Snapshot) TrySchema(ctx context.Context, text string) (Trial, error) {
@@ -127,14 +127,13 @@ func (s *Snapshot) stored(over []graph.Tuple) []StoredKind {
 	return stored
 }
 
-// misfits returns up to limit of the stored kinds that do not fit a schema.
-// Tuples are read for the samples alone.
-func (s *Snapshot) misfits(old, compiled *schema.Schema, stored []StoredKind, limit int) ([]Misfit, error) {
+// misfits returns the stored kinds that do not fit a schema, the first of them
+// with a sample each, up to samples. Tuples are read for those alone: how many
+// there are is known from counters, of which a store has as many as its schemas
+// have forms of subjects.
+func (s *Snapshot) misfits(old, compiled *schema.Schema, stored []StoredKind, samples int) ([]Misfit, error) {
 	var misfits []Misfit
 	for _, k := range stored {
-		if len(misfits) == limit {
-			break
-		}
 		why := misfit(compiled, k.Type, k.Relation, k.Subject)
 		if why == "" && k.Subject.Caveat != "" {
 			why = changedParameter(old.Caveat(k.Subject.Caveat), compiled.Caveat(k.Subject.Caveat))
@@ -142,9 +141,12 @@ func (s *Snapshot) misfits(old, compiled *schema.Schema, stored []StoredKind, li
 		if why == "" {
 			continue
 		}
-		sample, err := s.sample(k.Type, k.Relation, k.Subject)
-		if err != nil {
-			return nil, err
+		sample := ""
+		if len(misfits) < samples {
+			var err error
+			if sample, err = s.sample(k.Type, k.Relation, k.Subject); err != nil {
+				return nil, err
+			}
 		}
 		misfits = append(misfits, Misfit{StoredKind: k, Why: why, Sample: sample})
 	}

@@ -87,9 +87,12 @@ definition doc {
 				t.Errorf("%s: the trial said %v, and it is %v", test.name, trial.Refusal, result.Refusal)
 			}
 		default:
-			m := trial.Misfits[0]
+			m, misfits := trial.Misfits[0], uint64(0)
+			for _, m := range trial.Misfits {
+				misfits += m.Count
+			}
 			if trial.Refusal != nil || !strings.Contains(result.Refusal.Message, m.Why) || !strings.Contains(result.Refusal.Message, m.Sample) ||
-				result.Refusal.Metadata["count"] != fmt.Sprint(m.Count) {
+				result.Refusal.Metadata["count"] != fmt.Sprint(misfits) || !strings.HasPrefix(result.Refusal.Message, fmt.Sprint(misfits, " stored ")) {
 				t.Errorf("%s: the trial said %v, and it is %v", test.name, m, result.Refusal)
 			}
 		}

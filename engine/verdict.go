@@ -143,12 +143,14 @@ func (v value) bare() value {
 }
 
 // verdict gives the answer.
-func (v value) verdict() Verdict {
-	switch v.low.truth {
+func (v value) verdict() Verdict { return v.low.verdict() }
+
+func (b bound) verdict() Verdict {
+	switch b.truth {
 	case yes:
 		return Verdict{Decision: Allowed}
 	case maybe:
-		return Verdict{Decision: Conditional, Missing: v.low.missing.names}
+		return Verdict{Decision: Conditional, Missing: b.missing.names}
 	}
 	return Verdict{Decision: Denied}
 }

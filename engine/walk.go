@@ -115,6 +115,8 @@ type cell[V any] struct {
 	// reached says that the cell was asked for while it was open or
 	// provisional.
 	reached bool
+	// solved says that the value is that of a component that was solved.
+	solved bool
 }
 
 type cellState uint8
@@ -173,8 +175,10 @@ type question struct {
 	fault error
 	// trace is the node under which the walk writes; nil when nobody asked.
 	trace *Trace
-	// traceDepth is how many nodes stand above trace.
+	// traceDepth is how many nodes stand above trace; shown holds the nodes of the
+	// names in it, by cell.
 	traceDepth int
+	shown      map[int32]*Trace
 	// edges is scratch space; each level of a recursion uses what lies beyond
 	// its caller's.
 	edges []graph.Edge
@@ -257,19 +261,37 @@ func (q *question) ascend(bytes int64) {
 	q.memory -= bytes
 }
 
-// condition evaluates the caveat of an edge.
+// condition gives how far an edge holds by its caveat. That the caveat failed
+// becomes the question's fault, unless another did before.
 func (q *question) condition(e graph.Edge) (value, error) {
 	if e.Caveat == 0 {
 		return allowed, nil
 	}
-	caveat := q.program.caveats[e.Caveat]
+	caveat, v, failure, err := q.judge(e)
+	if err != nil {
+		return denied, err
+	}
+	if failure == nil {
+		return v, q.traceCaveat(caveat.Name, v, caveat.Expression)
+	}
+	if q.fault == nil {
+		q.fault = failure
+	}
+	return v, q.traceCaveat(caveat.Name, v, failure.Message)
+}
+
+// judge evaluates the caveat that an edge carries. The value is failed, and
+// failure says why, when it could not be evaluated; an error is a fault of the
+// node or the end of the caller's context.
+func (q *question) judge(e graph.Edge) (caveat *schema.Caveat, v value, failure *Refusal, err error) {
+	caveat = q.program.caveats[e.Caveat]
 	if caveat == nil {
-		return denied, fmt.Errorf("engine: a tuple carries caveat %q, which the schema of revision %d does not declare",
+		return nil, denied, nil, fmt.Errorf("engine: a tuple carries caveat %q, which the schema of revision %d does not declare",
 			q.graph.CaveatName(e.Caveat), q.program.version.Revision)
 	}
 	stored, err := decodeContext(e.Context)
 	if err != nil {
-		return denied, err
+		return caveat, denied, nil, err
 	}
 	q.caveats++
 	var result schema.Result
@@ -281,17 +303,12 @@ func (q *question) condition(e graph.Edge) (value, error) {
 		result, err = caveat.Eval(stored, q.context)
 	}
 	if err != nil {
-		var refusal *Refusal
-		if refusal, err = refuseContext("context", err); refusal == nil {
-			return denied, err
+		if failure, err = refuseContext("context", err); failure == nil {
+			return caveat, denied, nil, err
 		}
-		if q.fault == nil {
-			q.fault = refusal
-		}
-		return failed, q.traceCaveat(caveat.Name, failed, refusal.Message)
+		return caveat, failed, failure, nil
 	}
-	v := valueOf(result)
-	return v, q.traceCaveat(caveat.Name, v, caveat.Expression)
+	return caveat, valueOf(result), nil, nil
 }
 
 // evaluate gives the value of n of object, final.
@@ -300,26 +317,28 @@ func (w *walk[V, A]) evaluate(n *name, object graph.Number) (V, error) {
 	return w.nameOf(n, object)
 }
 
+// key is what the table finds the cell of n of object by.
+func key(n *name, object graph.Number) uint64 { return uint64(n.index)<<40 | uint64(object) }
+
 // nameOf gives the value of n of object: final if its cell is, else as far as
 // it is known while the names it depends on are open.
 func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
+	if w.trace != nil {
+		return w.traceName(n, object)
+	}
 	if err := w.step(); err != nil {
 		return w.algebra.denied(), err
 	}
-	key := uint64(n.index)<<40 | uint64(object)
+	key := key(n, object)
 	at, found := w.table.find(key)
 	if found {
 		c := &w.cells[at]
 		switch c.state {
 		case final:
-			w.traceSeen(n, object, c.value, "seen above")
 			return c.value, nil
 		case open, provisional:
 			c.reached = true
 			w.low = min(w.low, c.low)
-			if !w.solving {
-				w.traceSeen(n, object, c.value, "cycle")
-			}
 			return c.value, nil
 		}
 	} else {
@@ -345,7 +364,6 @@ func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
 	}
 	outer := w.low
 	w.low = position
-	parent := w.traceOpen(n, object)
 
 	v, err := w.body(n, object)
 	if err != nil {
@@ -372,9 +390,7 @@ func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
 			return v, err
 		}
 		v = w.cells[at].value
-		w.traceCycle()
 	}
-	w.traceClose(parent, v)
 	return v, nil
 }
 
@@ -385,7 +401,13 @@ func (w *walk[V, A]) body(n *name, object graph.Number) (V, error) {
 		w.traceText("a userset is a member of itself")
 		return reflexive, nil
 	}
-	v, err := w.operate(n.rewrite, object)
+	var v V
+	var err error
+	if n.rewrite.kind == TraceTuple {
+		v, err = w.stored(n, object)
+	} else {
+		v, err = w.operate(n.rewrite, object)
+	}
 	if err != nil {
 		return v, err
 	}
@@ -406,9 +428,8 @@ func (w *walk[V, A]) forgetAbove(position int32) {
 func (w *walk[V, A]) solve(position int32) error {
 	w.cycles++
 	members := append([]int32(nil), w.stack[position:]...)
-	trace := w.trace
-	w.trace, w.solving = nil, true
-	defer func() { w.trace, w.solving = trace, false }()
+	w.solving = true
+	defer func() { w.solving = false }()
 
 	// round evaluates every member until none changes, keeping what keep makes
 	// of the old value and the new.
@@ -476,7 +497,7 @@ func (w *walk[V, A]) solve(position int32) error {
 	}
 	w.memory = held
 	for _, at := range members {
-		w.cells[at].state = final
+		w.cells[at].state, w.cells[at].solved = final, true
 		w.memory += w.algebra.size(w.cells[at].value)
 	}
 	w.stack = w.stack[:position]
@@ -492,17 +513,30 @@ func equalAll[V any](equal func(a, b V) bool, a, b []V) bool {
 	return true
 }
 
+// enough says that a union which has come to v needs no further branch. A trace
+// needs one that proves it.
+func (w *walk[V, A]) enough(v V) bool {
+	return w.algebra.isAllowed(v) && (w.trace == nil || w.trace.proved())
+}
+
 // operate gives the value of one operation on object.
 func (w *walk[V, A]) operate(op *operation, object graph.Number) (V, error) {
 	switch op.kind {
-	case TraceTuple:
-		return w.stored(op.name, object)
 	case TraceName:
 		return w.nameOf(op.name, object)
+	case TraceTuple:
+		// One operand of several: its tuples stand together in the trace.
+		parent := w.traceOperation(TraceUnion, op)
+		v, err := w.stored(op.name, object)
+		if err == nil {
+			w.traceClose(parent, v)
+		}
+		return v, err
 	case TraceNil:
+		w.traceClose(w.traceOperation(TraceNil, op), w.algebra.denied())
 		return w.algebra.denied(), nil
 	}
-	parent := w.traceOperation(op)
+	parent := w.traceOperation(op.kind, op)
 	var v V
 	err := w.descend(operationBytes)
 	if err != nil {
@@ -523,7 +557,7 @@ func (w *walk[V, A]) operate(op *operation, object graph.Number) (V, error) {
 			if x, err = w.operate(c, object); err != nil {
 				return v, err
 			}
-			if v, owned = w.algebra.add(v, owned, x); w.algebra.isAllowed(v) {
+			if v, owned = w.algebra.add(v, owned, x); w.enough(v) {
 				break
 			}
 		}
@@ -575,7 +609,7 @@ func (w *walk[V, A]) stored(n *name, object graph.Number) (V, error) {
 		if s.userset == nil {
 			continue
 		}
-		if w.algebra.isAllowed(v) {
+		if w.enough(v) {
 			break
 		}
 		err := w.each(n, object, s.shape, func(e graph.Edge) (bool, error) {
@@ -584,7 +618,7 @@ func (w *walk[V, A]) stored(n *name, object graph.Number) (V, error) {
 				return false, err
 			}
 			v, owned = w.algebra.add(v, owned, x)
-			return !w.algebra.isAllowed(v), nil
+			return !w.enough(v), nil
 		})
 		if err != nil {
 			return v, err
@@ -612,7 +646,7 @@ func (w *walk[V, A]) arrow(op *operation, object graph.Number) (V, error) {
 			switch {
 			case !op.all:
 				v, owned = w.algebra.add(v, owned, x)
-				more = !w.algebra.isAllowed(v)
+				more = !w.enough(v)
 			case first:
 				v, first = x, false
 				more = !w.algebra.isDenied(v)
@@ -645,6 +679,9 @@ func (w *walk[V, A]) through(relation *name, object graph.Number, e graph.Edge, 
 		if e.Caveat != 0 {
 			v = w.algebra.guard(condition, v)
 		}
+	}
+	if n == nil {
+		w.traceText("the type of its subject has no such name")
 	}
 	w.traceClose(parent, v)
 	return v, nil

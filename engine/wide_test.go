@@ -450,6 +450,10 @@ definition group {
 	wantRefusal(t, "the caveat alone", err, engine.CaveatFailed)
 	_, err = check(t, s, "group:both#left@person:p")
 	wantRefusal(t, "the caveat beside a cycle", err, engine.CaveatFailed)
+	tree, err := s.Expand(context.Background(), engine.Expand{Object: graph.Object{Type: "group", ID: "bad"}, Name: "member"})
+	if err != nil || len(tree.Verdicts) != 1 || tree.Verdicts[0].Decision != 0 || !strings.Contains(tree.Verdicts[0].Failure, "division by zero") {
+		t.Errorf("expand of the caveat: %v (%v), want a leaf that says why it failed", tree, err)
+	}
 	mustCheck(t, s, "group:good#left@person:p", engine.Allowed)
 	mustCheck(t, s, "group:bad#left@person:q", engine.Denied)
 	mustCheck(t, s, "group:x#left@person:p", engine.Denied)

@@ -2,6 +2,7 @@ package graph
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -101,7 +102,7 @@ func readRecords(t *testing.T, manifest []byte) (records [][]byte) {
 	r := record.NewReader(bytes.NewReader(manifest), 0)
 	for {
 		next, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return records
 		}
 		if err != nil {

@@ -35,6 +35,7 @@ import (
 	"iter"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -84,9 +85,36 @@ type DialError struct {
 	// HTTP says that the answer was one of HTTP/1, as a server's HTTP address
 	// gives it. Then Answered is true.
 	HTTP bool
+	// TLS says what of Config.TLS may be wrong. It is told from what the two sides
+	// said to each other, and a server seldom says much.
+	TLS TLSProblem
 	// Err is why.
 	Err error
 }
+
+// A TLSProblem is what of Config.TLS keeps a client from a server.
+type TLSProblem int
+
+const (
+	// NoTLSProblem means that it is not TLS, as far as can be told.
+	NoTLSProblem TLSProblem = iota
+	// TLSMissing means that the client does not encrypt, and the server seems to.
+	TLSMissing
+	// TLSUnwanted means that the client encrypts, and the server seems not to.
+	TLSUnwanted
+	// UnknownAuthority means that none that the client trusts has signed the
+	// server's certificate.
+	UnknownAuthority
+	// OtherServer means that the server's certificate is for other names than that in
+	// Config.Addr.
+	OtherServer
+	// ClientCertificateMissing means that the server seems to let in only clients
+	// that show a certificate, and this one has none.
+	ClientCertificateMissing
+	// ClientCertificateRefused means that the server seems not to take the
+	// certificate that the client has.
+	ClientCertificateRefused
+)
 
 func (e *DialError) Error() string {
 	return fmt.Sprintf("client: cannot reach a server at %s: %v", e.Addr, e.Err)
@@ -222,11 +250,11 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %s: %w", config.Addr, err)
 	}
-	if err := reach(ctx, conn); err != nil {
+	if err := reach(ctx, conn, config.TLS); err != nil {
 		failure := &DialError{Addr: config.Addr, Err: err}
 		var problem *dialProblem
 		if errors.As(err, &problem) {
-			failure.Answered, failure.HTTP = problem.answered, problem.http
+			failure.Answered, failure.HTTP, failure.TLS = problem.answered, problem.http, problem.tls
 		}
 		if closeErr := conn.Close(); closeErr != nil {
 			failure.Err = errors.Join(err, closeErr)
@@ -245,7 +273,7 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 
 // reach waits until conn is connected. At the first failure it asks for the
 // reason, which only a call gives.
-func reach(ctx context.Context, conn *grpc.ClientConn) error {
+func reach(ctx context.Context, conn *grpc.ClientConn, encryption *tls.Config) error {
 	conn.Connect()
 	for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
 		if state == connectivity.TransientFailure {
@@ -253,7 +281,7 @@ func reach(ctx context.Context, conn *grpc.ClientConn) error {
 			if err == nil {
 				return nil // It came after all.
 			}
-			return newDialProblem(status.Convert(err).Message())
+			return newDialProblem(status.Convert(err).Message(), encryption)
 		}
 		if !conn.WaitForStateChange(ctx, state) {
 			return context.Cause(ctx)
@@ -266,13 +294,14 @@ func reach(ctx context.Context, conn *grpc.ClientConn) error {
 type dialProblem struct {
 	message        string
 	answered, http bool
+	tls            TLSProblem
 }
 
 func (p *dialProblem) Error() string { return p.message }
 
 // newDialProblem takes the wrapping off what gRPC says of a failed connection,
 // and says what the usual mistakes look like from this side.
-func newDialProblem(message string) *dialProblem {
+func newDialProblem(message string, encryption *tls.Config) *dialProblem {
 	const handshake, preface = "authentication handshake failed: ", "error reading server preface"
 	p := &dialProblem{
 		message:  message,
@@ -283,13 +312,33 @@ func newDialProblem(message string) *dialProblem {
 			p.message = strings.TrimSuffix(problem, `"`)
 		}
 	}
+	says := func(texts ...string) bool {
+		return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(message, text) })
+	}
+	// Somebody was there, and ended the connection before he said anything of HTTP/2.
+	left := says(preface, "failed to write client preface", "broken pipe", "connection reset by peer") && !says("dial tcp", handshake)
 	switch {
-	case strings.Contains(message, "looked like an HTTP/1.1 header"):
+	case says("looked like an HTTP/1.1 header"):
 		p.message, p.http = "what answers there speaks HTTP/1 and not gRPC; it looks like the server's HTTP address", true
-	case strings.Contains(message, "first record does not look like a TLS handshake"):
-		p.message += "; the server does not seem to encrypt"
-	case strings.Contains(message, preface):
-		p.message += "; the server may expect TLS"
+	case says("first record does not look like a TLS handshake"):
+		p.message, p.tls = p.message+"; the server does not seem to encrypt", TLSUnwanted
+	case says("certificate signed by unknown authority"):
+		p.tls = UnknownAuthority
+	case says("x509: certificate is valid for", "x509: cannot validate certificate for", "x509: certificate is not valid for any names"):
+		p.tls = OtherServer
+	case encryption == nil && left:
+		p.message, p.answered, p.tls = p.message+"; the server may expect TLS", true, TLSMissing
+	case encryption == nil:
+	// An alert of the server is about what this side showed of itself. In TLS 1.3 it
+	// comes after this side is done, or is lost when the server ends the connection.
+	case len(encryption.Certificates) > 0 && says("remote error: tls: ") && says("certificate", "access denied"):
+		p.tls = ClientCertificateRefused
+	case len(encryption.Certificates) > 0 && left:
+		p.message, p.answered, p.tls = p.message+"; the server may not take the certificate of the client", true, ClientCertificateRefused
+	case says("tls: certificate required", "tls: bad certificate"):
+		p.tls = ClientCertificateMissing
+	case left:
+		p.message, p.answered, p.tls = p.message+"; the server may want a certificate of the client", true, ClientCertificateMissing
 	}
 	return p
 }

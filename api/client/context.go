@@ -1,16 +1,21 @@
 package client
 
 import (
+	"bytes"
+	"encoding"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
 	"net"
 	"net/netip"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -18,7 +23,7 @@ import (
 )
 
 // contextAllowed lists, for errors, what Context takes.
-const contextAllowed = "nil, bool, numbers, string, []byte, time.Time, time.Duration, netip.Addr, net.IP, json.Number, and pointers to these, slices and maps of these with text keys"
+const contextAllowed = "nil, bool, numbers, string, []byte, time.Time, time.Duration, netip.Addr, net.IP, json.Number, json.RawMessage, and pointers to these, slices and maps of these with text keys"
 
 // contextDepthMax bounds how deep values stand in each other, which also ends one
 // that holds itself. No caveat reads any that are nearly as deep.
@@ -28,16 +33,20 @@ const contextDepthMax = 32
 // caveat parameters read:
 //
 //   - nil, bool, string, slices, and maps with text keys, as they are in JSON;
-//   - numbers; integers that a float64 does not hold go as text, which int and
-//     uint parameters read;
+//   - numbers; integers beyond 2^53 go as text, since a float64 does not hold them
+//     all: int, uint and double parameters read it;
 //   - []byte as base64, for bytes;
 //   - time.Time as RFC 3339, for timestamp, and time.Duration as its text, for
 //     duration;
-//   - netip.Addr and net.IP as their text, for ipaddress.
+//   - netip.Addr and net.IP as their text, for ipaddress;
+//   - json.Number as a number, and json.RawMessage as what it holds.
 //
-// Types that are made of these count as these, and a pointer as what it points
-// to. The error names the parameter of any other value, and what is allowed. nil
-// gives nil.
+// A pointer counts as what it points to, and a type as what it is made of in the
+// end: one that is made of string as text, one of time.Time as a time. A type that
+// is made of time.Duration is an int64 to Go and so goes as a number, and one of
+// net.IP or json.RawMessage as []byte: convert these first. Types that bring their
+// own JSON or text are refused, for the one they are made of is another. The error
+// names the parameter of any other value too, and what is allowed. nil gives nil.
 func Context(values map[string]any) (*structpb.Struct, error) {
 	if values == nil {
 		return nil, nil
@@ -83,8 +92,21 @@ func contextValue(value any, depth int) (*structpb.Value, error) {
 		return structpb.NewStringValue(a.Unmap().String()), nil
 	case json.Number:
 		return contextNumber(v)
+	case json.RawMessage:
+		return contextRaw(v, depth)
 	}
 	r := reflect.ValueOf(value)
+	if r.Kind() == reflect.Struct {
+		// The types of structs tell what they are made of.
+		for _, t := range [...]reflect.Type{reflect.TypeFor[time.Time](), reflect.TypeFor[netip.Addr]()} {
+			if r.CanConvert(t) {
+				return contextValue(r.Convert(t).Interface(), depth)
+			}
+		}
+	}
+	if t := r.Type(); hasOwnForm(t) && (t.Kind() != reflect.Pointer || !hasOwnForm(t.Elem())) {
+		return nil, fmt.Errorf("a value of type %T brings a form of its own and is not allowed; allowed are %s", value, contextAllowed)
+	}
 	switch r.Kind() {
 	case reflect.Bool:
 		return structpb.NewBoolValue(r.Bool()), nil
@@ -123,18 +145,52 @@ func contextValue(value any, depth int) (*structpb.Value, error) {
 	}
 }
 
+// hasOwnForm reports whether a type says itself what it is as JSON or text.
+func hasOwnForm(t reflect.Type) bool {
+	return t.Implements(reflect.TypeFor[json.Marshaler]()) || t.Implements(reflect.TypeFor[encoding.TextMarshaler]())
+}
+
 // floatIntegerMax is up to where a float64 holds every integer.
 const floatIntegerMax = 1 << 53
 
+// contextNumber keeps integers as they are, also those that no parameter but a
+// double holds.
 func contextNumber(n json.Number) (*structpb.Value, error) {
-	if i, err := n.Int64(); err == nil {
-		return contextValue(i, 1)
+	text := n.String()
+	if !numberForm.MatchString(text) {
+		return nil, fmt.Errorf("%q is no number of JSON", text)
+	}
+	if !strings.ContainsAny(text, ".eE") {
+		if i, err := n.Int64(); err == nil {
+			return contextValue(i, 1)
+		}
+		return structpb.NewStringValue(text), nil
 	}
 	f, err := n.Float64()
-	if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
-		return nil, fmt.Errorf("%q is no number", n.String())
+	if err != nil {
+		return nil, fmt.Errorf("%q is beyond what a float64 holds", text)
 	}
 	return structpb.NewNumberValue(f), nil
+}
+
+// numberForm is that of the numbers of JSON.
+var numberForm = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$`)
+
+// contextRaw makes a value of JSON.
+func contextRaw(raw json.RawMessage, depth int) (*structpb.Value, error) {
+	if raw == nil {
+		return structpb.NewNullValue(), nil
+	}
+	if !json.Valid(raw) || !utf8.Valid(raw) {
+		return nil, errors.New("the json.RawMessage is no JSON in UTF-8")
+	}
+	var value any
+	from := json.NewDecoder(bytes.NewReader(raw))
+	from.UseNumber() // A float64 does not hold all integers.
+	if err := from.Decode(&value); err != nil {
+		return nil, fmt.Errorf("the json.RawMessage cannot be read: %w", err)
+	}
+	return contextValue(value, depth)
 }
 
 func contextList(r reflect.Value, depth int) (*structpb.Value, error) {

@@ -3,6 +3,7 @@ package client_test
 import (
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"math"
 	"net"
 	"net/http"
@@ -25,6 +26,9 @@ import (
 func TestContext(t *testing.T) {
 	type level string
 	type flags []bool
+	type stamp time.Time
+	type host netip.Addr
+	type lease time.Duration
 	number := 7
 	var itself []any
 	itself = append(itself, nil)
@@ -46,6 +50,19 @@ func TestContext(t *testing.T) {
 		{uint64(1<<53 + 1), `"9007199254740993"`},
 		{json.Number("9007199254740993"), `"9007199254740993"`},
 		{json.Number("0.25"), `0.25`},
+		{json.Number("-9007199254740992"), `-9007199254740992`},
+		{json.Number("9223372036854775809"), `"9223372036854775809"`},
+		{uint64(9223372036854775809), `"9223372036854775809"`},
+		{json.Number("100000000000000000000001"), `"100000000000000000000001"`},
+		{json.Number("-1.5e3"), `-1500`},
+		{json.RawMessage(`{"a":[1,9007199254740993,"x",null]}`), `{"a":[1,"9007199254740993","x",null]}`},
+		{json.RawMessage(nil), `null`},
+		{[]json.RawMessage{json.RawMessage(`true`)}, `[true]`},
+		{stamp(at), `"2030-01-02T02:04:05.0000006Z"`},
+		{map[string]*stamp{"a": (*stamp)(&at)}, `{"a":"2030-01-02T02:04:05.0000006Z"}`},
+		{&at, `"2030-01-02T02:04:05.0000006Z"`},
+		{host(netip.MustParseAddr("10.0.0.7")), `"10.0.0.7"`},
+		{lease(time.Microsecond), `1000`},
 		{&number, `7`},
 		{(*int)(nil), `null`},
 		{[]byte{1, 2, 255}, `"AQL/"`},
@@ -62,6 +79,15 @@ func TestContext(t *testing.T) {
 
 		{math.NaN(), "finite"},
 		{json.Number("x"), "no number"},
+		{json.Number("0x10"), "no number"},
+		{json.Number("1_0"), "no number"},
+		{json.Number("1e999"), "float64"},
+		{json.RawMessage(`{"a":`), "no JSON"},
+		{json.RawMessage("\"\xff\""), "no JSON"},
+		{json.RawMessage(strings.Repeat("[", 50) + strings.Repeat("]", 50)), "32 deep"},
+		{slog.LevelInfo, "slog.Level brings a form of its own"},
+		{new(slog.LevelVar), "*slog.LevelVar brings a form of its own"},
+		{stamp(time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)), "9999"},
 		{"\xff", "not UTF-8"},
 		{map[string]any{"\xff": 1}, "not UTF-8"},
 		{map[int]string{1: "a"}, "keys must be text"},

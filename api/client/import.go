@@ -44,7 +44,8 @@ type ImportConfig struct {
 
 // The size of a chunk, which is one message and one entry of the log. Imports
 // that go on with another's depend on them: a server that knows chunk 7 must
-// know what this client would put into it.
+// know what this client would put into it. To change them is to have no import
+// gone on with that an older client began: see ErrImportMismatch.
 const (
 	chunkTuples = 5000
 	chunkBytes  = 512 << 10
@@ -84,7 +85,8 @@ type Import struct {
 	known       uint32
 	knownTuples uint64
 	// knownDigest stands for what they hold, and digest for what this import would
-	// have put into the chunks that were not sent.
+	// have put into the chunks that were not sent. The server is told of digest, so
+	// that it commits nothing else, whatever it has by then.
 	knownDigest []byte
 	digest      graph.StageDigest
 
@@ -232,8 +234,14 @@ func (i *Import) flush() error {
 }
 
 // ErrImportMismatch is wrapped by the error of an import whose ID stands for
-// other tuples, or the other operation, than those that were added; so is the
-// server's reason STAGE_MISMATCH. What the server has stays as it is.
+// other tuples, or the other operation, than those that were added. Where the
+// server finds that out, its error has the reason STAGE_MISMATCH instead. What the
+// server has stays as it is.
+//
+// The tuples must also come in the same chunks to be known again. Where chunks end
+// follows from the tuples and their order, but another version of this package may
+// end them elsewhere: an import that is cut off is gone on with by the version that
+// began it, or begun again under another ID.
 var ErrImportMismatch = errors.New("use another ID")
 
 // compare compares the chunk with what the server has, of which it knows the
@@ -266,6 +274,9 @@ func (i *Import) send(header *pembav1.ImportHeader) {
 	defer close(i.sent)
 	for chunk := range i.full {
 		message := &pembav1.ImportTuplesRequest{Header: header, Chunk: chunk.number, Tuples: make([]*pembav1.Tuple, len(chunk.tuples))}
+		if header != nil && chunk.number > 0 {
+			header.KnownDigest = i.digest[:] // All that is known has been compared.
+		}
 		for n, t := range chunk.tuples {
 			m, err := api.TupleMessage(t)
 			if err != nil {
@@ -280,6 +291,10 @@ func (i *Import) send(header *pembav1.ImportHeader) {
 		header = nil
 	}
 	if header != nil {
+		if i.config.ID != "" {
+			// Also when it stands for no tuples: those of others are not to be committed.
+			header.KnownDigest = i.digest[:]
+		}
 		i.sendErr = i.sendMessage(&pembav1.ImportTuplesRequest{Header: header, Chunk: i.known})
 	}
 }

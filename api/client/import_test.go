@@ -143,6 +143,75 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// TestImportReplaced: an import is not told that it was committed when another has
+// put other tuples under its ID since it looked, and these are not committed by it.
+func TestImportReplaced(t *testing.T) {
+	c := dialed(t)
+	config := client.ImportConfig{ID: "shared"}
+	begin := func() *client.Import {
+		t.Helper()
+		im, err := c.Import(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return im
+	}
+	// leave stages a chunk of tuples, and forgets what is staged before.
+	leave := func(from int) {
+		t.Helper()
+		if _, err := c.Tuples.AbortImport(t.Context(), &pembav1.AbortImportRequest{All: true}); err != nil {
+			t.Fatal(err)
+		}
+		im := begin()
+		if err := add(t, im, from, from+5001); err != nil { // The last one stays here.
+			t.Fatal(err)
+		}
+		for {
+			answer, err := c.Tuples.GetImport(t.Context(), &pembav1.GetImportRequest{ImportId: config.ID})
+			if reason, _ := client.Reason(err); err != nil && reason != "STAGE_UNKNOWN" {
+				t.Fatal(err)
+			}
+			if answer.GetNextChunk() == 1 {
+				break
+			}
+		}
+		im.Cancel()
+	}
+	for _, more := range []int{0, 10} {
+		leave(0)
+		im := begin()
+		if im.Known() != 5000 {
+			t.Fatalf("%d tuples are known", im.Known())
+		}
+		leave(100_000)
+		err := add(t, im, 0, 5000+more)
+		if err == nil {
+			_, err = im.Commit()
+		}
+		if reason, _ := client.Reason(err); reason != "STAGE_MISMATCH" {
+			t.Errorf("with %d more: %v", more, err)
+		}
+		im.Cancel()
+		if n := count(t, c); n != 0 {
+			t.Fatalf("with %d more: %d tuples of another are there", more, n)
+		}
+		// The other one is as it was, and can be gone on with.
+		if im = begin(); im.Known() != 5000 {
+			t.Errorf("with %d more: %d tuples are known of the other", more, im.Known())
+		}
+		im.Cancel()
+	}
+	// An import without tuples does not commit those of another either.
+	if _, err := c.Tuples.AbortImport(t.Context(), &pembav1.AbortImportRequest{All: true}); err != nil {
+		t.Fatal(err)
+	}
+	im := begin()
+	leave(100_000)
+	if _, err := im.Commit(); err == nil || count(t, c) != 0 {
+		t.Errorf("nothing was added: %v, and %d tuples are there", err, count(t, c))
+	}
+}
+
 // TestImportTwice: with batches a tuple may come twice, as in two writes.
 func TestImportTwice(t *testing.T) {
 	c := dialed(t)

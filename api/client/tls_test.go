@@ -91,25 +91,32 @@ func writePEM(t *testing.T, dir, typ string, der []byte) string {
 }
 
 // TestTLS: the server must show a certificate of a trusted authority, and the
-// client one where the server asks for it.
+// client one where the server asks for it; what is missing is told.
 func TestTLS(t *testing.T) {
 	dir := t.TempDir()
 	ours, theirs := newAuthority(t, dir), newAuthority(t, dir)
 	serverCert, serverKey := ours.issue(t, dir)
 	cert, key := ours.issue(t, dir)
+	otherCert, otherKey := theirs.issue(t, dir)
+	clear := serve(t)
 	addr := serve(t, func(c *api.Config) { c.TLSCert, c.TLSKey, c.ClientCA = serverCert, serverKey, ours.file })
 	for _, test := range []struct {
 		name, ca, cert, key string
+		addr                string
 		refused             bool
 		want                string
+		problem             client.TLSProblem
 	}{
-		{"all is well", ours.file, cert, key, false, ""},
-		{"another authority", theirs.file, cert, key, true, "unknown authority"},
+		{"all is well", ours.file, cert, key, addr, false, "", client.NoTLSProblem},
+		{"another authority", theirs.file, cert, key, addr, true, "unknown authority", client.UnknownAuthority},
 		// What is said depends on whether the alert comes before the end does.
-		{"no certificate", ours.file, "", "", true, ""},
-		{"no TLS", "", "", "", true, "TLS"},
+		{"no certificate", ours.file, "", "", addr, true, "certificate", client.ClientCertificateMissing},
+		{"certificate of another authority", ours.file, otherCert, otherKey, addr, true, "certificate", client.ClientCertificateRefused},
+		{"another name", ours.file, cert, key, "localhost" + strings.TrimPrefix(addr, "127.0.0.1"), true, "localhost", client.OtherServer},
+		{"no TLS", "", "", "", addr, true, "TLS", client.TLSMissing},
+		{"TLS with a server that has none", ours.file, "", "", clear, true, "does not seem to encrypt", client.TLSUnwanted},
 	} {
-		config := client.Config{Addr: addr, Key: "k"}
+		config := client.Config{Addr: test.addr, Key: "k"}
 		if test.ca != "" {
 			tls, err := client.LoadTLS(test.ca, test.cert, test.key)
 			if err != nil {
@@ -131,6 +138,10 @@ func TestTLS(t *testing.T) {
 		cancel()
 		if (err != nil) != test.refused || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v; expected %q", test.name, err, test.want)
+		}
+		var failure *client.DialError
+		if test.refused && (!errors.As(err, &failure) || failure.TLS != test.problem) {
+			t.Errorf("%s: %#v; expected the problem %d", test.name, err, test.problem)
 		}
 	}
 	for _, files := range [][3]string{{"missing"}, {key}, {"", cert, ""}, {"", "", key}, {"", cert, cert}, {"", filepath.Join(dir, "none"), key}} {

@@ -17,23 +17,29 @@ func newCheck() *cobra.Command {
 	var conn connection
 	var state consistency
 	var context string
-	var explain bool
+	var explain, byCode bool
 	cmd := &cobra.Command{
 		Use:   "check OBJECT#NAME@SUBJECT",
 		Short: "Ask whether a subject has a permission on an object",
 		Long: `Check asks whether a subject has a permission (or relation) on an object and
 prints allowed, denied or conditional: conditional means that the answer depends
 on caveat parameters that nobody gave, which are then listed on standard error.
-Whatever the answer, the command succeeds.`,
+
+Whatever the answer, the command succeeds: its exit code is 0, and 1 when there is
+no answer. With --exit-code it is 0 for allowed alone, 1 when there is no answer, 2
+for denied and 3 for conditional.`,
 		Example: `  pemba check document:readme#view@user:anne
   pemba check document:readme#view@group:eng#member --explain
-  pemba check document:readme#view@user:bob --context '{"ip":"10.0.0.7"}' -o json`,
+  pemba check document:readme#view@user:bob --context '{"ip":"10.0.0.7"}' -o json
+  if pemba check document:readme#view@user:anne --exit-code; then cat readme; fi`,
 		Args: arguments(1, 1, "OBJECT#NAME@SUBJECT"),
 	}
 	conn.addFlags(cmd)
 	state.addFlags(cmd)
 	cmd.Flags().StringVar(&context, "context", "", "values for caveat parameters, as a `JSON` object")
 	cmd.Flags().BoolVar(&explain, "explain", false, "show how the decision came about")
+	cmd.Flags().BoolVar(&byCode, "exit-code", false, "exit with 0 for allowed, 2 for denied and 3 for conditional; 1 is an error")
+	before(cmd, func() error { return needTexts(cmd, "context") })
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		q, err := parseQuestion(args[0])
 		if err != nil {
@@ -49,10 +55,26 @@ Whatever the answer, the command succeeds.`,
 			if err != nil {
 				return err
 			}
-			return printAnswer(cmd, &conn, answer)
+			if err := printAnswer(cmd, &conn, answer); err != nil || !byCode {
+				return err
+			}
+			return decisionCode(answer.GetDecision())
 		})
 	}
 	return cmd
+}
+
+// decisionCode is how --exit-code ends a check.
+func decisionCode(d pembav1.Decision) error {
+	switch d {
+	case pembav1.Decision_DECISION_ALLOWED:
+		return nil
+	case pembav1.Decision_DECISION_DENIED:
+		return exitCode(2)
+	case pembav1.Decision_DECISION_CONDITIONAL:
+		return exitCode(3)
+	}
+	return fmt.Errorf("the server gave a decision that this program does not know: %v", d)
 }
 
 // ctx is short for what nearly every function here takes first.
@@ -144,7 +166,7 @@ func newTraceJSON(t *pembav1.Trace) *traceJSON {
 	}
 	j := &traceJSON{
 		Kind: traceKind(t), On: traceOn(t), Expression: t.GetExpression(),
-		Decision: decisionText(t.GetDecision()), Missing: t.GetMissing(), Note: t.GetNote(),
+		Decision: traceDecision(t), Missing: t.GetMissing(), Note: t.GetNote(),
 	}
 	if t.GetTuple() != nil {
 		j.Tuple = tupleText(t.GetTuple())
@@ -157,6 +179,15 @@ func newTraceJSON(t *pembav1.Trace) *traceJSON {
 
 func traceKind(t *pembav1.Trace) string {
 	return strings.ToLower(strings.TrimPrefix(t.GetKind().String(), "KIND_"))
+}
+
+// traceDecision is "undefined" where a cycle or a failed caveat leaves open what a
+// node comes to.
+func traceDecision(t *pembav1.Trace) string {
+	if t.GetDecision() == pembav1.Decision_DECISION_UNSPECIFIED {
+		return "undefined"
+	}
+	return decisionText(t.GetDecision())
 }
 
 // traceOn is what was asked of a node, as object#name.
@@ -208,7 +239,7 @@ func printTrace(cmd *cobra.Command, t *pembav1.Trace) error {
 		if n := len(children) - len(shown); n > 0 {
 			why = append(why, fmt.Sprintf("%d more looked at", n))
 		}
-		rows = append(rows, row{strings.Repeat("  ", depth) + what, decisionText(t.GetDecision()), strings.Join(why, "; ")})
+		rows = append(rows, row{strings.Repeat("  ", depth) + what, traceDecision(t), strings.Join(why, "; ")})
 		for _, child := range shown {
 			walk(child, depth+1)
 		}

@@ -227,4 +227,5 @@ func (c *change) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.actor, "recorded-actor", "", "on whose behalf the change is made, in any `words`; recorded, not judged")
 	f.StringVar(&c.metadata, "metadata", "", "a `JSON` object to keep with the change")
+	before(cmd, func() error { return needTexts(cmd, "metadata") })
 }

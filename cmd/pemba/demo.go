@@ -98,12 +98,16 @@ func freeAddr(port string) string {
 // user types.
 func (r *running) ask(cmd *cobra.Command, example *examples.Example, started time.Time) error {
 	addr := r.server.GRPCAddr().String()
-	definitions, tuples, err := fill(cmd.Context(), addr, example)
+	definitions, tuples, over, err := fill(cmd.Context(), addr, example)
 	if err != nil {
 		return fmt.Errorf("example %s: %w", example.Name, err)
 	}
-	if err := printf(cmd, "%s\n%s\n\nA schema of %d definitions and %d tuples are written. Questions:\n",
-		example.Title, r.where(), definitions, tuples); err != nil {
+	left := ""
+	if over > 0 {
+		left = fmt.Sprintf(" The lifetime of %d of them is over,\nso that %d can be read.", over, tuples-over)
+	}
+	if err := printf(cmd, "%s\n%s\n\nA schema of %d definitions and %d tuples are written.%s Questions:\n",
+		example.Title, r.where(), definitions, tuples, left); err != nil {
 		return err
 	}
 	var first time.Duration
@@ -143,40 +147,43 @@ The server stays up until you press Ctrl-C.
 func quoteCommand(command string) string {
 	args := strings.Fields(command)
 	for i, a := range args {
-		if strings.ContainsAny(a, "\"{}*$&|;()<>") {
-			args[i] = "'" + a + "'"
-		}
+		args[i] = shellQuote(a)
 	}
 	return strings.Join(args, " ")
 }
 
-// fill writes the schema and the tuples of an example.
-func fill(ctx context.Context, addr string, example *examples.Example) (definitions, tuples int, err error) {
+// fill writes the schema and the tuples of an example. over is how many of the
+// tuples have outlived their lifetime, and are not to be read.
+func fill(ctx context.Context, addr string, example *examples.Example) (definitions, tuples, over int, err error) {
 	c, err := client.Dial(ctx, client.Config{Addr: addr})
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
 	if _, err := c.Schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: example.Schema, RecordedActor: "pemba demo"}); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	var all []graph.Tuple
+	started := time.Now()
 	for t, err := range readTupleLines(strings.NewReader(example.Tuples), "text") {
 		if err != nil {
-			return 0, 0, fmt.Errorf("%s:%w", examples.TuplesFile, err)
+			return 0, 0, 0, fmt.Errorf("%s:%w", examples.TuplesFile, err)
 		}
 		all = append(all, t.Tuple)
+		if t.ValidUntil != 0 && t.ValidUntil <= graph.InstantOf(started) {
+			over++
+		}
 	}
 	if _, err := c.WriteTuples(ctx, graph.Touch, all...); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	file, err := schema.Parse(examples.SchemaFile, example.Schema)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	compiled, err := schema.Compile(file)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
-	return len(compiled.Definitions), len(all), nil
+	return len(compiled.Definitions), len(all), over, nil
 }

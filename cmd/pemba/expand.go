@@ -15,27 +15,37 @@ import (
 func newExpand() *cobra.Command {
 	var conn connection
 	var state consistency
+	var context string
 	cmd := &cobra.Command{
 		Use:   "expand OBJECT#NAME",
 		Short: "Show the tree of subjects behind a permission of an object",
 		Long: `Expand shows the tree of subjects behind a permission (or relation) of an object.
 It follows permissions and arrows, and stops at usersets, which can be expanded
-in their turn. Caveats are shown, not evaluated. What an exclusion takes away is
-marked with "minus"; a part of an expression stands in parentheses. Where an arrow goes along a tuple
-with a caveat or an expiration, "via" shows the tuple; -o json shows all of them.`,
-		Example: "  pemba expand document:readme#view",
-		Args:    arguments(1, 1, "OBJECT#NAME"),
+in their turn. A tuple with a caveat says how far it holds: allowed, denied,
+conditional with the parameters that nobody gave, or failed with the reason.
+What an exclusion takes away is marked with "minus"; a part of an expression
+stands in parentheses. Where an arrow goes along a tuple with a caveat or an
+expiration, "via" shows the tuple; -o json shows all of them.`,
+		Example: `  pemba expand document:readme#view
+  pemba expand document:readme#view --context '{"ip":"10.0.0.7"}'`,
+		Args: arguments(1, 1, "OBJECT#NAME"),
 	}
 	conn.addFlags(cmd)
 	state.addFlags(cmd)
+	cmd.Flags().StringVar(&context, "context", "", "values for caveat parameters, as a `JSON` object")
+	before(cmd, func() error { return needTexts(cmd, "context") })
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		object, name, err := graph.ParseUserset(args[0])
 		if err != nil {
 			return err
 		}
+		values, err := parseJSONObject("context", context)
+		if err != nil {
+			return err
+		}
 		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
 			answer, err := c.Permissions.Expand(ctx, &pembav1.ExpandRequest{
-				Store: conn.store, Consistency: state.message(), Object: api.ObjectMessage(object), Permission: name,
+				Store: conn.store, Consistency: state.message(), Object: api.ObjectMessage(object), Permission: name, Context: values,
 			})
 			if err != nil {
 				return err
@@ -62,12 +72,44 @@ with a caveat or an expiration, "via" shows the tuple; -o json shows all of them
 
 // A treeJSON is a Tree in the form of -o json.
 type treeJSON struct {
-	On        string      `json:"on"`
-	Via       string      `json:"via,omitempty"`
-	Operation string      `json:"operation"`
-	Tuples    []string    `json:"tuples,omitempty"`
-	Note      string      `json:"note,omitempty"`
-	Children  []*treeJSON `json:"children,omitempty"`
+	On         string             `json:"on"`
+	Via        string             `json:"via,omitempty"`
+	ViaVerdict *tupleVerdictJSON  `json:"via_verdict,omitempty"`
+	Operation  string             `json:"operation"`
+	Tuples     []string           `json:"tuples,omitempty"`
+	Verdicts   []tupleVerdictJSON `json:"verdicts,omitempty"`
+	Note       string             `json:"note,omitempty"`
+	Children   []*treeJSON        `json:"children,omitempty"`
+}
+
+// A tupleVerdictJSON is a TupleVerdict in the form of -o json.
+type tupleVerdictJSON struct {
+	Decision string   `json:"decision"`
+	Missing  []string `json:"missing,omitempty"`
+	Failure  string   `json:"failure,omitempty"`
+}
+
+func newTupleVerdictJSON(v *pembav1.TupleVerdict) tupleVerdictJSON {
+	return tupleVerdictJSON{Decision: tupleDecision(v), Missing: v.GetMissing(), Failure: v.GetFailure()}
+}
+
+// tupleDecision is "failed" where the caveat says nothing.
+func tupleDecision(v *pembav1.TupleVerdict) string {
+	if v.GetFailure() != "" {
+		return "failed"
+	}
+	return decisionText(v.GetDecision())
+}
+
+// verdictText is what stands behind a tuple with a caveat.
+func verdictText(v *pembav1.TupleVerdict) string {
+	switch {
+	case v.GetFailure() != "":
+		return "  " + tupleDecision(v) + " (" + v.GetFailure() + ")"
+	case len(v.GetMissing()) > 0:
+		return "  " + tupleDecision(v) + " (missing: " + strings.Join(v.GetMissing(), ", ") + ")"
+	}
+	return "  " + tupleDecision(v)
 }
 
 func newTreeJSON(t *pembav1.Tree) *treeJSON {
@@ -75,8 +117,15 @@ func newTreeJSON(t *pembav1.Tree) *treeJSON {
 	if via := t.GetVia(); via != nil {
 		j.Via = tupleText(via)
 	}
+	if t.GetViaVerdict() != nil {
+		v := newTupleVerdictJSON(t.GetViaVerdict())
+		j.ViaVerdict = &v
+	}
 	for _, leaf := range t.GetLeaves() {
 		j.Tuples = append(j.Tuples, tupleText(leaf))
+	}
+	for _, v := range t.GetVerdicts() {
+		j.Verdicts = append(j.Verdicts, newTupleVerdictJSON(v))
 	}
 	for _, child := range t.GetChildren() {
 		j.Children = append(j.Children, newTreeJSON(child))
@@ -102,7 +151,8 @@ func treeOperation(t *pembav1.Tree) string {
 func withoutEmpty(t *pembav1.Tree) *pembav1.Tree {
 	simple := &pembav1.Tree{
 		Object: t.GetObject(), Name: t.GetName(), Operation: t.GetOperation(),
-		Via: t.GetVia(), Leaves: t.GetLeaves(), Note: t.GetNote(),
+		Via: t.GetVia(), ViaVerdict: t.GetViaVerdict(),
+		Leaves: t.GetLeaves(), Verdicts: t.GetVerdicts(), Note: t.GetNote(),
 	}
 	union := t.GetOperation() == pembav1.Tree_OPERATION_UNION
 	for _, child := range t.GetChildren() {
@@ -173,6 +223,9 @@ func printTree(cmd *cobra.Command, t *pembav1.Tree, name string, depth int) erro
 	}
 	if via := viaText(t); via != "" {
 		line += "  via " + via
+		if t.GetViaVerdict() != nil {
+			line += verdictText(t.GetViaVerdict())
+		}
 	}
 	if t.GetNote() != "" {
 		line += "  (" + t.GetNote() + ")"
@@ -182,10 +235,13 @@ func printTree(cmd *cobra.Command, t *pembav1.Tree, name string, depth int) erro
 	if err := printf(cmd, "%s\n", line); err != nil {
 		return err
 	}
-	for _, leaf := range t.GetLeaves() {
+	for i, leaf := range t.GetLeaves() {
 		// The object and relation stand above; the rest of the text is the subject
 		// with what the tuple carries.
 		_, subject, _ := strings.Cut(tupleText(leaf), "#"+leaf.GetRelation()+"@")
+		if leaf.GetCaveat() != nil && i < len(t.GetVerdicts()) {
+			subject += verdictText(t.GetVerdicts()[i])
+		}
 		if err := printf(cmd, "%s  %s\n", indent, subject); err != nil {
 			return err
 		}

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
@@ -99,6 +101,9 @@ func place(cmd *cobra.Command, err error, field string) string {
 	if field == "filter" || strings.HasPrefix(field, "filter.") {
 		return "the filter"
 	}
+	if field == "updates" {
+		return "the tuples"
+	}
 	flags, known := flagsOfFields[field]
 	for _, flag := range flags {
 		if cmd.Flags().Lookup(flag) == nil {
@@ -130,12 +135,53 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 		if flag := cmd.Flags().Lookup("create"); flag != nil && metadata["tuple"] != "" {
 			return metadata["tuple"] + " exists already; leave out --create to replace what is there"
 		}
+	case engine.UnknownStore.String():
+		// The default store cannot be deleted.
+		if flag := cmd.Flags().Lookup("store"); flag != nil && flag.Value.String() == "" {
+			return "the key may not see the default store, for it is bound to others; name one with --store or PEMBA_STORE"
+		}
+	case engine.SchemaData.String():
+		// The server names the first kind of tuples that it finds.
+		if cmd.Flags().Lookup("dry-run") != nil {
+			return message + "; there may be more: \"" + cmd.CommandPath() + " --dry-run\" lists all that do not fit"
+		}
+	case "TOO_MANY_UPDATES", "REQUEST_TOO_LARGE":
+		if limit := metadata["limit"]; limit != "" && reason == "TOO_MANY_UPDATES" {
+			message = "there are more than the " + limit + " tuples that one change may have"
+		}
+		switch cmd.CommandPath() {
+		case "pemba tuple write":
+			return message + "; \"pemba tuple import\" writes any number"
+		case "pemba tuple delete":
+			return message + "; delete them by several commands, or by --filter"
+		}
+	case engine.StageTooLarge.String():
+		// What a server knows of are the modes of a request.
+		limit := metadata["limit"]
+		if limit == "" || cmd.Flags().Lookup("batches") == nil {
+			break
+		}
+		if metadata["field"] == "" { // It is not about what is sent.
+			return "the store has " + limit + " imports that were not committed, and no more are allowed; go on with one of them by its --import-id, or forget it: \"" +
+				cmd.CommandPath() + " --abort --import-id ID\", or --all"
+		}
+		return "the file holds more than the " + limit + " tuples that may become visible at once; import it with --batches, or as several files"
 	case engine.DuplicateUpdate.String():
 		if metadata["tuple"] != "" {
 			return metadata["tuple"] + " is given twice; one command may name a tuple once"
 		}
 	}
 	return message
+}
+
+// tlsHints name the flags that mend what is wrong with TLS.
+var tlsHints = map[client.TLSProblem]string{
+	client.TLSMissing:               "speak TLS with --tls, or with --ca-cert where its authority is one of your own",
+	client.TLSUnwanted:              "leave out --tls, --ca-cert and --client-cert (PEMBA_TLS, PEMBA_CA_CERT, PEMBA_CLIENT_CERT) to speak without TLS",
+	client.UnknownAuthority:         "name a file with the certificate of the authority that signed the server's by --ca-cert or PEMBA_CA_CERT",
+	client.OtherServer:              "name the server in --addr or PEMBA_ADDR as its certificate does",
+	client.ClientCertificateMissing: "show one by --client-cert and --client-key, or PEMBA_CLIENT_CERT and PEMBA_CLIENT_KEY",
+	client.ClientCertificateRefused: "the server wants one of an authority of its --client-ca; --client-cert and --client-key name another",
 }
 
 // connectionHint says what may help when there is no connection.
@@ -148,8 +194,29 @@ func connectionHint(err error) error {
 		return fmt.Errorf("%w; see --addr and PEMBA_ADDR", err)
 	case failure.HTTP:
 		return fmt.Errorf("%w"+wantsGRPC, err)
+	case tlsHints[failure.TLS] != "":
+		return fmt.Errorf("%w; %s", err, tlsHints[failure.TLS])
 	case failure.Answered:
 		return err
 	}
 	return fmt.Errorf("%w; \"pemba serve\" or \"pemba demo\" start a server, --addr or PEMBA_ADDR name another", err)
+}
+
+// printable makes what is to be read by people fit for a terminal, whose state
+// bytes of a foreign file or server must not change: each character that controls
+// it becomes one that shows, so that a mark below a line stands where it stood.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return r
+		case r < ' ':
+			return '\u2400' + r // The picture of the character.
+		case r == 0x7f:
+			return '\u2421'
+		case unicode.Is(unicode.Cc, r), unicode.Is(unicode.Bidi_Control, r):
+			return utf8.RuneError
+		}
+		return r // What is no UTF-8 comes as utf8.RuneError, byte by byte.
+	}, text)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,13 +27,15 @@ func newTupleImport() *cobra.Command {
 		Use:   "import FILE|-",
 		Short: "Write the tuples of a file, all at one revision or none",
 		Long: `Import writes the tuples in FILE ("-" for the standard input). All of them become
-visible at one revision, or none does, however many they are. What is there
-already is kept, and gets the caveat and expiration of the file; with --create it
-is an error.
+visible at one revision, or none does, up to as many as the server allows
+(10,000,000 unless it was started otherwise). What is there already is kept, and
+gets the caveat and expiration of the file; with --create it is an error.
 
-An import that is cut off says by which --import-id the same file can be imported
-from where it was. It is forgotten when nobody goes on with it for some time. One
-that fails for another reason is forgotten at once, unless --import-id names it.
+An import that is cut off, or that meets a server which is too busy, says by which
+--import-id the same file can be imported from where it was. It is forgotten when
+nobody goes on with it for 24 hours; by --abort --import-id ID at once, as are all
+of the store by --abort --all. One that is refused is forgotten at once, unless
+--import-id names it.
 
 With --batches the tuples are written in batches, each at a revision of its own;
 what came before a failure stays. Importing a file again changes nothing but
@@ -46,8 +49,16 @@ The form follows from the name, or from --format:
           are skipped
 
 ` + tupleForm,
-		Example: "  pemba tuple import tuples.txt\n  pemba tuple export --format csv | pemba tuple import --format csv --addr 127.0.0.1:50061 -",
-		Args:    arguments(1, 1, "FILE|-"),
+		Example: "  pemba tuple import tuples.txt\n  pemba tuple export --format csv | pemba tuple import --format csv --addr 127.0.0.1:50061 -\n  pemba tuple import --abort --import-id readers-1",
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if i.abort && len(args) > 0 {
+			return fmt.Errorf("--abort takes no file, and %q was given", args[0])
+		}
+		if i.abort {
+			return nil
+		}
+		return arguments(1, 1, "FILE|-")(cmd, args)
 	}
 	i.addFlags(cmd)
 	i.by.addFlags(cmd)
@@ -55,14 +66,34 @@ The form follows from the name, or from --format:
 	cmd.Flags().BoolVar(&i.batches, "batches", false, "write in batches, each at a revision of its own")
 	cmd.Flags().StringVar(&i.id, "import-id", "", "go on with the import of this `id`, or name a new one so")
 	cmd.Flags().StringVar(&i.format, "format", "", "the `form` of the file: text, csv or jsonl")
+	cmd.Flags().BoolVar(&i.abort, "abort", false, "forget the import of --import-id, of which nothing can be seen, and import nothing")
+	cmd.Flags().BoolVar(&i.all, "all", false, "with --abort, forget all imports of the store that are not committed, also those that others are at")
 	addQuiet(cmd, &i.quiet)
 	before(cmd, func() error {
+		switch {
+		case i.all && !i.abort:
+			return errors.New("--all goes with --abort")
+		case i.all && i.id != "":
+			return errors.New("--all and --import-id exclude each other")
+		case i.abort && !i.all && i.id == "":
+			return errors.New("--abort needs the --import-id of what is to be forgotten, or --all")
+		}
+		for _, name := range []string{"create", "batches", "format", "recorded-actor", "metadata"} {
+			if i.abort && cmd.Flags().Changed(name) {
+				return fmt.Errorf("--abort and --%s exclude each other", name)
+			}
+		}
 		if i.batches && i.id != "" {
 			return errors.New("--batches and --import-id exclude each other: what is imported in batches can be imported again")
 		}
 		return needTexts(cmd, "import-id")
 	})
-	cmd.RunE = func(cmd *cobra.Command, args []string) error { return i.run(cmd, args[0]) }
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if i.abort {
+			return i.forget(cmd)
+		}
+		return i.run(cmd, args[0])
+	}
 	return cmd
 }
 
@@ -71,6 +102,7 @@ type importer struct {
 	connection
 	by              change
 	create, batches bool
+	abort, all      bool
 	id, format      string
 	quiet           bool
 
@@ -79,6 +111,20 @@ type importer struct {
 
 	// committing says that everything was handed over and the commit asked for.
 	committing bool
+}
+
+// forget makes the server forget the import of the given id, or all.
+func (i *importer) forget(cmd *cobra.Command) error {
+	return i.call(cmd, func(ctx ctx, c *client.Client) error {
+		answer, err := c.Tuples.AbortImport(ctx, &pembav1.AbortImportRequest{Store: i.store, ImportId: i.id, All: i.all})
+		if err != nil {
+			return err
+		}
+		if i.json() {
+			return printJSON(cmd, map[string]uint32{"aborted": answer.GetAborted()})
+		}
+		return printf(cmd, "forgotten imports: %d\n", answer.GetAborted())
+	})
 }
 
 func (i *importer) run(cmd *cobra.Command, name string) error {
@@ -91,7 +137,7 @@ func (i *importer) run(cmd *cobra.Command, name string) error {
 	if err != nil {
 		return err
 	}
-	config := client.ImportConfig{Batches: i.batches, Create: i.create, ID: i.id, RecordedActor: i.by.actor}
+	config := client.ImportConfig{Store: i.store, Batches: i.batches, Create: i.create, ID: i.id, RecordedActor: i.by.actor}
 	if metadata != nil {
 		config.Metadata = metadata.AsMap()
 	}
@@ -173,7 +219,7 @@ func (i *importer) copy(
 		} else if line := i.find(ctx, form, err); line > 0 {
 			at = fmt.Sprintf("%d:", line)
 		}
-		return fmt.Errorf("%s:%s %s%s", name, at, explainImport(i.cmd, err), i.left(im, config, err))
+		return fmt.Errorf("%s:%s %s%s", name, at, explainImport(i.cmd, err), i.left(c, im, config, err))
 	}
 	for {
 		var part parsedPart
@@ -196,7 +242,7 @@ func (i *importer) copy(
 		}
 		p.done.Add(int64(len(part.tuples)))
 		if part.err != nil {
-			return nil, fmt.Errorf("%s:%w%s", name, part.err, i.left(im, config, part.err))
+			return nil, fmt.Errorf("%s:%w%s", name, part.err, i.left(c, im, config, part.err))
 		}
 	}
 	if lines.count == 0 {
@@ -299,46 +345,116 @@ func withoutChunk(text string, metadata map[string]string) string {
 	return text
 }
 
-// left says what a failed import leaves behind. One that is cut off can be gone
-// on with, and so can one that the user named, whatever it failed by: the file
-// may be mended. Any other that fails by what is in it is forgotten at once.
-func (i *importer) left(im *client.Import, config client.ImportConfig, err error) string {
+// An importEnd is how an import failed.
+type importEnd int
+
+const (
+	// importRefused: the same import would fail again.
+	importRefused importEnd = iota
+	// importHindered: the same import may succeed later, from where it is.
+	importHindered
+	// importUncertain: it was to become visible, and may have.
+	importUncertain
+)
+
+// passing are the reasons of a server that go by. A key that it does not take may
+// be mended, and it forgets nothing for that key.
+var passing = []string{
+	"RATE_LIMITED", "TOO_BUSY", "DISK_FULL", "CLIENT_STALLED", "TOO_MANY_STREAMS",
+	"NOT_LEADER", "SHUTTING_DOWN", "NODE_FAILED", "REVISION_AHEAD", "OUTCOME_UNKNOWN",
+	"DEADLINE_EXCEEDED", "CANCELED", "KEY_MISSING", "KEY_INVALID",
+}
+
+// endOfImport tells how an import failed. committing says that all was handed over,
+// and the commit asked for. Where there is a reason it decides: codes are shared by
+// what goes by and what does not.
+func endOfImport(err error, committing bool) importEnd {
+	end := importRefused
+	reason, _ := client.Reason(err)
+	code := codes.OK
+	var network interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &network) {
+		code = network.GRPCStatus().Code()
+	}
+	switch {
+	case slices.Contains(passing, reason):
+		end = importHindered
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		end = importHindered
+	case reason == "" && slices.Contains([]codes.Code{codes.Unavailable, codes.Canceled, codes.DeadlineExceeded, codes.Internal, codes.Unknown}, code):
+		end = importHindered // The connection was lost, in one way or another.
+	}
+	if !committing {
+		return end
+	}
+	// Of these codes a server gives what it knows not to have done too, but for few
+	// reasons, and what it does not know as well.
+	switch code {
+	case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded, codes.Internal, codes.DataLoss, codes.Unknown:
+		return importUncertain
+	case codes.OK:
+		if end == importHindered {
+			return importUncertain // This side has ended before the answer came.
+		}
+	default: // A refusal is an answer: nothing was done.
+	}
+	return end
+}
+
+// left says what a failed import leaves behind, and forgets what is of no use any
+// more: what nobody can go on with counts as staged for a day. An import that the
+// user named stays, whatever it failed by: the file may be mended.
+func (i *importer) left(c *client.Client, im *client.Import, config client.ImportConfig, err error) string {
+	end := endOfImport(err, i.committing)
 	if i.batches {
 		im.Cancel()
+		if end != importRefused {
+			return "; what is in earlier batches was written, and the last ones may have been"
+		}
 		return "; what is in earlier batches was written"
 	}
+	reason, _ := client.Reason(err)
 	// What is there under the ID is another import: it is neither gone on with nor
 	// forgotten.
-	if reason, _ := client.Reason(err); reason == engine.StageMismatch.String() || errors.Is(err, client.ErrImportMismatch) {
+	if reason == engine.StageMismatch.String() || errors.Is(err, client.ErrImportMismatch) {
 		im.Cancel()
 		return "; nothing of this was imported; use another --import-id"
-	}
-	var network interface{ GRPCStatus() *status.Status }
-	// A refusal is an answer; after a loss nobody knows what became of a commit.
-	lost := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
-	keep := i.id != "" || lost
-	if errors.As(err, &network) {
-		switch network.GRPCStatus().Code() {
-		case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
-			keep, lost = true, true
-		case codes.ResourceExhausted, codes.Unauthenticated:
-			keep = true
-		}
-	}
-	if keep {
-		im.Cancel()
-		if i.committing && lost {
-			return "; whether it is visible is not known; the same command with --import-id " + config.ID + " finishes it, or says that it was"
-		}
-		return "; nothing can be seen of it; go on with --import-id " + config.ID
 	}
 	// The context of the command may have ended, and this is short.
 	ctx, cancel := context.WithTimeout(context.Background(), forgetPatience)
 	defer cancel()
-	if err := im.Forget(ctx); err != nil {
-		return "; nothing was imported; what the server has of it is forgotten in some time"
+	drop := "\"" + i.cmd.CommandPath() + " --abort --import-id " + config.ID + "\""
+	switch {
+	case end == importUncertain:
+		im.Cancel()
+		return "; whether it is visible is not known; the same command with --import-id " + config.ID + " finishes it, or says that it was"
+	case i.id == "" && end == importRefused:
+		if err := im.Forget(ctx); err != nil {
+			return "; nothing was imported; what the server has of it is forgotten in some time, or by " + drop
+		}
+		return "; nothing was imported"
 	}
-	return "; nothing was imported"
+	im.Cancel()
+	// A refusal of the first chunk leaves nothing to go on with. After any other
+	// failure the server may still be at work on what it was sent.
+	if reason != "" && !known(ctx, c, config) {
+		if end == importHindered {
+			return "; nothing was imported; the same command may succeed later"
+		}
+		return "; nothing was imported"
+	}
+	if reason == engine.StageStale.String() {
+		return "; nothing can be seen of it; begin again after " + drop
+	}
+	return "; nothing can be seen of it; go on with --import-id " + config.ID
+}
+
+// known reports whether a server has anything of an import. When it does not say so
+// it may have.
+func known(ctx ctx, c *client.Client, config client.ImportConfig) bool {
+	_, err := c.Tuples.GetImport(ctx, &pembav1.GetImportRequest{Store: config.Store, ImportId: config.ID})
+	reason, _ := client.Reason(err)
+	return reason != engine.StageUnknown.String()
 }
 
 // forgetPatience bounds how long a failed import is cleaned up.

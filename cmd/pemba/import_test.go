@@ -16,11 +16,13 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/graph"
 )
 
 // A cutter is a way to a server that can be cut.
@@ -133,6 +135,15 @@ func importLines(n int) string {
 	var b strings.Builder
 	for i := range n {
 		fmt.Fprintf(&b, "doc:%06d#viewer@user:%06d\n", i, i%997)
+	}
+	return b.String()
+}
+
+// longLines is a file of n tuples, of which a chunk takes some 500.
+func longLines(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "doc:%01000d#viewer@user:a\n", i)
 	}
 	return b.String()
 }
@@ -260,18 +271,177 @@ func TestImportRefused(t *testing.T) {
 		t.Errorf("%s", said)
 	}
 	// What failed is forgotten: more imports can fail than may be staged.
-	var long strings.Builder // More than one chunk, of few tuples.
-	for i := range 600 {
-		fmt.Fprintf(&long, "doc:%01000d#viewer@user:a\n", i)
-	}
 	for range 17 {
-		fails(t, long.String()+"doc:x\n", "tuple", "import", "-", "-q")
+		fails(t, longLines(600)+"doc:x\n", "tuple", "import", "-", "-q")
 	}
 	if got := must(t, "\n", "tuple", "import", "-", "-q"); got != "imported 0, there are no tuples in standard input\n" {
 		t.Errorf("%s", got)
 	}
 	if said := fails(t, "", "tuple", "import", "-", "-q", "--batches", "--import-id", "x"); !strings.Contains(said, "exclude") {
 		t.Errorf("%s", said)
+	}
+}
+
+// TestImportForgets: an import that would fail again leaves nothing staged, so that
+// any number may fail; one that the user named stays until he drops it.
+func TestImportForgets(t *testing.T) {
+	testStart(t, func(c *startConfig) { c.api.Limits.ImportTotal = 550 })
+	must(t, importSchema, "schema", "write", "-")
+	must(t, "", "store", "create", "small", "--tuples-max", "2")
+	must(t, importSchema, "schema", "write", "-", "--store", "small")
+	for range graph.StagesMax + 1 {
+		if said := fails(t, importLines(3), "tuple", "import", "-", "-q", "--store", "small"); !strings.HasSuffix(said, "(STORE_FULL); nothing was imported\n") {
+			t.Fatalf("a full store: %s", said)
+		}
+	}
+	if got := must(t, importLines(2), "tuple", "import", "-", "-q", "--store", "small"); !strings.HasPrefix(got, "imported 2, changed 2") {
+		t.Errorf("after many failed: %s", got)
+	}
+	tooMany := longLines(551)
+	for range graph.StagesMax + 1 {
+		said := fails(t, tooMany, "tuple", "import", "-", "-q")
+		if !strings.HasSuffix(said, "; import it with --batches, or as several files (STAGE_TOO_LARGE); nothing was imported\n") || !strings.Contains(said, "more than the 550 tuples") {
+			t.Fatalf("more than one import may have: %s", said)
+		}
+	}
+	// Of the named ones the first chunk is there.
+	for n := range graph.StagesMax {
+		id := fmt.Sprintf("mine-%d", n)
+		if said := fails(t, tooMany, "tuple", "import", "-", "-q", "--import-id", id); !strings.HasSuffix(said, "; go on with --import-id "+id+"\n") {
+			t.Fatalf("%s", said)
+		}
+	}
+	said := fails(t, importLines(1), "tuple", "import", "-", "-q", "--import-id", "more")
+	if strings.Contains(said, "go on with --import-id") || !strings.Contains(said, "16 imports that were not committed") || !strings.Contains(said, "--abort --import-id ID\", or --all (STAGE_TOO_LARGE); nothing was imported") {
+		t.Errorf("nothing is there to go on with: %s", said)
+	}
+	if got := must(t, "", "tuple", "import", "--abort", "--import-id", "mine-0"); got != "forgotten imports: 1\n" {
+		t.Errorf("%s", got)
+	}
+	if got := must(t, "", "tuple", "import", "--abort", "--import-id", "mine-1", "-o", "json"); got != "{\"aborted\":1}\n" {
+		t.Errorf("%s", got)
+	}
+	if said := fails(t, "", "tuple", "import", "--abort", "--import-id", "mine-0"); !strings.Contains(said, "STAGE_UNKNOWN") {
+		t.Errorf("%s", said)
+	}
+	if got := must(t, importLines(1), "tuple", "import", "-", "-q", "--import-id", "more"); !strings.HasPrefix(got, "imported 1, changed 1") {
+		t.Errorf("%s", got)
+	}
+	// What was staged under another schema cannot be gone on with.
+	must(t, importSchema+" definition more {}", "schema", "write", "-")
+	if said := fails(t, longLines(510), "tuple", "import", "-", "-q", "--import-id", "mine-2"); !strings.Contains(said, "begin again after \"pemba tuple import --abort --import-id mine-2\"") {
+		t.Errorf("%s", said)
+	}
+	if got := must(t, "", "tuple", "import", "--abort", "--all"); got != fmt.Sprintf("forgotten imports: %d\n", graph.StagesMax-2) {
+		t.Errorf("%s", got)
+	}
+	for _, args := range []string{"--all", "--abort --all --import-id x", "--abort --all --create"} {
+		fails(t, "", append([]string{"tuple", "import"}, strings.Fields(args)...)...)
+	}
+}
+
+// TestImportEnds: what may succeed later is told from what may not by its reason, and
+// after a commit what nobody knows from both.
+func TestImportEnds(t *testing.T) {
+	for _, test := range []struct {
+		name             string
+		err              error
+		before, atCommit importEnd
+	}{
+		{"interrupted", context.Canceled, importHindered, importUncertain},
+		{"too late", context.DeadlineExceeded, importHindered, importUncertain},
+		{"a mistake in the file", errors.New("no tuple"), importRefused, importRefused},
+		{"the connection is lost", status.Error(codes.Unavailable, "lost"), importHindered, importUncertain},
+		{"the stream is reset", status.Error(codes.Internal, "reset"), importHindered, importUncertain},
+		{"gRPC's own bound", status.Error(codes.ResourceExhausted, "message too large"), importRefused, importRefused},
+		{"", refused(t, codes.ResourceExhausted, "STORE_FULL"), importRefused, importRefused},
+		{"", refused(t, codes.ResourceExhausted, "STAGE_TOO_LARGE"), importRefused, importRefused},
+		{"", refused(t, codes.ResourceExhausted, "NUMBERS_EXHAUSTED"), importRefused, importRefused},
+		{"", refused(t, codes.ResourceExhausted, "REQUEST_TOO_LARGE"), importRefused, importRefused},
+		{"", refused(t, codes.Aborted, "STAGE_STALE"), importRefused, importRefused},
+		{"", refused(t, codes.NotFound, "UNKNOWN_STORE"), importRefused, importRefused},
+		{"", refused(t, codes.ResourceExhausted, "RATE_LIMITED"), importHindered, importHindered},
+		{"", refused(t, codes.ResourceExhausted, "TOO_BUSY"), importHindered, importHindered},
+		{"", refused(t, codes.ResourceExhausted, "DISK_FULL"), importHindered, importHindered},
+		{"", refused(t, codes.ResourceExhausted, "CLIENT_STALLED"), importHindered, importHindered},
+		{"", refused(t, codes.Unauthenticated, "KEY_INVALID"), importHindered, importHindered},
+		{"", refused(t, codes.Unavailable, "SHUTTING_DOWN"), importHindered, importUncertain},
+		{"", refused(t, codes.DeadlineExceeded, "DEADLINE_EXCEEDED"), importHindered, importUncertain},
+		{"", refused(t, codes.Unavailable, "OUTCOME_UNKNOWN"), importHindered, importUncertain},
+		{"", refused(t, codes.Internal, "FAULT"), importRefused, importUncertain},
+		{"", refused(t, codes.DataLoss, "CORRUPTION"), importRefused, importUncertain},
+	} {
+		if got := endOfImport(test.err, false); got != test.before {
+			t.Errorf("%s %v: %d", test.name, test.err, got)
+		}
+		if got := endOfImport(test.err, true); got != test.atCommit {
+			t.Errorf("%s %v at the commit: %d", test.name, test.err, got)
+		}
+	}
+}
+
+// A brokenImports takes chunks, and fails at their commit.
+type brokenImports struct {
+	pembav1.UnimplementedTupleServiceServer
+	err error
+	// aborted counts what was to be forgotten.
+	aborted atomic.Int32
+}
+
+func (b *brokenImports) GetImport(context.Context, *pembav1.GetImportRequest) (*pembav1.GetImportResponse, error) {
+	return &pembav1.GetImportResponse{}, nil
+}
+
+func (b *brokenImports) AbortImport(context.Context, *pembav1.AbortImportRequest) (*pembav1.AbortImportResponse, error) {
+	b.aborted.Add(1)
+	return &pembav1.AbortImportResponse{}, nil
+}
+
+func (b *brokenImports) ImportTuples(stream grpc.ClientStreamingServer[pembav1.ImportTuplesRequest, pembav1.ImportTuplesResponse]) error {
+	for {
+		if _, err := stream.Recv(); err != nil {
+			return b.err
+		}
+	}
+}
+
+// TestImportUncertain: an import whose commit fails so that nobody knows what became
+// of it is neither forgotten nor said to be without effect.
+func TestImportUncertain(t *testing.T) {
+	for _, name := range clientVariables {
+		t.Setenv(name, "")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, broken := grpc.NewServer(), &brokenImports{}
+	pembav1.RegisterTupleServiceServer(server, broken)
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	defer func() {
+		server.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, test := range []struct {
+		err     error
+		want    string
+		aborted int32
+	}{
+		{refused(t, codes.DataLoss, "CORRUPTION"), "whether it is visible is not known", 0},
+		{refused(t, codes.Internal, "FAULT"), "whether it is visible is not known", 0},
+		{refused(t, codes.Unavailable, "OUTCOME_UNKNOWN"), "whether it is visible is not known", 0},
+		{refused(t, codes.ResourceExhausted, "DISK_FULL"), "nothing can be seen of it; go on with --import-id", 0},
+		{refused(t, codes.ResourceExhausted, "STORE_FULL"), "nothing was imported", 1},
+	} {
+		broken.err = test.err
+		broken.aborted.Store(0)
+		said := fails(t, importLines(1), "tuple", "import", "-", "-q", "--addr", l.Addr().String())
+		if !strings.Contains(said, test.want) || test.aborted == 0 && strings.Contains(said, "nothing was imported") || broken.aborted.Load() != test.aborted {
+			t.Errorf("%v: aborted %d: %s", test.err, broken.aborted.Load(), said)
+		}
 	}
 }
 

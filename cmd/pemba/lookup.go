@@ -37,7 +37,7 @@ func (l *lookup) addFlags(cmd *cobra.Command) {
 		if l.count && l.limit > 0 {
 			return errors.New("--count and --limit exclude each other")
 		}
-		return nil
+		return needTexts(cmd, "context")
 	})
 }
 

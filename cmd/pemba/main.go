@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,7 +29,8 @@ func main() {
 }
 
 // run executes one command line and returns the exit code: 0 when it did what
-// was asked, which a denied check is, and 1 for everything that failed.
+// was asked, which a denied check is, and 1 for everything that failed. Only
+// "pemba check --exit-code" has others.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -44,13 +46,30 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	if cmd, err := root.ExecuteContextC(ctx); err != nil {
-		// Nothing can be done about a standard error that does not take it.
-		_, _ = fmt.Fprintln(stderr, "pemba: "+explainError(cmd, err))
-		return 1
+	// These two are made late; what is misspelt is told from what is there.
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	cmd, err := root, checkCommand(root, args)
+	if err == nil {
+		cmd, err = root.ExecuteContextC(ctx)
 	}
-	return 0
+	var decided exitCode
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &decided):
+		return int(decided)
+	}
+	// Nothing can be done about a standard error that does not take it.
+	_, _ = fmt.Fprintln(stderr, "pemba: "+printable(explainError(cmd, err)))
+	return 1
 }
+
+// An exitCode is how a command ends that did what was asked, and says by its exit
+// code what it found.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
@@ -81,12 +100,14 @@ Begin with "pemba demo", which needs nothing else.`,
 		}
 	}
 	root.AddGroup(&cobra.Group{ID: "tool", Title: "This program:"})
+	root.SetHelpCommand(newHelp())
 	root.SetHelpCommandGroupID("tool")
 	root.SetCompletionCommandGroupID("tool")
 	version := newVersion()
 	version.GroupID = "tool"
 	root.AddCommand(version)
 	completeFileNames(root)
+	root.SetFlagErrorFunc(flagMistake)
 	return root
 }
 
@@ -109,7 +130,7 @@ func newGroup(use, short string, commands ...*cobra.Command) *cobra.Command {
 			if len(args) == 0 {
 				return nil
 			}
-			return fmt.Errorf("%q is not a command of %q; there are %s", args[0], cmd.CommandPath(), names(cmd.Commands()))
+			return unknownCommand(cmd, args[0])
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -121,16 +142,6 @@ func newGroup(use, short string, commands ...*cobra.Command) *cobra.Command {
 	group.Example = strings.TrimRight(group.Example, "\n")
 	group.AddCommand(commands...)
 	return group
-}
-
-func names(commands []*cobra.Command) string {
-	var list []string
-	for _, c := range commands {
-		if !c.Hidden && c.Name() != "help" {
-			list = append(list, c.Name())
-		}
-	}
-	return strings.Join(list, ", ")
 }
 
 // before adds to what is done before a command runs.
@@ -151,7 +162,7 @@ func noArguments(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	if cmd.HasSubCommands() {
-		return fmt.Errorf("%q is not a command; there are %s", args[0], names(cmd.Commands()))
+		return unknownCommand(cmd, args[0])
 	}
 	return fmt.Errorf("%s takes no arguments, and %q was given", cmd.CommandPath(), args[0])
 }

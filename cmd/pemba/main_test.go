@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,18 +42,20 @@ func TestMain(m *testing.M) {
 }
 
 // testStart starts a server in this process, which the commands then talk to.
-func testStart(t *testing.T) *running {
+func testStart(t *testing.T, change ...func(*startConfig)) *running {
 	t.Helper()
-	for _, name := range []string{
-		"PEMBA_ADDR", "PEMBA_KEY", "PEMBA_STORE", "PEMBA_TLS", "PEMBA_CA_CERT", "PEMBA_CLIENT_CERT", "PEMBA_CLIENT_KEY", "PEMBA_INSECURE_KEY",
-	} {
+	for _, name := range clientVariables {
 		t.Setenv(name, "")
 	}
 	quiet := slog.New(slog.DiscardHandler)
-	r, err := start(t.Context(), startConfig{
+	config := startConfig{
 		cluster: cluster.Config{DataDir: t.TempDir(), Logger: quiet},
 		api:     api.Config{GRPCAddr: "127.0.0.1:0", Logger: quiet, Keys: []string{"s3cret"}},
-	})
+	}
+	for _, f := range change {
+		f(&config)
+	}
+	r, err := start(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,7 +325,8 @@ func TestFlagSources(t *testing.T) {
 		"data-dir: a\ndata-dir: b": "stands twice",
 		"data-dir:":                "needs a value",
 		"data-dir: [a]":            "needs a value",
-		"\nlimit-updates: many":    "c.yaml:2",
+		"\nlimit-updates: many":    "c.yaml:2: limit-updates: \"many\": a whole number",
+		"limit-updats: 1":          "did you mean \"limit-updates\"?",
 		"key: [a, [b]]":            "list of texts",
 		": :":                      "c.yaml",
 	} {
@@ -333,6 +337,11 @@ func TestFlagSources(t *testing.T) {
 			t.Errorf("%q: %v, expected %s", text, err, want)
 		}
 	}
+	t.Setenv("PEMBA_LIMIT_CHECKS", "few")
+	if _, err := complete(); err == nil || !strings.Contains(err.Error(), "PEMBA_LIMIT_CHECKS: \"few\": a whole number") {
+		t.Errorf("a variable that is no number: %v", err)
+	}
+	t.Setenv("PEMBA_LIMIT_CHECKS", "")
 	if err := os.WriteFile("c.yaml", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -503,6 +512,24 @@ func TestServeRefuses(t *testing.T) {
 			t.Errorf("serve %s: exit %d, %s", test.args, code, stderr)
 		}
 	}
+	// Addresses that somebody has.
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := taken.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, test := range []struct{ grpc, http, want string }{
+		{taken.Addr().String(), "none", "address already in use; --grpc-addr chooses another"},
+		{"127.0.0.1:0", taken.Addr().String(), "address already in use; --http-addr chooses another"},
+	} {
+		if said := fails(t, "", "serve", "--grpc-addr", test.grpc, "--http-addr", test.http); !strings.Contains(said, test.want) {
+			t.Errorf("serve on %s and %s: %s", test.grpc, test.http, said)
+		}
+	}
 	if _, err := os.Stat("pemba-data"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a data directory was made: %v", err)
 	}
@@ -516,6 +543,14 @@ func TestDemoProcess(t *testing.T) {
 	first, second := startProcess(t, env, "demo"), startProcess(t, env, "demo", "--example", "securus")
 	for _, p := range []*process{first, second} {
 		addr := addrPattern.FindStringSubmatch(p.line(t, "gRPC on"))[1]
+		line := p.line(t, "are written")
+		if strings.HasSuffix(line, "is over,") && p.stdout.Scan() {
+			line += " " + p.stdout.Text()
+		}
+		counts := regexp.MustCompile(`and (\d+) tuples are written. The lifetime of (\d+) of them is over, so that (\d+) can be read`).FindStringSubmatch(line)
+		if stdout, stderr, _ := pemba("", "tuple", "count", "--addr", addr, "--key=", "--store="); counts == nil || stdout != counts[3]+"\n" || counts[1] == counts[3] {
+			t.Errorf("there are %s%s, and it says: %s", stdout, stderr, line)
+		}
 		p.line(t, "pemba check person:nina#manage@person:hanna")
 		p.line(t, "allowed")
 		p.line(t, "denied")

@@ -32,6 +32,10 @@ func loadSchema(cmd *cobra.Command, name string) (*schema.File, error) {
 		}
 		return schema.Parse("standard input", string(text))
 	}
+	// The package schema would look for a folder within its own.
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		return nil, fmt.Errorf("%s is a directory; name the file of a schema", name)
+	}
 	root, err := os.OpenRoot(filepath.Dir(name))
 	if err != nil {
 		return nil, err
@@ -352,7 +356,7 @@ behalf it was written (- where that was not recorded), and the metadata.`,
 						Time     string          `json:"time"`
 						Zookie   string          `json:"zookie"`
 						Size     uint32          `json:"size"`
-						Actor    string          `json:"actor,omitempty"`
+						Actor    string          `json:"recorded_actor,omitempty"`
 						Metadata json.RawMessage `json:"metadata,omitempty"`
 					}{timeText(v.GetInstant()), v.GetWrittenAt().GetToken(), v.GetSize(), v.GetRecordedActor(), metadata})
 					if err != nil {
@@ -686,7 +690,7 @@ statement switches a rule off for it.`,
 			if out.json() {
 				err = printJSON(cmd, mistakeJSON{File: w.File, Line: w.Pos.Line, Column: w.Pos.Column, Rule: w.Rule, Message: w.Msg})
 			} else {
-				err = printf(cmd, "%s\n", w)
+				err = printf(cmd, "%s\n", printable(w.String()))
 			}
 			if err != nil {
 				return err

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"os"
 	"os/signal"
 	"syscall"
 	"time"
@@ -173,6 +175,13 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 	if err != nil {
 		return err
 	}
+	for _, v := range unknownVariables(cmd.Flags(), os.Environ()) {
+		attributes := []any{slog.String("name", v.name)}
+		if v.near != "" {
+			attributes = append(attributes, slog.String("did_you_mean", v.near))
+		}
+		logger.Warn("an unknown PEMBA_ variable of the environment does nothing", attributes...)
+	}
 	node := f.node
 	node.DataDir, node.NodeID, node.Logger = f.dataDir, f.nodeID, logger
 	node.WatchersMax = f.limits.Watches // One limit is enough.
@@ -216,9 +225,15 @@ type running struct {
 
 // start opens the node and serves it.
 func start(ctx context.Context, c startConfig) (*running, error) {
-	// A mistake in the flags is better found before a directory is made.
+	// A mistake in the flags is better found before a directory is made, and so is
+	// an address that cannot be had.
 	if err := c.api.Validate(); err != nil {
 		return nil, err
+	}
+	if !c.anyPort {
+		if err := tryAddrs(c.api.GRPCAddr, c.api.HTTPAddr); err != nil {
+			return nil, err
+		}
 	}
 	r := &running{failed: make(chan error, 2)}
 	fail := func(err error) {
@@ -250,6 +265,26 @@ func start(ctx context.Context, c startConfig) (*running, error) {
 		}
 	}()
 	return r, nil
+}
+
+// tryAddrs listens where a server is to listen, and stops to: another process may
+// be there, this one may not be allowed to, or the address be that of another
+// machine. An empty address is none.
+func tryAddrs(grpcAddr, httpAddr string) error {
+	var errs []error
+	for _, a := range [...]struct{ what, addr, flag string }{{"gRPC", grpcAddr, "--grpc-addr"}, {"HTTP", httpAddr, "--http-addr"}} {
+		if a.addr == "" {
+			continue
+		}
+		l, err := net.Listen("tcp", a.addr)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("nothing can listen for %s: %w; %s chooses another address", a.what, err, a.flag))
+			continue
+		}
+		// Both are held until the end, for they must not be the same.
+		defer func() { _ = l.Close() }() // It served nobody.
+	}
+	return errors.Join(errs...)
 }
 
 // where says on which addresses the server listens.

@@ -38,7 +38,7 @@ func completeFlags(cmd *cobra.Command) error {
 		}
 		for _, v := range values {
 			if err := flags.Set(f.Name, v); err != nil {
-				errs = append(errs, hideKey(f.Name, fmt.Errorf("%s: %w", name, err)))
+				errs = append(errs, fmt.Errorf("%s: %w", name, wrongValue(f, v, err)))
 			}
 		}
 	})
@@ -61,10 +61,15 @@ func envName(flag string) string {
 	return "PEMBA_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// hideKey keeps a key out of an error.
-func hideKey(flag string, err error) error {
-	if flag == "key" {
+// wrongValue says what a flag allows that a variable or a file gives another value.
+// It keeps keys out of the error.
+func wrongValue(f *pflag.Flag, value string, err error) error {
+	var invalid *pflag.InvalidValueError
+	switch {
+	case f.Name == "key":
 		return errors.New("the keys cannot be read")
+	case errors.As(err, &invalid):
+		return fmt.Errorf("%q: %s", value, allowedValues(f))
 	}
 	return err
 }
@@ -94,7 +99,13 @@ func completeFromFile(cmd *cobra.Command, name string, given map[string]bool) er
 		}
 		flag := flags.Lookup(key.Value)
 		if flag == nil || key.Value == "help" || key.Value == "config" {
-			return at("%q is not a flag of serve", key.Value)
+			var there []string
+			flags.VisitAll(func(f *pflag.Flag) {
+				if f.Name != "help" && f.Name != "config" {
+					there = append(there, f.Name)
+				}
+			})
+			return at("%q is not a flag of serve%s", key.Value, didYouMean(key.Value, there))
 		}
 		if seen[key.Value] {
 			return at("%q stands twice", key.Value)
@@ -119,7 +130,7 @@ func completeFromFile(cmd *cobra.Command, name string, given map[string]bool) er
 		}
 		for _, v := range values {
 			if err := flags.Set(key.Value, v); err != nil {
-				return at("%v", hideKey(key.Value, err))
+				return at("%s: %v", key.Value, wrongValue(flag, v, err))
 			}
 		}
 	}

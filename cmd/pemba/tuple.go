@@ -95,6 +95,9 @@ error. "-" alone reads tuples from the standard input, one a line.
 
 func writeTuples(cmd *cobra.Command, conn *connection, by change, operation graph.Operation, args []string) error {
 	tuples, err := parseTuples(cmd, args)
+	if err != nil && operation == graph.Delete {
+		return fmt.Errorf("%w; what matches a filter is deleted by --filter FILTER", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -102,8 +105,10 @@ func writeTuples(cmd *cobra.Command, conn *connection, by change, operation grap
 	if err != nil {
 		return err
 	}
-	if err := warnOfExpired(cmd, tuples, time.Now()); err != nil {
-		return err
+	if operation != graph.Delete {
+		if err := warnOfExpired(cmd, tuples, time.Now()); err != nil {
+			return err
+		}
 	}
 	return conn.call(cmd, func(ctx ctx, c *client.Client) error {
 		answer, err := c.Tuples.WriteTuples(ctx, r)
@@ -207,43 +212,65 @@ func parseFilter(text string) (*pembav1.TupleFilter, error) {
 		return nil, fmt.Errorf("the filter %q: %s; its form is TYPE[:ID][#RELATION][@TYPE[:ID][#RELATION]]", text, why)
 	}
 	left, right, hasRight := cutOutsideQuotes(text, '@')
-	typ, id, relation, _, err := parseFilterSide(left)
+	object, err := parseFilterSide(left)
 	if err != nil {
 		return bad(err.Error())
 	}
-	f.ObjectType, f.Relation = typ, relation
-	if prefix, ok := strings.CutSuffix(id, "%"); ok && !strings.HasSuffix(left, `"`) {
-		f.ObjectIdPrefix = prefix
+	f.ObjectType, f.Relation = object.typ, object.relation
+	if object.prefix {
+		f.ObjectIdPrefix = strings.TrimSuffix(object.id, "%")
 	} else {
-		f.ObjectId = id
+		f.ObjectId = object.id
 	}
 	if !hasRight {
 		return f, nil
 	}
-	typ, id, relation, hasRelation, err := parseFilterSide(right)
+	subject, err := parseFilterSide(right)
+	if err == nil {
+		err = subject.needWhole()
+	}
 	if err != nil {
 		return bad(err.Error())
 	}
-	f.SubjectType, f.SubjectId = typ, id
-	if hasRelation {
-		f.SubjectRelation = &relation
+	f.SubjectType, f.SubjectId = subject.typ, subject.id
+	if subject.hasRelation {
+		f.SubjectRelation = &subject.relation
 	}
 	return f, nil
 }
 
-// parseFilterSide reads TYPE[:ID][#RELATION].
-func parseFilterSide(text string) (typ, id, relation string, hasRelation bool, err error) {
-	text, relation, hasRelation = cutOutsideQuotes(text, '#')
-	typ, id, hasID := cutOutsideQuotes(text, ':')
-	if hasID && strings.HasPrefix(id, `"`) {
-		if id, err = strconv.Unquote(id); err != nil {
-			return "", "", "", false, errors.New("the quotes around an id are not closed, or hold an unknown escape")
+// A filterSide is TYPE[:ID][#RELATION]. What is missing is empty.
+type filterSide struct {
+	typ, id, relation string
+	// prefix says that the id ends in a % outside of quotes.
+	prefix, hasRelation bool
+}
+
+func parseFilterSide(text string) (filterSide, error) {
+	var s filterSide
+	text, s.relation, s.hasRelation = cutOutsideQuotes(text, '#')
+	var hasID bool
+	s.typ, s.id, hasID = cutOutsideQuotes(text, ':')
+	if hasID && strings.HasPrefix(s.id, `"`) {
+		var err error
+		if s.id, err = strconv.Unquote(s.id); err != nil {
+			return filterSide{}, errors.New("the quotes around an id are not closed, or hold an unknown escape")
 		}
+	} else {
+		s.prefix = strings.HasSuffix(s.id, "%")
 	}
-	if hasID && id == "" {
-		return "", "", "", false, errors.New("the id behind a colon is empty")
+	if hasID && s.id == "" {
+		return filterSide{}, errors.New("the id behind a colon is empty")
 	}
-	return typ, id, relation, hasRelation, nil
+	return s, nil
+}
+
+// needWhole refuses a prefix, where only whole ids can be looked for.
+func (s *filterSide) needWhole() error {
+	if !s.prefix {
+		return nil
+	}
+	return fmt.Errorf("the id %s is a prefix, which only the object of a filter of tuples may have; give a whole id, or none, or %q if it ends in %% itself", s.id, s.id)
 }
 
 // cutOutsideQuotes splits at the first sep that is not in double quotes.

@@ -111,6 +111,9 @@ func readTupleLines(r io.Reader, format string) iter.Seq2[tupleLine, error] {
 	case "jsonl":
 		return readLines(r, func(text []byte) (graph.Tuple, error) {
 			var record tupleRecord
+			if text[0] == '[' {
+				return graph.Tuple{}, errors.New("it begins with [, and one JSON object a line is expected, without an array around them")
+			}
 			dec := json.NewDecoder(bytes.NewReader(text))
 			dec.DisallowUnknownFields()
 			if err := dec.Decode(&record); err != nil {
@@ -194,6 +197,9 @@ func readTupleCSV(r io.Reader) iter.Seq2[tupleLine, error] {
 				line := 0
 				if errors.As(err, &parse) {
 					line, err = parse.Line, parse.Err
+				}
+				if errors.Is(err, csv.ErrFieldCount) {
+					err = fmt.Errorf("the row has %d fields, and the heading names %d; what is not there is left empty between its commas", len(cells), len(columns))
 				}
 				yield(tupleLine{}, fmt.Errorf("%d: %w", line, err))
 				return

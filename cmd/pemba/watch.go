@@ -45,21 +45,30 @@ the schema may have had it.`
 const changeFiltersMax = 100
 
 // warn says which names of the filters the newest schema does not have: a change
-// that passes them may never come.
+// that passes them may never come. That they cannot be compared is a warning too,
+// for the changes can be had without it; but a store or key that the server does
+// not know is known by none of its answers.
 func (f *changeFilters) warn(ctx ctx, cmd *cobra.Command, c *client.Client, store string, filters []*pembav1.ChangeFilter) error {
 	if len(filters) == 0 {
 		return nil
 	}
 	answer, err := c.Schemas.ReadSchema(ctx, &pembav1.ReadSchemaRequest{Store: store})
-	if reason, _ := client.Reason(err); reason == engine.NoSchema.String() {
+	switch reason, _ := client.Reason(err); reason {
+	case engine.NoSchema.String():
 		return nil // Which changes are to come nobody knows.
-	}
-	if err != nil {
+	case engine.UnknownStore.String(), "KEY_MISSING", "KEY_INVALID":
 		return err
 	}
-	newest, err := engine.CompileSchema("schema", answer.GetSchema())
-	if err != nil {
-		return fmt.Errorf("the store's schema: %w", err)
+	var newest *schema.Schema
+	if err == nil {
+		newest, err = engine.CompileSchema("schema", answer.GetSchema())
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil // What is asked next ends by it too.
+	case err != nil:
+		_, err = fmt.Fprintln(cmd.ErrOrStderr(), "warning: the names are not compared with the store's schema: "+printable(explainError(cmd, err)))
+		return err
 	}
 	said := map[string]bool{}
 	for _, filter := range filters {
@@ -161,27 +170,33 @@ func (f *changeFilters) messages() ([]*pembav1.ChangeFilter, error) {
 	}
 	var filters []*pembav1.ChangeFilter
 	for _, object := range objects {
-		objectType, objectID, behind, hasBehind, err := parseFilterSide(object)
-		if err == nil && (hasBehind || objectType == "" && object != "") {
-			err = fmt.Errorf("its form is TYPE or TYPE:ID, and there is %q", behind)
+		wanted, err := parseFilterSide(object)
+		if err == nil && (wanted.hasRelation || wanted.typ == "" && object != "") {
+			err = fmt.Errorf("its form is TYPE or TYPE:ID, and there is %q", wanted.relation)
+		}
+		if err == nil {
+			err = wanted.needWhole()
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--type %s: %w", object, err)
 		}
 		for _, subject := range subjects {
-			subjectType, subjectID, subjectRelation, hasRelation, err := parseFilterSide(subject)
-			if err == nil && subjectType == "" && subject != "" {
+			of, err := parseFilterSide(subject)
+			if err == nil && of.typ == "" && subject != "" {
 				err = errors.New("its form is TYPE[:ID][#RELATION]")
+			}
+			if err == nil {
+				err = of.needWhole()
 			}
 			if err != nil {
 				return nil, fmt.Errorf("--subject %s: %w", subject, err)
 			}
 			for _, relation := range relations {
 				filter := &pembav1.ChangeFilter{
-					ObjectType: objectType, ObjectId: objectID, Relation: relation, SubjectType: subjectType, SubjectId: subjectID,
+					ObjectType: wanted.typ, ObjectId: wanted.id, Relation: relation, SubjectType: of.typ, SubjectId: of.id,
 				}
-				if hasRelation {
-					filter.SubjectRelation = &subjectRelation
+				if of.hasRelation {
+					filter.SubjectRelation = &of.relation
 				}
 				filters = append(filters, filter)
 			}
@@ -303,18 +318,22 @@ func watch(ctx ctx, cmd *cobra.Command, conn *connection, c *client.Client, r *p
 // howToGoOn says how to take up a watch that ended. One that told nothing is
 // taken up where it was to begin, if that was said.
 func howToGoOn(cmd *cobra.Command, cursor string, r *pembav1.WatchRequest) error {
-	from := "--cursor " + cursor
+	from := "--cursor " + shellQuote(cursor)
 	if cursor == "" {
 		switch {
 		case r.GetCursor() != "":
-			from = "--cursor " + r.GetCursor()
+			from = "--cursor " + shellQuote(r.GetCursor())
 		case r.GetAfter().GetToken() != "":
-			from = "--from " + r.GetAfter().GetToken()
+			from = "--from " + shellQuote(r.GetAfter().GetToken())
 		default:
 			return nil
 		}
 	}
-	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "to go on from here: pemba watch %s\n", from)
+	text := "to go on from here"
+	if cmd.Flags().Changed("key") {
+		text += ", with the --key as before" // It is a secret, and what is shown here may be kept.
+	}
+	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s %s\n", text, commandAgain(cmd, "key", "from", "cursor"), from)
 	return err
 }
 
@@ -327,7 +346,7 @@ type changePrinter struct {
 // A changesJSON is a WatchResponse in the form of -o json.
 type changesJSON struct {
 	Time      string          `json:"time,omitempty"`
-	Actor     string          `json:"actor,omitempty"`
+	Actor     string          `json:"recorded_actor,omitempty"`
 	Metadata  json.RawMessage `json:"metadata,omitempty"`
 	Changes   []changeJSON    `json:"changes,omitempty"`
 	Schema    *schemaMarkJSON `json:"schema,omitempty"`

@@ -116,7 +116,7 @@ func TestWatchResumes(t *testing.T) {
 	}
 	w.end(t)
 	said := w.stderr.String()
-	if !strings.Contains(said, "the watch was cut off") || !strings.Contains(said, "\nthe watch goes on where it was\n") || !strings.Contains(said, "pemba watch --cursor ") {
+	if !strings.Contains(said, "the watch was cut off") || !strings.Contains(said, "\nthe watch goes on where it was\n") || !strings.Contains(said, "\nto go on from here: pemba watch --addr "+way.addr()+" --cursor ") {
 		t.Errorf("it said: %s", said)
 	}
 	// From the cursor on, there is only what comes next.
@@ -239,7 +239,7 @@ TIME  4  created   doc:a#owner@user:anne   -
 			t.Errorf("changes %s: %s", args, got)
 		}
 	}
-	if got := must(t, "", "changes", "-o", "json", "--limit", "2"); !strings.Contains(got, `"actor":"user:bob","metadata":{"ticket":"<7>"},"changes":[{"sequence":1,"kind":"created","tuple":"doc:a#viewer@user:anne"}`) {
+	if got := must(t, "", "changes", "-o", "json", "--limit", "2"); !strings.Contains(got, `"recorded_actor":"user:bob","metadata":{"ticket":"<7>"},"changes":[{"sequence":1,"kind":"created","tuple":"doc:a#viewer@user:anne"}`) {
 		t.Errorf("%s", got)
 	}
 	versions := strings.Split(strings.TrimSpace(must(t, "", "schema", "versions")), "\n")

@@ -494,7 +494,7 @@ func (e *Env) askLine(command string, q asking, line string, b *strings.Builder)
 			renderTrace(b, answer.Trace, "  ")
 		}
 	case "expand":
-		tree, err := s.Expand(ctx, engine.Expand{Object: object, Name: name, Budget: q.budget})
+		tree, err := s.Expand(ctx, engine.Expand{Object: object, Name: name, Context: q.context, Budget: q.budget})
 		if err != nil {
 			return err
 		}
@@ -657,7 +657,11 @@ func renderTrace(b *strings.Builder, t *engine.Trace, indent string) {
 	default:
 		fmt.Fprintf(b, "%s %s", t.Kind, t.Expression)
 	}
-	fmt.Fprintf(b, ": %s", verdictString(t.Verdict))
+	if t.Verdict.Decision == 0 {
+		b.WriteString(": undefined")
+	} else {
+		fmt.Fprintf(b, ": %s", verdictString(t.Verdict))
+	}
 	if t.Note != "" {
 		fmt.Fprintf(b, " [%s]", t.Note)
 	}

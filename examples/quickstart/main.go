@@ -1,5 +1,5 @@
-// Quickstart asks a running server from Go: it writes a tuple, and asks at once
-// a question that must see it.
+// Command quickstart asks a running server from Go: it writes a tuple, and asks
+// at once a question that must see it.
 //
 //	go run ./examples/quickstart
 //

@@ -425,7 +425,7 @@ func (x Change_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Change_Kind.Descriptor instead.
 func (Change_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{77, 0}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{78, 0}
 }
 
 // Zookie is the opaque form of a revision and an instant of one cluster.
@@ -3402,6 +3402,10 @@ type ImportHeader struct {
 	ImportId      string           `protobuf:"bytes,4,opt,name=import_id,json=importId,proto3" json:"import_id,omitempty"`
 	RecordedActor string           `protobuf:"bytes,5,opt,name=recorded_actor,json=recordedActor,proto3" json:"recorded_actor,omitempty"`
 	Metadata      *structpb.Struct `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// The digest of GetImport, when the import is gone on with: it is refused when
+	// other tuples were staged under its id since. Empty for an import from the
+	// start.
+	KnownDigest   []byte `protobuf:"bytes,7,opt,name=known_digest,json=knownDigest,proto3" json:"known_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3474,6 +3478,13 @@ func (x *ImportHeader) GetRecordedActor() string {
 func (x *ImportHeader) GetMetadata() *structpb.Struct {
 	if x != nil {
 		return x.Metadata
+	}
+	return nil
+}
+
+func (x *ImportHeader) GetKnownDigest() []byte {
+	if x != nil {
+		return x.KnownDigest
 	}
 	return nil
 }
@@ -3740,9 +3751,12 @@ func (x *GetImportResponse) GetDigest() []byte {
 }
 
 type AbortImportRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Store         string                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
-	ImportId      string                 `protobuf:"bytes,2,opt,name=import_id,json=importId,proto3" json:"import_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Store string                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
+	// The id of the import; empty with all.
+	ImportId string `protobuf:"bytes,2,opt,name=import_id,json=importId,proto3" json:"import_id,omitempty"`
+	// Forgets every import of the store that was not committed.
+	All           bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3791,8 +3805,17 @@ func (x *AbortImportRequest) GetImportId() string {
 	return ""
 }
 
+func (x *AbortImportRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
 type AbortImportResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many were forgotten.
+	Aborted       uint32 `protobuf:"varint,1,opt,name=aborted,proto3" json:"aborted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3825,6 +3848,13 @@ func (x *AbortImportResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use AbortImportResponse.ProtoReflect.Descriptor instead.
 func (*AbortImportResponse) Descriptor() ([]byte, []int) {
 	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *AbortImportResponse) GetAborted() uint32 {
+	if x != nil {
+		return x.Aborted
+	}
+	return 0
 }
 
 type ExportTuplesRequest struct {
@@ -4444,7 +4474,9 @@ type Trace struct {
 	Name   string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Tuple  *Tuple                 `protobuf:"bytes,4,opt,name=tuple,proto3" json:"tuple,omitempty"`
 	// The rewrite in schema text.
-	Expression    string   `protobuf:"bytes,5,opt,name=expression,proto3" json:"expression,omitempty"`
+	Expression string `protobuf:"bytes,5,opt,name=expression,proto3" json:"expression,omitempty"`
+	// Unspecified where the node is undefined: by a cycle through what an exclusion
+	// takes away, or by a caveat that failed. The note says so.
 	Decision      Decision `protobuf:"varint,6,opt,name=decision,proto3,enum=pemba.v1.Decision" json:"decision,omitempty"`
 	Missing       []string `protobuf:"bytes,7,rep,name=missing,proto3" json:"missing,omitempty"`
 	Note          string   `protobuf:"bytes,8,opt,name=note,proto3" json:"note,omitempty"`
@@ -4547,11 +4579,13 @@ func (x *Trace) GetChildren() []*Trace {
 }
 
 type ExpandRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Store         string                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
-	Consistency   *Consistency           `protobuf:"bytes,2,opt,name=consistency,proto3" json:"consistency,omitempty"`
-	Object        *Object                `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"`
-	Permission    string                 `protobuf:"bytes,4,opt,name=permission,proto3" json:"permission,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Store       string                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
+	Consistency *Consistency           `protobuf:"bytes,2,opt,name=consistency,proto3" json:"consistency,omitempty"`
+	Object      *Object                `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"`
+	Permission  string                 `protobuf:"bytes,4,opt,name=permission,proto3" json:"permission,omitempty"`
+	// Values for caveat parameters; what a tuple carries itself wins.
+	Context       *structpb.Struct `protobuf:"bytes,5,opt,name=context,proto3" json:"context,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4614,6 +4648,13 @@ func (x *ExpandRequest) GetPermission() string {
 	return ""
 }
 
+func (x *ExpandRequest) GetContext() *structpb.Struct {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
 type ExpandResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tree          *Tree                  `protobuf:"bytes,1,opt,name=tree,proto3" json:"tree,omitempty"`
@@ -4667,8 +4708,8 @@ func (x *ExpandResponse) GetExpandedAt() *Zookie {
 }
 
 // Tree is a set operation over children, or a leaf of tuples. Tuples outside
-// their lifetime are not in it; caveats are shown, not evaluated, so who
-// evaluates a tree judges those of its leaves and of its via tuples.
+// their lifetime are not in it. All others are, whatever their caveat says: what
+// it says, with the context of the request, stands in the verdicts.
 type Tree struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Object    *Object                `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
@@ -4679,7 +4720,11 @@ type Tree struct {
 	Note      string                 `protobuf:"bytes,6,opt,name=note,proto3" json:"note,omitempty"`
 	// On a child of an arrow the tuple that leads to it; else unset. The child
 	// holds its subjects only as far as the caveat of this tuple does.
-	Via           *Tuple `protobuf:"bytes,7,opt,name=via,proto3" json:"via,omitempty"`
+	Via *Tuple `protobuf:"bytes,7,opt,name=via,proto3" json:"via,omitempty"`
+	// One for each of the leaves, in their order; empty when none has a caveat.
+	Verdicts []*TupleVerdict `protobuf:"bytes,8,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
+	// Of the via tuple; unset when it has no caveat.
+	ViaVerdict    *TupleVerdict `protobuf:"bytes,9,opt,name=via_verdict,json=viaVerdict,proto3" json:"via_verdict,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4763,6 +4808,85 @@ func (x *Tree) GetVia() *Tuple {
 	return nil
 }
 
+func (x *Tree) GetVerdicts() []*TupleVerdict {
+	if x != nil {
+		return x.Verdicts
+	}
+	return nil
+}
+
+func (x *Tree) GetViaVerdict() *TupleVerdict {
+	if x != nil {
+		return x.ViaVerdict
+	}
+	return nil
+}
+
+// TupleVerdict says how far a tuple holds, by its caveat.
+type TupleVerdict struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Allowed when the tuple holds, denied when it does not, conditional when that
+	// hangs on missing parameters; unspecified when the caveat failed.
+	Decision Decision `protobuf:"varint,1,opt,name=decision,proto3,enum=pemba.v1.Decision" json:"decision,omitempty"`
+	// Of a conditional decision, the parameters that are missing, sorted.
+	Missing []string `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"`
+	// Why the caveat failed, for example a division by zero; else empty.
+	Failure       string `protobuf:"bytes,3,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TupleVerdict) Reset() {
+	*x = TupleVerdict{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TupleVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TupleVerdict) ProtoMessage() {}
+
+func (x *TupleVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TupleVerdict.ProtoReflect.Descriptor instead.
+func (*TupleVerdict) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *TupleVerdict) GetDecision() Decision {
+	if x != nil {
+		return x.Decision
+	}
+	return Decision_DECISION_UNSPECIFIED
+}
+
+func (x *TupleVerdict) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *TupleVerdict) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
 type LookupResourcesRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Store       string                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
@@ -4780,7 +4904,7 @@ type LookupResourcesRequest struct {
 
 func (x *LookupResourcesRequest) Reset() {
 	*x = LookupResourcesRequest{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[65]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4792,7 +4916,7 @@ func (x *LookupResourcesRequest) String() string {
 func (*LookupResourcesRequest) ProtoMessage() {}
 
 func (x *LookupResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[65]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4805,7 +4929,7 @@ func (x *LookupResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupResourcesRequest.ProtoReflect.Descriptor instead.
 func (*LookupResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{65}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *LookupResourcesRequest) GetStore() string {
@@ -4877,7 +5001,7 @@ type LookupResourcesResponse struct {
 
 func (x *LookupResourcesResponse) Reset() {
 	*x = LookupResourcesResponse{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[66]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4889,7 +5013,7 @@ func (x *LookupResourcesResponse) String() string {
 func (*LookupResourcesResponse) ProtoMessage() {}
 
 func (x *LookupResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[66]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4902,7 +5026,7 @@ func (x *LookupResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupResourcesResponse.ProtoReflect.Descriptor instead.
 func (*LookupResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{66}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *LookupResourcesResponse) GetObject() *Object {
@@ -4958,7 +5082,7 @@ type LookupSubjectsRequest struct {
 
 func (x *LookupSubjectsRequest) Reset() {
 	*x = LookupSubjectsRequest{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[67]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4970,7 +5094,7 @@ func (x *LookupSubjectsRequest) String() string {
 func (*LookupSubjectsRequest) ProtoMessage() {}
 
 func (x *LookupSubjectsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[67]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4983,7 +5107,7 @@ func (x *LookupSubjectsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupSubjectsRequest.ProtoReflect.Descriptor instead.
 func (*LookupSubjectsRequest) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{67}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *LookupSubjectsRequest) GetStore() string {
@@ -5064,7 +5188,7 @@ type LookupSubjectsResponse struct {
 
 func (x *LookupSubjectsResponse) Reset() {
 	*x = LookupSubjectsResponse{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[68]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5076,7 +5200,7 @@ func (x *LookupSubjectsResponse) String() string {
 func (*LookupSubjectsResponse) ProtoMessage() {}
 
 func (x *LookupSubjectsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[68]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5089,7 +5213,7 @@ func (x *LookupSubjectsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupSubjectsResponse.ProtoReflect.Descriptor instead.
 func (*LookupSubjectsResponse) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{68}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *LookupSubjectsResponse) GetSubject() *Subject {
@@ -5146,7 +5270,7 @@ type ExcludedSubject struct {
 
 func (x *ExcludedSubject) Reset() {
 	*x = ExcludedSubject{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[69]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5158,7 +5282,7 @@ func (x *ExcludedSubject) String() string {
 func (*ExcludedSubject) ProtoMessage() {}
 
 func (x *ExcludedSubject) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[69]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5171,7 +5295,7 @@ func (x *ExcludedSubject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExcludedSubject.ProtoReflect.Descriptor instead.
 func (*ExcludedSubject) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{69}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ExcludedSubject) GetSubject() *Subject {
@@ -5209,7 +5333,7 @@ type CountResourcesRequest struct {
 
 func (x *CountResourcesRequest) Reset() {
 	*x = CountResourcesRequest{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[70]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5221,7 +5345,7 @@ func (x *CountResourcesRequest) String() string {
 func (*CountResourcesRequest) ProtoMessage() {}
 
 func (x *CountResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[70]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5234,7 +5358,7 @@ func (x *CountResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountResourcesRequest.ProtoReflect.Descriptor instead.
 func (*CountResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{70}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *CountResourcesRequest) GetStore() string {
@@ -5290,7 +5414,7 @@ type CountResourcesResponse struct {
 
 func (x *CountResourcesResponse) Reset() {
 	*x = CountResourcesResponse{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[71]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5302,7 +5426,7 @@ func (x *CountResourcesResponse) String() string {
 func (*CountResourcesResponse) ProtoMessage() {}
 
 func (x *CountResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[71]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5315,7 +5439,7 @@ func (x *CountResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountResourcesResponse.ProtoReflect.Descriptor instead.
 func (*CountResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{71}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CountResourcesResponse) GetAllowed() uint64 {
@@ -5354,7 +5478,7 @@ type CountSubjectsRequest struct {
 
 func (x *CountSubjectsRequest) Reset() {
 	*x = CountSubjectsRequest{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[72]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5366,7 +5490,7 @@ func (x *CountSubjectsRequest) String() string {
 func (*CountSubjectsRequest) ProtoMessage() {}
 
 func (x *CountSubjectsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[72]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5379,7 +5503,7 @@ func (x *CountSubjectsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountSubjectsRequest.ProtoReflect.Descriptor instead.
 func (*CountSubjectsRequest) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{72}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CountSubjectsRequest) GetStore() string {
@@ -5445,7 +5569,7 @@ type CountSubjectsResponse struct {
 
 func (x *CountSubjectsResponse) Reset() {
 	*x = CountSubjectsResponse{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[73]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5457,7 +5581,7 @@ func (x *CountSubjectsResponse) String() string {
 func (*CountSubjectsResponse) ProtoMessage() {}
 
 func (x *CountSubjectsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[73]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5470,7 +5594,7 @@ func (x *CountSubjectsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountSubjectsResponse.ProtoReflect.Descriptor instead.
 func (*CountSubjectsResponse) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{73}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *CountSubjectsResponse) GetAllowed() uint64 {
@@ -5517,7 +5641,7 @@ type ChangeFilter struct {
 
 func (x *ChangeFilter) Reset() {
 	*x = ChangeFilter{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[74]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5529,7 +5653,7 @@ func (x *ChangeFilter) String() string {
 func (*ChangeFilter) ProtoMessage() {}
 
 func (x *ChangeFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[74]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5542,7 +5666,7 @@ func (x *ChangeFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeFilter.ProtoReflect.Descriptor instead.
 func (*ChangeFilter) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{74}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ChangeFilter) GetObjectType() string {
@@ -5607,7 +5731,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[75]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5619,7 +5743,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[75]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5632,7 +5756,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{75}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *WatchRequest) GetStore() string {
@@ -5721,7 +5845,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[76]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5733,7 +5857,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[76]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5746,7 +5870,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{76}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *WatchResponse) GetChanges() []*Change {
@@ -5819,7 +5943,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[77]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5831,7 +5955,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[77]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5844,7 +5968,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{77}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Change) GetKind() Change_Kind {
@@ -5891,7 +6015,7 @@ type ReadChangesRequest struct {
 
 func (x *ReadChangesRequest) Reset() {
 	*x = ReadChangesRequest{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[78]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5903,7 +6027,7 @@ func (x *ReadChangesRequest) String() string {
 func (*ReadChangesRequest) ProtoMessage() {}
 
 func (x *ReadChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[78]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5916,7 +6040,7 @@ func (x *ReadChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadChangesRequest.ProtoReflect.Descriptor instead.
 func (*ReadChangesRequest) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{78}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ReadChangesRequest) GetStore() string {
@@ -6021,7 +6145,7 @@ type ReadChangesResponse struct {
 
 func (x *ReadChangesResponse) Reset() {
 	*x = ReadChangesResponse{}
-	mi := &file_pemba_v1_pemba_proto_msgTypes[79]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6033,7 +6157,7 @@ func (x *ReadChangesResponse) String() string {
 func (*ReadChangesResponse) ProtoMessage() {}
 
 func (x *ReadChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pemba_v1_pemba_proto_msgTypes[79]
+	mi := &file_pemba_v1_pemba_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6046,7 +6170,7 @@ func (x *ReadChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadChangesResponse.ProtoReflect.Descriptor instead.
 func (*ReadChangesResponse) Descriptor() ([]byte, []int) {
-	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{79}
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ReadChangesResponse) GetChanges() *WatchResponse {
@@ -6284,14 +6408,15 @@ const file_pemba_v1_pemba_proto_rawDesc = "" +
 	"\x13CountTuplesResponse\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12/\n" +
 	"\n" +
-	"counted_at\x18\x02 \x01(\v2\x10.pemba.v1.ZookieR\tcountedAt\"\xce\x02\n" +
+	"counted_at\x18\x02 \x01(\v2\x10.pemba.v1.ZookieR\tcountedAt\"\xf1\x02\n" +
 	"\fImportHeader\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\tR\x05store\x12/\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x1b.pemba.v1.ImportHeader.ModeR\x04mode\x12=\n" +
 	"\toperation\x18\x03 \x01(\x0e2\x1f.pemba.v1.TupleUpdate.OperationR\toperation\x12\x1b\n" +
 	"\timport_id\x18\x04 \x01(\tR\bimportId\x12%\n" +
 	"\x0erecorded_actor\x18\x05 \x01(\tR\rrecordedActor\x123\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x17.google.protobuf.StructR\bmetadata\"?\n" +
+	"\bmetadata\x18\x06 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12!\n" +
+	"\fknown_digest\x18\a \x01(\fR\vknownDigest\"?\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMODE_ATOMIC\x10\x01\x12\x10\n" +
@@ -6315,11 +6440,13 @@ const file_pemba_v1_pemba_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x123\n" +
 	"\fcommitted_at\x18\x04 \x01(\v2\x10.pemba.v1.ZookieR\vcommittedAt\x12\x16\n" +
-	"\x06digest\x18\x05 \x01(\fR\x06digest\"G\n" +
+	"\x06digest\x18\x05 \x01(\fR\x06digest\"Y\n" +
 	"\x12AbortImportRequest\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\tR\x05store\x12\x1b\n" +
-	"\timport_id\x18\x02 \x01(\tR\bimportId\"\x15\n" +
-	"\x13AbortImportResponse\"\xab\x01\n" +
+	"\timport_id\x18\x02 \x01(\tR\bimportId\x12\x10\n" +
+	"\x03all\x18\x03 \x01(\bR\x03all\"/\n" +
+	"\x13AbortImportResponse\x12\x18\n" +
+	"\aaborted\x18\x01 \x01(\rR\aaborted\"\xab\x01\n" +
 	"\x13ExportTuplesRequest\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\tR\x05store\x127\n" +
 	"\vconsistency\x18\x02 \x01(\v2\x15.pemba.v1.ConsistencyR\vconsistency\x12-\n" +
@@ -6397,18 +6524,19 @@ const file_pemba_v1_pemba_proto_rawDesc = "" +
 	"KIND_ARROW\x10\x06\x12\f\n" +
 	"\bKIND_NIL\x10\a\x12\r\n" +
 	"\tKIND_SELF\x10\b\x12\x0f\n" +
-	"\vKIND_CAVEAT\x10\t\"\xa8\x01\n" +
+	"\vKIND_CAVEAT\x10\t\"\xdb\x01\n" +
 	"\rExpandRequest\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\tR\x05store\x127\n" +
 	"\vconsistency\x18\x02 \x01(\v2\x15.pemba.v1.ConsistencyR\vconsistency\x12(\n" +
 	"\x06object\x18\x03 \x01(\v2\x10.pemba.v1.ObjectR\x06object\x12\x1e\n" +
 	"\n" +
 	"permission\x18\x04 \x01(\tR\n" +
-	"permission\"g\n" +
+	"permission\x121\n" +
+	"\acontext\x18\x05 \x01(\v2\x17.google.protobuf.StructR\acontext\"g\n" +
 	"\x0eExpandResponse\x12\"\n" +
 	"\x04tree\x18\x01 \x01(\v2\x0e.pemba.v1.TreeR\x04tree\x121\n" +
 	"\vexpanded_at\x18\x02 \x01(\v2\x10.pemba.v1.ZookieR\n" +
-	"expandedAt\"\x8f\x03\n" +
+	"expandedAt\"\xfc\x03\n" +
 	"\x04Tree\x12(\n" +
 	"\x06object\x18\x01 \x01(\v2\x10.pemba.v1.ObjectR\x06object\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
@@ -6416,13 +6544,20 @@ const file_pemba_v1_pemba_proto_rawDesc = "" +
 	"\bchildren\x18\x04 \x03(\v2\x0e.pemba.v1.TreeR\bchildren\x12'\n" +
 	"\x06leaves\x18\x05 \x03(\v2\x0f.pemba.v1.TupleR\x06leaves\x12\x12\n" +
 	"\x04note\x18\x06 \x01(\tR\x04note\x12!\n" +
-	"\x03via\x18\a \x01(\v2\x0f.pemba.v1.TupleR\x03via\"\x84\x01\n" +
+	"\x03via\x18\a \x01(\v2\x0f.pemba.v1.TupleR\x03via\x122\n" +
+	"\bverdicts\x18\b \x03(\v2\x16.pemba.v1.TupleVerdictR\bverdicts\x127\n" +
+	"\vvia_verdict\x18\t \x01(\v2\x16.pemba.v1.TupleVerdictR\n" +
+	"viaVerdict\"\x84\x01\n" +
 	"\tOperation\x12\x19\n" +
 	"\x15OPERATION_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eOPERATION_LEAF\x10\x01\x12\x13\n" +
 	"\x0fOPERATION_UNION\x10\x02\x12\x1a\n" +
 	"\x16OPERATION_INTERSECTION\x10\x03\x12\x17\n" +
-	"\x13OPERATION_EXCLUSION\x10\x04\"\xa9\x02\n" +
+	"\x13OPERATION_EXCLUSION\x10\x04\"r\n" +
+	"\fTupleVerdict\x12.\n" +
+	"\bdecision\x18\x01 \x01(\x0e2\x12.pemba.v1.DecisionR\bdecision\x12\x18\n" +
+	"\amissing\x18\x02 \x03(\tR\amissing\x12\x18\n" +
+	"\afailure\x18\x03 \x01(\tR\afailure\"\xa9\x02\n" +
 	"\x16LookupResourcesRequest\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\tR\x05store\x127\n" +
 	"\vconsistency\x18\x02 \x01(\v2\x15.pemba.v1.ConsistencyR\vconsistency\x12\x12\n" +
@@ -6598,7 +6733,7 @@ func file_pemba_v1_pemba_proto_rawDescGZIP() []byte {
 }
 
 var file_pemba_v1_pemba_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_pemba_v1_pemba_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
+var file_pemba_v1_pemba_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_pemba_v1_pemba_proto_goTypes = []any{
 	(Decision)(0),                      // 0: pemba.v1.Decision
 	(TupleUpdate_Operation)(0),         // 1: pemba.v1.TupleUpdate.Operation
@@ -6672,47 +6807,48 @@ var file_pemba_v1_pemba_proto_goTypes = []any{
 	(*ExpandRequest)(nil),              // 69: pemba.v1.ExpandRequest
 	(*ExpandResponse)(nil),             // 70: pemba.v1.ExpandResponse
 	(*Tree)(nil),                       // 71: pemba.v1.Tree
-	(*LookupResourcesRequest)(nil),     // 72: pemba.v1.LookupResourcesRequest
-	(*LookupResourcesResponse)(nil),    // 73: pemba.v1.LookupResourcesResponse
-	(*LookupSubjectsRequest)(nil),      // 74: pemba.v1.LookupSubjectsRequest
-	(*LookupSubjectsResponse)(nil),     // 75: pemba.v1.LookupSubjectsResponse
-	(*ExcludedSubject)(nil),            // 76: pemba.v1.ExcludedSubject
-	(*CountResourcesRequest)(nil),      // 77: pemba.v1.CountResourcesRequest
-	(*CountResourcesResponse)(nil),     // 78: pemba.v1.CountResourcesResponse
-	(*CountSubjectsRequest)(nil),       // 79: pemba.v1.CountSubjectsRequest
-	(*CountSubjectsResponse)(nil),      // 80: pemba.v1.CountSubjectsResponse
-	(*ChangeFilter)(nil),               // 81: pemba.v1.ChangeFilter
-	(*WatchRequest)(nil),               // 82: pemba.v1.WatchRequest
-	(*WatchResponse)(nil),              // 83: pemba.v1.WatchResponse
-	(*Change)(nil),                     // 84: pemba.v1.Change
-	(*ReadChangesRequest)(nil),         // 85: pemba.v1.ReadChangesRequest
-	(*ReadChangesResponse)(nil),        // 86: pemba.v1.ReadChangesResponse
-	nil,                                // 87: pemba.v1.Error.MetadataEntry
-	(*timestamppb.Timestamp)(nil),      // 88: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),            // 89: google.protobuf.Struct
-	(*durationpb.Duration)(nil),        // 90: google.protobuf.Duration
+	(*TupleVerdict)(nil),               // 72: pemba.v1.TupleVerdict
+	(*LookupResourcesRequest)(nil),     // 73: pemba.v1.LookupResourcesRequest
+	(*LookupResourcesResponse)(nil),    // 74: pemba.v1.LookupResourcesResponse
+	(*LookupSubjectsRequest)(nil),      // 75: pemba.v1.LookupSubjectsRequest
+	(*LookupSubjectsResponse)(nil),     // 76: pemba.v1.LookupSubjectsResponse
+	(*ExcludedSubject)(nil),            // 77: pemba.v1.ExcludedSubject
+	(*CountResourcesRequest)(nil),      // 78: pemba.v1.CountResourcesRequest
+	(*CountResourcesResponse)(nil),     // 79: pemba.v1.CountResourcesResponse
+	(*CountSubjectsRequest)(nil),       // 80: pemba.v1.CountSubjectsRequest
+	(*CountSubjectsResponse)(nil),      // 81: pemba.v1.CountSubjectsResponse
+	(*ChangeFilter)(nil),               // 82: pemba.v1.ChangeFilter
+	(*WatchRequest)(nil),               // 83: pemba.v1.WatchRequest
+	(*WatchResponse)(nil),              // 84: pemba.v1.WatchResponse
+	(*Change)(nil),                     // 85: pemba.v1.Change
+	(*ReadChangesRequest)(nil),         // 86: pemba.v1.ReadChangesRequest
+	(*ReadChangesResponse)(nil),        // 87: pemba.v1.ReadChangesResponse
+	nil,                                // 88: pemba.v1.Error.MetadataEntry
+	(*timestamppb.Timestamp)(nil),      // 89: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),            // 90: google.protobuf.Struct
+	(*durationpb.Duration)(nil),        // 91: google.protobuf.Duration
 }
 var file_pemba_v1_pemba_proto_depIdxs = []int32{
 	7,   // 0: pemba.v1.Consistency.at_least_as_fresh:type_name -> pemba.v1.Zookie
 	7,   // 1: pemba.v1.Consistency.exactly_at:type_name -> pemba.v1.Zookie
-	88,  // 2: pemba.v1.Consistency.as_of:type_name -> google.protobuf.Timestamp
+	89,  // 2: pemba.v1.Consistency.as_of:type_name -> google.protobuf.Timestamp
 	9,   // 3: pemba.v1.Subject.object:type_name -> pemba.v1.Object
 	9,   // 4: pemba.v1.Tuple.object:type_name -> pemba.v1.Object
 	10,  // 5: pemba.v1.Tuple.subject:type_name -> pemba.v1.Subject
 	12,  // 6: pemba.v1.Tuple.caveat:type_name -> pemba.v1.Caveat
-	88,  // 7: pemba.v1.Tuple.expires_at:type_name -> google.protobuf.Timestamp
-	89,  // 8: pemba.v1.Caveat.context:type_name -> google.protobuf.Struct
+	89,  // 7: pemba.v1.Tuple.expires_at:type_name -> google.protobuf.Timestamp
+	90,  // 8: pemba.v1.Caveat.context:type_name -> google.protobuf.Struct
 	1,   // 9: pemba.v1.TupleUpdate.operation:type_name -> pemba.v1.TupleUpdate.Operation
 	11,  // 10: pemba.v1.TupleUpdate.tuple:type_name -> pemba.v1.Tuple
 	2,   // 11: pemba.v1.Precondition.operation:type_name -> pemba.v1.Precondition.Operation
 	14,  // 12: pemba.v1.Precondition.filter:type_name -> pemba.v1.TupleFilter
-	90,  // 13: pemba.v1.Retention.duration:type_name -> google.protobuf.Duration
+	91,  // 13: pemba.v1.Retention.duration:type_name -> google.protobuf.Duration
 	16,  // 14: pemba.v1.StoreSettings.history:type_name -> pemba.v1.Retention
 	16,  // 15: pemba.v1.StoreSettings.log:type_name -> pemba.v1.Retention
-	88,  // 16: pemba.v1.Store.created_at:type_name -> google.protobuf.Timestamp
+	89,  // 16: pemba.v1.Store.created_at:type_name -> google.protobuf.Timestamp
 	17,  // 17: pemba.v1.Store.settings:type_name -> pemba.v1.StoreSettings
-	88,  // 18: pemba.v1.Store.oldest_history:type_name -> google.protobuf.Timestamp
-	88,  // 19: pemba.v1.Store.oldest_change:type_name -> google.protobuf.Timestamp
+	89,  // 18: pemba.v1.Store.oldest_history:type_name -> google.protobuf.Timestamp
+	89,  // 19: pemba.v1.Store.oldest_change:type_name -> google.protobuf.Timestamp
 	17,  // 20: pemba.v1.CreateStoreRequest.settings:type_name -> pemba.v1.StoreSettings
 	18,  // 21: pemba.v1.CreateStoreResponse.store:type_name -> pemba.v1.Store
 	7,   // 22: pemba.v1.CreateStoreResponse.created_at:type_name -> pemba.v1.Zookie
@@ -6722,15 +6858,15 @@ var file_pemba_v1_pemba_proto_depIdxs = []int32{
 	18,  // 26: pemba.v1.GetStoreResponse.store:type_name -> pemba.v1.Store
 	18,  // 27: pemba.v1.ListStoresResponse.stores:type_name -> pemba.v1.Store
 	7,   // 28: pemba.v1.DeleteStoreResponse.deleted_at:type_name -> pemba.v1.Zookie
-	89,  // 29: pemba.v1.WriteSchemaRequest.metadata:type_name -> google.protobuf.Struct
+	90,  // 29: pemba.v1.WriteSchemaRequest.metadata:type_name -> google.protobuf.Struct
 	7,   // 30: pemba.v1.WriteSchemaResponse.written_at:type_name -> pemba.v1.Zookie
 	8,   // 31: pemba.v1.ReadSchemaRequest.consistency:type_name -> pemba.v1.Consistency
 	7,   // 32: pemba.v1.ReadSchemaResponse.written_at:type_name -> pemba.v1.Zookie
 	7,   // 33: pemba.v1.ReadSchemaResponse.read_at:type_name -> pemba.v1.Zookie
 	35,  // 34: pemba.v1.ListSchemaVersionsResponse.versions:type_name -> pemba.v1.SchemaVersion
 	7,   // 35: pemba.v1.SchemaVersion.written_at:type_name -> pemba.v1.Zookie
-	88,  // 36: pemba.v1.SchemaVersion.instant:type_name -> google.protobuf.Timestamp
-	89,  // 37: pemba.v1.SchemaVersion.metadata:type_name -> google.protobuf.Struct
+	89,  // 36: pemba.v1.SchemaVersion.instant:type_name -> google.protobuf.Timestamp
+	90,  // 37: pemba.v1.SchemaVersion.metadata:type_name -> google.protobuf.Struct
 	7,   // 38: pemba.v1.DiffSchemaRequest.from_zookie:type_name -> pemba.v1.Zookie
 	7,   // 39: pemba.v1.DiffSchemaRequest.to_zookie:type_name -> pemba.v1.Zookie
 	38,  // 40: pemba.v1.DiffSchemaResponse.changes:type_name -> pemba.v1.SchemaChange
@@ -6744,11 +6880,11 @@ var file_pemba_v1_pemba_proto_depIdxs = []int32{
 	42,  // 48: pemba.v1.Misfit.stored:type_name -> pemba.v1.StoredKind
 	13,  // 49: pemba.v1.WriteTuplesRequest.updates:type_name -> pemba.v1.TupleUpdate
 	15,  // 50: pemba.v1.WriteTuplesRequest.preconditions:type_name -> pemba.v1.Precondition
-	89,  // 51: pemba.v1.WriteTuplesRequest.metadata:type_name -> google.protobuf.Struct
+	90,  // 51: pemba.v1.WriteTuplesRequest.metadata:type_name -> google.protobuf.Struct
 	7,   // 52: pemba.v1.WriteTuplesResponse.written_at:type_name -> pemba.v1.Zookie
 	14,  // 53: pemba.v1.DeleteTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
 	15,  // 54: pemba.v1.DeleteTuplesRequest.preconditions:type_name -> pemba.v1.Precondition
-	89,  // 55: pemba.v1.DeleteTuplesRequest.metadata:type_name -> google.protobuf.Struct
+	90,  // 55: pemba.v1.DeleteTuplesRequest.metadata:type_name -> google.protobuf.Struct
 	7,   // 56: pemba.v1.DeleteTuplesResponse.deleted_at:type_name -> pemba.v1.Zookie
 	8,   // 57: pemba.v1.ReadTuplesRequest.consistency:type_name -> pemba.v1.Consistency
 	14,  // 58: pemba.v1.ReadTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
@@ -6759,11 +6895,11 @@ var file_pemba_v1_pemba_proto_depIdxs = []int32{
 	7,   // 63: pemba.v1.CountTuplesResponse.counted_at:type_name -> pemba.v1.Zookie
 	3,   // 64: pemba.v1.ImportHeader.mode:type_name -> pemba.v1.ImportHeader.Mode
 	1,   // 65: pemba.v1.ImportHeader.operation:type_name -> pemba.v1.TupleUpdate.Operation
-	89,  // 66: pemba.v1.ImportHeader.metadata:type_name -> google.protobuf.Struct
+	90,  // 66: pemba.v1.ImportHeader.metadata:type_name -> google.protobuf.Struct
 	52,  // 67: pemba.v1.ImportTuplesRequest.header:type_name -> pemba.v1.ImportHeader
 	11,  // 68: pemba.v1.ImportTuplesRequest.tuples:type_name -> pemba.v1.Tuple
 	7,   // 69: pemba.v1.ImportTuplesResponse.written_at:type_name -> pemba.v1.Zookie
-	88,  // 70: pemba.v1.GetImportResponse.expires_at:type_name -> google.protobuf.Timestamp
+	89,  // 70: pemba.v1.GetImportResponse.expires_at:type_name -> google.protobuf.Timestamp
 	7,   // 71: pemba.v1.GetImportResponse.committed_at:type_name -> pemba.v1.Zookie
 	8,   // 72: pemba.v1.ExportTuplesRequest.consistency:type_name -> pemba.v1.Consistency
 	14,  // 73: pemba.v1.ExportTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
@@ -6772,7 +6908,7 @@ var file_pemba_v1_pemba_proto_depIdxs = []int32{
 	8,   // 76: pemba.v1.CheckRequest.consistency:type_name -> pemba.v1.Consistency
 	9,   // 77: pemba.v1.CheckRequest.object:type_name -> pemba.v1.Object
 	10,  // 78: pemba.v1.CheckRequest.subject:type_name -> pemba.v1.Subject
-	89,  // 79: pemba.v1.CheckRequest.context:type_name -> google.protobuf.Struct
+	90,  // 79: pemba.v1.CheckRequest.context:type_name -> google.protobuf.Struct
 	0,   // 80: pemba.v1.CheckResponse.decision:type_name -> pemba.v1.Decision
 	7,   // 81: pemba.v1.CheckResponse.checked_at:type_name -> pemba.v1.Zookie
 	68,  // 82: pemba.v1.CheckResponse.trace:type_name -> pemba.v1.Trace
@@ -6780,12 +6916,12 @@ var file_pemba_v1_pemba_proto_depIdxs = []int32{
 	64,  // 84: pemba.v1.CheckBulkRequest.items:type_name -> pemba.v1.CheckBulkItem
 	9,   // 85: pemba.v1.CheckBulkItem.object:type_name -> pemba.v1.Object
 	10,  // 86: pemba.v1.CheckBulkItem.subject:type_name -> pemba.v1.Subject
-	89,  // 87: pemba.v1.CheckBulkItem.context:type_name -> google.protobuf.Struct
+	90,  // 87: pemba.v1.CheckBulkItem.context:type_name -> google.protobuf.Struct
 	7,   // 88: pemba.v1.CheckBulkResponse.checked_at:type_name -> pemba.v1.Zookie
 	66,  // 89: pemba.v1.CheckBulkResponse.results:type_name -> pemba.v1.CheckBulkResult
 	0,   // 90: pemba.v1.CheckBulkResult.decision:type_name -> pemba.v1.Decision
 	67,  // 91: pemba.v1.CheckBulkResult.error:type_name -> pemba.v1.Error
-	87,  // 92: pemba.v1.Error.metadata:type_name -> pemba.v1.Error.MetadataEntry
+	88,  // 92: pemba.v1.Error.metadata:type_name -> pemba.v1.Error.MetadataEntry
 	4,   // 93: pemba.v1.Trace.kind:type_name -> pemba.v1.Trace.Kind
 	9,   // 94: pemba.v1.Trace.object:type_name -> pemba.v1.Object
 	11,  // 95: pemba.v1.Trace.tuple:type_name -> pemba.v1.Tuple
@@ -6793,110 +6929,114 @@ var file_pemba_v1_pemba_proto_depIdxs = []int32{
 	68,  // 97: pemba.v1.Trace.children:type_name -> pemba.v1.Trace
 	8,   // 98: pemba.v1.ExpandRequest.consistency:type_name -> pemba.v1.Consistency
 	9,   // 99: pemba.v1.ExpandRequest.object:type_name -> pemba.v1.Object
-	71,  // 100: pemba.v1.ExpandResponse.tree:type_name -> pemba.v1.Tree
-	7,   // 101: pemba.v1.ExpandResponse.expanded_at:type_name -> pemba.v1.Zookie
-	9,   // 102: pemba.v1.Tree.object:type_name -> pemba.v1.Object
-	5,   // 103: pemba.v1.Tree.operation:type_name -> pemba.v1.Tree.Operation
-	71,  // 104: pemba.v1.Tree.children:type_name -> pemba.v1.Tree
-	11,  // 105: pemba.v1.Tree.leaves:type_name -> pemba.v1.Tuple
-	11,  // 106: pemba.v1.Tree.via:type_name -> pemba.v1.Tuple
-	8,   // 107: pemba.v1.LookupResourcesRequest.consistency:type_name -> pemba.v1.Consistency
-	10,  // 108: pemba.v1.LookupResourcesRequest.subject:type_name -> pemba.v1.Subject
-	89,  // 109: pemba.v1.LookupResourcesRequest.context:type_name -> google.protobuf.Struct
-	9,   // 110: pemba.v1.LookupResourcesResponse.object:type_name -> pemba.v1.Object
-	0,   // 111: pemba.v1.LookupResourcesResponse.decision:type_name -> pemba.v1.Decision
-	7,   // 112: pemba.v1.LookupResourcesResponse.looked_up_at:type_name -> pemba.v1.Zookie
-	8,   // 113: pemba.v1.LookupSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
-	9,   // 114: pemba.v1.LookupSubjectsRequest.object:type_name -> pemba.v1.Object
-	89,  // 115: pemba.v1.LookupSubjectsRequest.context:type_name -> google.protobuf.Struct
-	10,  // 116: pemba.v1.LookupSubjectsResponse.subject:type_name -> pemba.v1.Subject
-	0,   // 117: pemba.v1.LookupSubjectsResponse.decision:type_name -> pemba.v1.Decision
-	76,  // 118: pemba.v1.LookupSubjectsResponse.excluded:type_name -> pemba.v1.ExcludedSubject
-	7,   // 119: pemba.v1.LookupSubjectsResponse.looked_up_at:type_name -> pemba.v1.Zookie
-	10,  // 120: pemba.v1.ExcludedSubject.subject:type_name -> pemba.v1.Subject
-	0,   // 121: pemba.v1.ExcludedSubject.decision:type_name -> pemba.v1.Decision
-	8,   // 122: pemba.v1.CountResourcesRequest.consistency:type_name -> pemba.v1.Consistency
-	10,  // 123: pemba.v1.CountResourcesRequest.subject:type_name -> pemba.v1.Subject
-	89,  // 124: pemba.v1.CountResourcesRequest.context:type_name -> google.protobuf.Struct
-	7,   // 125: pemba.v1.CountResourcesResponse.counted_at:type_name -> pemba.v1.Zookie
-	8,   // 126: pemba.v1.CountSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
-	9,   // 127: pemba.v1.CountSubjectsRequest.object:type_name -> pemba.v1.Object
-	89,  // 128: pemba.v1.CountSubjectsRequest.context:type_name -> google.protobuf.Struct
-	0,   // 129: pemba.v1.CountSubjectsResponse.wildcard:type_name -> pemba.v1.Decision
-	7,   // 130: pemba.v1.CountSubjectsResponse.counted_at:type_name -> pemba.v1.Zookie
-	7,   // 131: pemba.v1.WatchRequest.after:type_name -> pemba.v1.Zookie
-	81,  // 132: pemba.v1.WatchRequest.filters:type_name -> pemba.v1.ChangeFilter
-	84,  // 133: pemba.v1.WatchResponse.changes:type_name -> pemba.v1.Change
-	35,  // 134: pemba.v1.WatchResponse.schema:type_name -> pemba.v1.SchemaVersion
-	7,   // 135: pemba.v1.WatchResponse.zookie:type_name -> pemba.v1.Zookie
-	88,  // 136: pemba.v1.WatchResponse.instant:type_name -> google.protobuf.Timestamp
-	89,  // 137: pemba.v1.WatchResponse.metadata:type_name -> google.protobuf.Struct
-	6,   // 138: pemba.v1.Change.kind:type_name -> pemba.v1.Change.Kind
-	11,  // 139: pemba.v1.Change.tuple:type_name -> pemba.v1.Tuple
-	7,   // 140: pemba.v1.ReadChangesRequest.after:type_name -> pemba.v1.Zookie
-	88,  // 141: pemba.v1.ReadChangesRequest.since:type_name -> google.protobuf.Timestamp
-	88,  // 142: pemba.v1.ReadChangesRequest.until:type_name -> google.protobuf.Timestamp
-	81,  // 143: pemba.v1.ReadChangesRequest.filters:type_name -> pemba.v1.ChangeFilter
-	83,  // 144: pemba.v1.ReadChangesResponse.changes:type_name -> pemba.v1.WatchResponse
-	19,  // 145: pemba.v1.StoreService.CreateStore:input_type -> pemba.v1.CreateStoreRequest
-	21,  // 146: pemba.v1.StoreService.UpdateStore:input_type -> pemba.v1.UpdateStoreRequest
-	23,  // 147: pemba.v1.StoreService.GetStore:input_type -> pemba.v1.GetStoreRequest
-	25,  // 148: pemba.v1.StoreService.ListStores:input_type -> pemba.v1.ListStoresRequest
-	27,  // 149: pemba.v1.StoreService.DeleteStore:input_type -> pemba.v1.DeleteStoreRequest
-	29,  // 150: pemba.v1.SchemaService.WriteSchema:input_type -> pemba.v1.WriteSchemaRequest
-	31,  // 151: pemba.v1.SchemaService.ReadSchema:input_type -> pemba.v1.ReadSchemaRequest
-	33,  // 152: pemba.v1.SchemaService.ListSchemaVersions:input_type -> pemba.v1.ListSchemaVersionsRequest
-	36,  // 153: pemba.v1.SchemaService.DiffSchema:input_type -> pemba.v1.DiffSchemaRequest
-	40,  // 154: pemba.v1.SchemaService.TrySchema:input_type -> pemba.v1.TrySchemaRequest
-	44,  // 155: pemba.v1.TupleService.WriteTuples:input_type -> pemba.v1.WriteTuplesRequest
-	46,  // 156: pemba.v1.TupleService.DeleteTuples:input_type -> pemba.v1.DeleteTuplesRequest
-	48,  // 157: pemba.v1.TupleService.ReadTuples:input_type -> pemba.v1.ReadTuplesRequest
-	50,  // 158: pemba.v1.TupleService.CountTuples:input_type -> pemba.v1.CountTuplesRequest
-	53,  // 159: pemba.v1.TupleService.ImportTuples:input_type -> pemba.v1.ImportTuplesRequest
-	55,  // 160: pemba.v1.TupleService.GetImport:input_type -> pemba.v1.GetImportRequest
-	57,  // 161: pemba.v1.TupleService.AbortImport:input_type -> pemba.v1.AbortImportRequest
-	59,  // 162: pemba.v1.TupleService.ExportTuples:input_type -> pemba.v1.ExportTuplesRequest
-	61,  // 163: pemba.v1.PermissionService.Check:input_type -> pemba.v1.CheckRequest
-	63,  // 164: pemba.v1.PermissionService.CheckBulk:input_type -> pemba.v1.CheckBulkRequest
-	69,  // 165: pemba.v1.PermissionService.Expand:input_type -> pemba.v1.ExpandRequest
-	72,  // 166: pemba.v1.PermissionService.LookupResources:input_type -> pemba.v1.LookupResourcesRequest
-	74,  // 167: pemba.v1.PermissionService.LookupSubjects:input_type -> pemba.v1.LookupSubjectsRequest
-	77,  // 168: pemba.v1.PermissionService.CountResources:input_type -> pemba.v1.CountResourcesRequest
-	79,  // 169: pemba.v1.PermissionService.CountSubjects:input_type -> pemba.v1.CountSubjectsRequest
-	82,  // 170: pemba.v1.WatchService.Watch:input_type -> pemba.v1.WatchRequest
-	85,  // 171: pemba.v1.WatchService.ReadChanges:input_type -> pemba.v1.ReadChangesRequest
-	20,  // 172: pemba.v1.StoreService.CreateStore:output_type -> pemba.v1.CreateStoreResponse
-	22,  // 173: pemba.v1.StoreService.UpdateStore:output_type -> pemba.v1.UpdateStoreResponse
-	24,  // 174: pemba.v1.StoreService.GetStore:output_type -> pemba.v1.GetStoreResponse
-	26,  // 175: pemba.v1.StoreService.ListStores:output_type -> pemba.v1.ListStoresResponse
-	28,  // 176: pemba.v1.StoreService.DeleteStore:output_type -> pemba.v1.DeleteStoreResponse
-	30,  // 177: pemba.v1.SchemaService.WriteSchema:output_type -> pemba.v1.WriteSchemaResponse
-	32,  // 178: pemba.v1.SchemaService.ReadSchema:output_type -> pemba.v1.ReadSchemaResponse
-	34,  // 179: pemba.v1.SchemaService.ListSchemaVersions:output_type -> pemba.v1.ListSchemaVersionsResponse
-	37,  // 180: pemba.v1.SchemaService.DiffSchema:output_type -> pemba.v1.DiffSchemaResponse
-	41,  // 181: pemba.v1.SchemaService.TrySchema:output_type -> pemba.v1.TrySchemaResponse
-	45,  // 182: pemba.v1.TupleService.WriteTuples:output_type -> pemba.v1.WriteTuplesResponse
-	47,  // 183: pemba.v1.TupleService.DeleteTuples:output_type -> pemba.v1.DeleteTuplesResponse
-	49,  // 184: pemba.v1.TupleService.ReadTuples:output_type -> pemba.v1.ReadTuplesResponse
-	51,  // 185: pemba.v1.TupleService.CountTuples:output_type -> pemba.v1.CountTuplesResponse
-	54,  // 186: pemba.v1.TupleService.ImportTuples:output_type -> pemba.v1.ImportTuplesResponse
-	56,  // 187: pemba.v1.TupleService.GetImport:output_type -> pemba.v1.GetImportResponse
-	58,  // 188: pemba.v1.TupleService.AbortImport:output_type -> pemba.v1.AbortImportResponse
-	60,  // 189: pemba.v1.TupleService.ExportTuples:output_type -> pemba.v1.ExportTuplesResponse
-	62,  // 190: pemba.v1.PermissionService.Check:output_type -> pemba.v1.CheckResponse
-	65,  // 191: pemba.v1.PermissionService.CheckBulk:output_type -> pemba.v1.CheckBulkResponse
-	70,  // 192: pemba.v1.PermissionService.Expand:output_type -> pemba.v1.ExpandResponse
-	73,  // 193: pemba.v1.PermissionService.LookupResources:output_type -> pemba.v1.LookupResourcesResponse
-	75,  // 194: pemba.v1.PermissionService.LookupSubjects:output_type -> pemba.v1.LookupSubjectsResponse
-	78,  // 195: pemba.v1.PermissionService.CountResources:output_type -> pemba.v1.CountResourcesResponse
-	80,  // 196: pemba.v1.PermissionService.CountSubjects:output_type -> pemba.v1.CountSubjectsResponse
-	83,  // 197: pemba.v1.WatchService.Watch:output_type -> pemba.v1.WatchResponse
-	86,  // 198: pemba.v1.WatchService.ReadChanges:output_type -> pemba.v1.ReadChangesResponse
-	172, // [172:199] is the sub-list for method output_type
-	145, // [145:172] is the sub-list for method input_type
-	145, // [145:145] is the sub-list for extension type_name
-	145, // [145:145] is the sub-list for extension extendee
-	0,   // [0:145] is the sub-list for field type_name
+	90,  // 100: pemba.v1.ExpandRequest.context:type_name -> google.protobuf.Struct
+	71,  // 101: pemba.v1.ExpandResponse.tree:type_name -> pemba.v1.Tree
+	7,   // 102: pemba.v1.ExpandResponse.expanded_at:type_name -> pemba.v1.Zookie
+	9,   // 103: pemba.v1.Tree.object:type_name -> pemba.v1.Object
+	5,   // 104: pemba.v1.Tree.operation:type_name -> pemba.v1.Tree.Operation
+	71,  // 105: pemba.v1.Tree.children:type_name -> pemba.v1.Tree
+	11,  // 106: pemba.v1.Tree.leaves:type_name -> pemba.v1.Tuple
+	11,  // 107: pemba.v1.Tree.via:type_name -> pemba.v1.Tuple
+	72,  // 108: pemba.v1.Tree.verdicts:type_name -> pemba.v1.TupleVerdict
+	72,  // 109: pemba.v1.Tree.via_verdict:type_name -> pemba.v1.TupleVerdict
+	0,   // 110: pemba.v1.TupleVerdict.decision:type_name -> pemba.v1.Decision
+	8,   // 111: pemba.v1.LookupResourcesRequest.consistency:type_name -> pemba.v1.Consistency
+	10,  // 112: pemba.v1.LookupResourcesRequest.subject:type_name -> pemba.v1.Subject
+	90,  // 113: pemba.v1.LookupResourcesRequest.context:type_name -> google.protobuf.Struct
+	9,   // 114: pemba.v1.LookupResourcesResponse.object:type_name -> pemba.v1.Object
+	0,   // 115: pemba.v1.LookupResourcesResponse.decision:type_name -> pemba.v1.Decision
+	7,   // 116: pemba.v1.LookupResourcesResponse.looked_up_at:type_name -> pemba.v1.Zookie
+	8,   // 117: pemba.v1.LookupSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
+	9,   // 118: pemba.v1.LookupSubjectsRequest.object:type_name -> pemba.v1.Object
+	90,  // 119: pemba.v1.LookupSubjectsRequest.context:type_name -> google.protobuf.Struct
+	10,  // 120: pemba.v1.LookupSubjectsResponse.subject:type_name -> pemba.v1.Subject
+	0,   // 121: pemba.v1.LookupSubjectsResponse.decision:type_name -> pemba.v1.Decision
+	77,  // 122: pemba.v1.LookupSubjectsResponse.excluded:type_name -> pemba.v1.ExcludedSubject
+	7,   // 123: pemba.v1.LookupSubjectsResponse.looked_up_at:type_name -> pemba.v1.Zookie
+	10,  // 124: pemba.v1.ExcludedSubject.subject:type_name -> pemba.v1.Subject
+	0,   // 125: pemba.v1.ExcludedSubject.decision:type_name -> pemba.v1.Decision
+	8,   // 126: pemba.v1.CountResourcesRequest.consistency:type_name -> pemba.v1.Consistency
+	10,  // 127: pemba.v1.CountResourcesRequest.subject:type_name -> pemba.v1.Subject
+	90,  // 128: pemba.v1.CountResourcesRequest.context:type_name -> google.protobuf.Struct
+	7,   // 129: pemba.v1.CountResourcesResponse.counted_at:type_name -> pemba.v1.Zookie
+	8,   // 130: pemba.v1.CountSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
+	9,   // 131: pemba.v1.CountSubjectsRequest.object:type_name -> pemba.v1.Object
+	90,  // 132: pemba.v1.CountSubjectsRequest.context:type_name -> google.protobuf.Struct
+	0,   // 133: pemba.v1.CountSubjectsResponse.wildcard:type_name -> pemba.v1.Decision
+	7,   // 134: pemba.v1.CountSubjectsResponse.counted_at:type_name -> pemba.v1.Zookie
+	7,   // 135: pemba.v1.WatchRequest.after:type_name -> pemba.v1.Zookie
+	82,  // 136: pemba.v1.WatchRequest.filters:type_name -> pemba.v1.ChangeFilter
+	85,  // 137: pemba.v1.WatchResponse.changes:type_name -> pemba.v1.Change
+	35,  // 138: pemba.v1.WatchResponse.schema:type_name -> pemba.v1.SchemaVersion
+	7,   // 139: pemba.v1.WatchResponse.zookie:type_name -> pemba.v1.Zookie
+	89,  // 140: pemba.v1.WatchResponse.instant:type_name -> google.protobuf.Timestamp
+	90,  // 141: pemba.v1.WatchResponse.metadata:type_name -> google.protobuf.Struct
+	6,   // 142: pemba.v1.Change.kind:type_name -> pemba.v1.Change.Kind
+	11,  // 143: pemba.v1.Change.tuple:type_name -> pemba.v1.Tuple
+	7,   // 144: pemba.v1.ReadChangesRequest.after:type_name -> pemba.v1.Zookie
+	89,  // 145: pemba.v1.ReadChangesRequest.since:type_name -> google.protobuf.Timestamp
+	89,  // 146: pemba.v1.ReadChangesRequest.until:type_name -> google.protobuf.Timestamp
+	82,  // 147: pemba.v1.ReadChangesRequest.filters:type_name -> pemba.v1.ChangeFilter
+	84,  // 148: pemba.v1.ReadChangesResponse.changes:type_name -> pemba.v1.WatchResponse
+	19,  // 149: pemba.v1.StoreService.CreateStore:input_type -> pemba.v1.CreateStoreRequest
+	21,  // 150: pemba.v1.StoreService.UpdateStore:input_type -> pemba.v1.UpdateStoreRequest
+	23,  // 151: pemba.v1.StoreService.GetStore:input_type -> pemba.v1.GetStoreRequest
+	25,  // 152: pemba.v1.StoreService.ListStores:input_type -> pemba.v1.ListStoresRequest
+	27,  // 153: pemba.v1.StoreService.DeleteStore:input_type -> pemba.v1.DeleteStoreRequest
+	29,  // 154: pemba.v1.SchemaService.WriteSchema:input_type -> pemba.v1.WriteSchemaRequest
+	31,  // 155: pemba.v1.SchemaService.ReadSchema:input_type -> pemba.v1.ReadSchemaRequest
+	33,  // 156: pemba.v1.SchemaService.ListSchemaVersions:input_type -> pemba.v1.ListSchemaVersionsRequest
+	36,  // 157: pemba.v1.SchemaService.DiffSchema:input_type -> pemba.v1.DiffSchemaRequest
+	40,  // 158: pemba.v1.SchemaService.TrySchema:input_type -> pemba.v1.TrySchemaRequest
+	44,  // 159: pemba.v1.TupleService.WriteTuples:input_type -> pemba.v1.WriteTuplesRequest
+	46,  // 160: pemba.v1.TupleService.DeleteTuples:input_type -> pemba.v1.DeleteTuplesRequest
+	48,  // 161: pemba.v1.TupleService.ReadTuples:input_type -> pemba.v1.ReadTuplesRequest
+	50,  // 162: pemba.v1.TupleService.CountTuples:input_type -> pemba.v1.CountTuplesRequest
+	53,  // 163: pemba.v1.TupleService.ImportTuples:input_type -> pemba.v1.ImportTuplesRequest
+	55,  // 164: pemba.v1.TupleService.GetImport:input_type -> pemba.v1.GetImportRequest
+	57,  // 165: pemba.v1.TupleService.AbortImport:input_type -> pemba.v1.AbortImportRequest
+	59,  // 166: pemba.v1.TupleService.ExportTuples:input_type -> pemba.v1.ExportTuplesRequest
+	61,  // 167: pemba.v1.PermissionService.Check:input_type -> pemba.v1.CheckRequest
+	63,  // 168: pemba.v1.PermissionService.CheckBulk:input_type -> pemba.v1.CheckBulkRequest
+	69,  // 169: pemba.v1.PermissionService.Expand:input_type -> pemba.v1.ExpandRequest
+	73,  // 170: pemba.v1.PermissionService.LookupResources:input_type -> pemba.v1.LookupResourcesRequest
+	75,  // 171: pemba.v1.PermissionService.LookupSubjects:input_type -> pemba.v1.LookupSubjectsRequest
+	78,  // 172: pemba.v1.PermissionService.CountResources:input_type -> pemba.v1.CountResourcesRequest
+	80,  // 173: pemba.v1.PermissionService.CountSubjects:input_type -> pemba.v1.CountSubjectsRequest
+	83,  // 174: pemba.v1.WatchService.Watch:input_type -> pemba.v1.WatchRequest
+	86,  // 175: pemba.v1.WatchService.ReadChanges:input_type -> pemba.v1.ReadChangesRequest
+	20,  // 176: pemba.v1.StoreService.CreateStore:output_type -> pemba.v1.CreateStoreResponse
+	22,  // 177: pemba.v1.StoreService.UpdateStore:output_type -> pemba.v1.UpdateStoreResponse
+	24,  // 178: pemba.v1.StoreService.GetStore:output_type -> pemba.v1.GetStoreResponse
+	26,  // 179: pemba.v1.StoreService.ListStores:output_type -> pemba.v1.ListStoresResponse
+	28,  // 180: pemba.v1.StoreService.DeleteStore:output_type -> pemba.v1.DeleteStoreResponse
+	30,  // 181: pemba.v1.SchemaService.WriteSchema:output_type -> pemba.v1.WriteSchemaResponse
+	32,  // 182: pemba.v1.SchemaService.ReadSchema:output_type -> pemba.v1.ReadSchemaResponse
+	34,  // 183: pemba.v1.SchemaService.ListSchemaVersions:output_type -> pemba.v1.ListSchemaVersionsResponse
+	37,  // 184: pemba.v1.SchemaService.DiffSchema:output_type -> pemba.v1.DiffSchemaResponse
+	41,  // 185: pemba.v1.SchemaService.TrySchema:output_type -> pemba.v1.TrySchemaResponse
+	45,  // 186: pemba.v1.TupleService.WriteTuples:output_type -> pemba.v1.WriteTuplesResponse
+	47,  // 187: pemba.v1.TupleService.DeleteTuples:output_type -> pemba.v1.DeleteTuplesResponse
+	49,  // 188: pemba.v1.TupleService.ReadTuples:output_type -> pemba.v1.ReadTuplesResponse
+	51,  // 189: pemba.v1.TupleService.CountTuples:output_type -> pemba.v1.CountTuplesResponse
+	54,  // 190: pemba.v1.TupleService.ImportTuples:output_type -> pemba.v1.ImportTuplesResponse
+	56,  // 191: pemba.v1.TupleService.GetImport:output_type -> pemba.v1.GetImportResponse
+	58,  // 192: pemba.v1.TupleService.AbortImport:output_type -> pemba.v1.AbortImportResponse
+	60,  // 193: pemba.v1.TupleService.ExportTuples:output_type -> pemba.v1.ExportTuplesResponse
+	62,  // 194: pemba.v1.PermissionService.Check:output_type -> pemba.v1.CheckResponse
+	65,  // 195: pemba.v1.PermissionService.CheckBulk:output_type -> pemba.v1.CheckBulkResponse
+	70,  // 196: pemba.v1.PermissionService.Expand:output_type -> pemba.v1.ExpandResponse
+	74,  // 197: pemba.v1.PermissionService.LookupResources:output_type -> pemba.v1.LookupResourcesResponse
+	76,  // 198: pemba.v1.PermissionService.LookupSubjects:output_type -> pemba.v1.LookupSubjectsResponse
+	79,  // 199: pemba.v1.PermissionService.CountResources:output_type -> pemba.v1.CountResourcesResponse
+	81,  // 200: pemba.v1.PermissionService.CountSubjects:output_type -> pemba.v1.CountSubjectsResponse
+	84,  // 201: pemba.v1.WatchService.Watch:output_type -> pemba.v1.WatchResponse
+	87,  // 202: pemba.v1.WatchService.ReadChanges:output_type -> pemba.v1.ReadChangesResponse
+	176, // [176:203] is the sub-list for method output_type
+	149, // [149:176] is the sub-list for method input_type
+	149, // [149:149] is the sub-list for extension type_name
+	149, // [149:149] is the sub-list for extension extendee
+	0,   // [0:149] is the sub-list for field type_name
 }
 
 func init() { file_pemba_v1_pemba_proto_init() }
@@ -6923,12 +7063,12 @@ func file_pemba_v1_pemba_proto_init() {
 		(*DiffSchemaRequest_ToSchema)(nil),
 		(*DiffSchemaRequest_ToZookie)(nil),
 	}
-	file_pemba_v1_pemba_proto_msgTypes[74].OneofWrappers = []any{}
-	file_pemba_v1_pemba_proto_msgTypes[75].OneofWrappers = []any{
+	file_pemba_v1_pemba_proto_msgTypes[75].OneofWrappers = []any{}
+	file_pemba_v1_pemba_proto_msgTypes[76].OneofWrappers = []any{
 		(*WatchRequest_After)(nil),
 		(*WatchRequest_Cursor)(nil),
 	}
-	file_pemba_v1_pemba_proto_msgTypes[78].OneofWrappers = []any{
+	file_pemba_v1_pemba_proto_msgTypes[79].OneofWrappers = []any{
 		(*ReadChangesRequest_After)(nil),
 		(*ReadChangesRequest_Cursor)(nil),
 		(*ReadChangesRequest_Since)(nil),
@@ -6939,7 +7079,7 @@ func file_pemba_v1_pemba_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pemba_v1_pemba_proto_rawDesc), len(file_pemba_v1_pemba_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   81,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -1,0 +1,114 @@
+package engine_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
+)
+
+// A tangle is a few groups that hold and ban one another at random, with every
+// twin there is. The worlds of TestTwin are wide; in a tangle nearly every
+// question comes to the same names on several ways, and often in a cycle.
+type tangle struct {
+	*world
+	tuples []graph.Tuple
+	s      *engine.Snapshot
+	twins  map[string]*twin // by the id of the user
+}
+
+const tangleText = caveatsText + `
+definition user {}
+definition group {
+	relation member: user | group#member | group#allowed | user with is_open | group#allowed with is_open
+	relation banned: user | group#member | group#allowed | group#allowed with is_open
+	relation link: group
+	permission allowed = member - banned
+	permission both = allowed & (link->allowed + banned)
+	permission every = member + link.all(both)
+}`
+
+func newTangle(t *testing.T, r *rand.Rand) *tangle {
+	t.Helper()
+	file, err := schema.Parse("tangle", tangleText)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiled, err := schema.Compile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &tangle{world: &world{Rand: r, text: tangleText, schema: compiled}, twins: map[string]*twin{}}
+	for i := range 4 {
+		x.objects = append(x.objects, graph.Object{Type: "group", ID: fmt.Sprint("g", i)})
+	}
+	for i := range 2 {
+		x.subjects = append(x.subjects, graph.Subject{Object: graph.Object{Type: "user", ID: fmt.Sprint("u", i)}})
+	}
+	stored := map[string]graph.Tuple{}
+	for range 4 + r.IntN(14) {
+		tuple := graph.Tuple{Object: choose(x.world, x.objects), Relation: choose(x.world, []string{"member", "member", "banned", "link"})}
+		tuple.Subject = graph.Subject{Object: choose(x.world, x.objects), Relation: choose(x.world, []string{"member", "allowed", "allowed"})}
+		switch {
+		case tuple.Relation == "link":
+			tuple.Subject.Relation = ""
+		case x.oneIn(3):
+			tuple.Subject = choose(x.world, x.subjects)
+		case x.oneIn(5) && tuple.Subject.Relation == "allowed":
+			tuple.Caveat = "is_open"
+		}
+		stored[key(tuple)] = tuple
+	}
+	x.tuples = sorted(stored)
+	mutation := &graph.Mutation{}
+	for _, tuple := range x.tuples {
+		mutation.Updates = append(mutation.Updates, graph.Update{Operation: graph.Touch, Tuple: tuple})
+	}
+	e := newEnv(t, tangleText)
+	if _, err := e.Write(mutation); err != nil {
+		t.Fatal(err)
+	}
+	x.s = snapshot(t, e)
+	for _, s := range x.subjects {
+		tw := &twin{schema: compiled, tuples: x.tuples, objects: x.objects, subject: s}
+		tw.solve()
+		x.twins[s.ID] = tw
+	}
+	return x
+}
+
+// atoms returns every name of every group.
+func (x *tangle) atoms() []atom {
+	var atoms []atom
+	for _, o := range x.objects {
+		for _, n := range namesOf(x.schema.Definition(o.Type)) {
+			atoms = append(atoms, atom{o, n})
+		}
+	}
+	return atoms
+}
+
+// TestTangles looks up the subjects of every name of tangled groups.
+func TestTangles(t *testing.T) {
+	r := seeded(t)
+	m := &mix{}
+	for range 100 {
+		t.Run("", func(t *testing.T) {
+			x := newTangle(t, r)
+			q := &asker{
+				w: x.world, m: m, s: x.s,
+				fail:  func(format string, args ...any) { t.Errorf(format, args...) },
+				where: func() string { return fmt.Sprint(x.tuples) },
+			}
+			for _, a := range x.atoms() {
+				if !q.subjectsOf(a, graph.Subject{Object: graph.Object{Type: "user"}}, x.twins) {
+					return
+				}
+			}
+		})
+	}
+	t.Log(m)
+}
