@@ -37,6 +37,11 @@ func (s *schemaService) WriteSchema(ctx context.Context, r *pembav1.WriteSchemaR
 	if err := limits.checkSchema("schema", r.GetSchema()); err != nil {
 		return nil, err
 	}
+	// The engine judges it again, as a node that applies it: there it forgives what
+	// a schema does not use, for it may come from a log of long ago.
+	if _, err := engine.CompileSchema("schema", r.GetSchema()); err != nil {
+		return nil, err
+	}
 	m := &graph.Mutation{Schema: &graph.WriteSchema{Text: r.GetSchema()}}
 	if err := limits.setReasons(m, r.GetRecordedActor(), r.GetMetadata()); err != nil {
 		return nil, err

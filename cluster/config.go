@@ -47,6 +47,14 @@ type Config struct {
 	SnapshotThreshold uint64
 	SnapshotBytes     int64
 
+	// SnapshotChanges is how many tuples one entry changes for the state to be
+	// flushed behind it, though the entry itself is small: the commit of a staged
+	// import, a delete by filter. The node that proposed it answers only then; the
+	// others flush within SnapshotInterval. To apply such an
+	// entry again after a crash takes about three microseconds a tuple, and the
+	// node answers nothing meanwhile. Zero means 20,000.
+	SnapshotChanges int
+
 	// SnapshotInterval is the least time between two such cuts. Zero means 1 s.
 	SnapshotInterval time.Duration
 
@@ -129,6 +137,9 @@ func (c Config) withDefaults() Config {
 	if c.SnapshotBytes == 0 {
 		c.SnapshotBytes = 32 << 20
 	}
+	if c.SnapshotChanges == 0 {
+		c.SnapshotChanges = 20_000
+	}
 	if c.SnapshotInterval == 0 {
 		c.SnapshotInterval = time.Second
 	}
@@ -189,6 +200,7 @@ func (c Config) Validate() error {
 	}{
 		{"MaxAppendEntries", int64(c.MaxAppendEntries), 1, 1024},
 		{"SnapshotBytes", c.SnapshotBytes, 1, 1 << 40},
+		{"SnapshotChanges", int64(c.SnapshotChanges), 1, 1 << 40},
 		{"EntryBytesMax", int64(c.EntryBytesMax), 0, 1 << 30},
 		{"ProposalsMax", int64(c.ProposalsMax), 1, 1 << 20},
 		{"ProposalBytesMax", c.ProposalBytesMax, max(1, int64(c.EntryBytesMax)), 1 << 40},

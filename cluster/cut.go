@@ -11,12 +11,6 @@ import (
 // log to be cut.
 type cutter struct{ wake chan struct{} }
 
-// largeChange is how many tuples an entry changes for the graph to be flushed
-// right behind it, though the entry itself is small: the commit of a staged
-// import, a delete by filter. To apply such an entry again after a crash takes
-// about three microseconds a tuple, and the node answers nothing meanwhile.
-const largeChange = 20_000
-
 // wakeCutter wakes it if so. The FSM calls it behind each batch.
 func (n *Node) wakeCutter() {
 	if n.fsm.entries.Load() < n.config.SnapshotThreshold && n.fsm.bytes.Load() < n.config.SnapshotBytes &&

@@ -34,8 +34,10 @@ type fsm struct {
 	// entries and bytes count what was applied since they were last reset.
 	entries atomic.Uint64
 	bytes   atomic.Int64
-	// large is set by an entry of a largeChange, until the graph is flushed.
-	large atomic.Bool
+	// large is set by an entry that changes changesMax tuples and more, until the
+	// graph is flushed.
+	changesMax int
+	large      atomic.Bool
 	// applied counts what was applied since the node started.
 	applied atomic.Uint64
 }
@@ -91,7 +93,7 @@ func (f *fsm) apply(entry *raft.Log) (engine.Result, error) {
 		if err != nil {
 			return engine.Result{}, fmt.Errorf("apply: %w", err)
 		}
-		if result.Changed >= largeChange {
+		if result.Changed >= f.changesMax {
 			f.large.Store(true)
 		}
 		if result.Refusal == nil {

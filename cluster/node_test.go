@@ -455,13 +455,15 @@ func writeConcurrently(t testing.TB, n *Node, writers, each int) {
 // it was answered; small ones are left to the log.
 func TestLargeChangeIsFlushed(t *testing.T) {
 	t.Parallel()
-	n := open(t, testConfig(t, t.TempDir()))
+	const large = 100
+	config := testConfig(t, t.TempDir())
+	config.SnapshotChanges = large
+	n := open(t, config)
 	writeSchema(t, n)
-	const chunk = 5_000
-	for i := 0; i < largeChange; i += chunk {
+	for _, size := range []int{large - 1, 1} {
 		m := create()
-		for j := range chunk {
-			m.Updates = append(m.Updates, graph.Update{Operation: graph.Create, Tuple: viewer(fmt.Sprint("d", i+j), "anna")})
+		for i := range size {
+			m.Updates = append(m.Updates, graph.Update{Operation: graph.Create, Tuple: viewer(fmt.Sprint(size, "d", i), "anna")})
 		}
 		write(t, n, m)
 	}
@@ -469,10 +471,10 @@ func TestLargeChangeIsFlushed(t *testing.T) {
 		t.Fatalf("revision %d is durable, of %d: the test would show nothing", durable.Revision, applied.Revision)
 	}
 	result := write(t, n, &graph.Mutation{Store: graph.DefaultStore, Delete: &graph.DeleteMatching{
-		Filter: graph.Filter{ObjectType: "document"}, Limit: largeChange,
+		Filter: graph.Filter{ObjectType: "document"}, Limit: large,
 	}})
-	if result.Changed != largeChange {
-		t.Fatalf("deleted %d tuples, want %d", result.Changed, largeChange)
+	if result.Changed != large {
+		t.Fatalf("deleted %d tuples, want %d", result.Changed, large)
 	}
 	if durable := n.db.Durable(); durable.Revision < result.Revision {
 		t.Errorf("revision %d was answered and %d is durable", result.Revision, durable.Revision)

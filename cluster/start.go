@@ -133,7 +133,7 @@ func (n *Node) openParts(ctx context.Context) error {
 	n.remover.init()
 	n.cutter.wake = make(chan struct{}, 1)
 	n.fsm = &fsm{
-		db: n.db, engine: n.engine,
+		db: n.db, engine: n.engine, changesMax: n.config.SnapshotChanges,
 		fail:    n.fail,
 		changed: n.noteChange,
 		passed:  func(store graph.StoreID) { n.watches.note(store, n.db.Applied()) },

@@ -64,7 +64,7 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 		// and what is under way stays counted until Raft has answered.
 		result, err := n.propose(entry)
 		n.endStamp(proposal)
-		if result.Changed >= largeChange {
+		if result.Changed >= n.config.SnapshotChanges {
 			// Who hears of it may count on a quick restart. Others do not wait,
 			// but for Close, which waits for the admission.
 			if _, err := n.db.Flush(); err != nil {

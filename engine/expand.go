@@ -203,7 +203,8 @@ func (x *expansion) verdict(e graph.Edge) (TupleVerdict, error) {
 	case failure != nil:
 		return TupleVerdict{Failure: failure.Message}, x.hold(int64(len(failure.Message)))
 	}
-	return TupleVerdict{Verdict: v.verdict()}, nil
+	verdict := v.verdict()
+	return TupleVerdict{Verdict: verdict}, x.hold(verdict.shownBytes())
 }
 
 // A judgedTuple is a tuple of a leaf with what its caveat says.

@@ -201,6 +201,7 @@ func (w *walk[V, A]) traceTuple(relation *name, object graph.Number, e graph.Edg
 func (w *walk[V, A]) traceClose(parent *Trace, v V) {
 	if parent != nil {
 		w.trace.judge(v)
+		w.memory += w.trace.Verdict.shownBytes() + w.trace.AtMost.shownBytes()
 		w.trace.prove()
 		w.trace = parent
 		w.traceDepth--
@@ -221,7 +222,7 @@ func (q *question) traceCaveat(caveat string, v value, note string) error {
 	t := &Trace{Kind: TraceCaveat, Name: caveat, Note: note}
 	t.judge(v)
 	q.trace.Children = append(q.trace.Children, t)
-	return q.hold(traceBytes + int64(len(note)))
+	return q.hold(traceBytes + int64(len(note)) + t.Verdict.shownBytes() + t.AtMost.shownBytes())
 }
 
 func (q *question) traceObject(typ *objectType, number graph.Number) graph.Object {

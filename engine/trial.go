@@ -45,9 +45,10 @@ type Misfit struct {
 
 // TrySchema says what a WriteSchema of text would come to, and writes nothing. It
 // asks the same functions that Apply does, but for a sample of every kind of
-// misfits instead of the first. The snapshot must be of the newest revision: what is stored is known
-// from counters, which are not kept for the past. What is written while it works
-// may be counted or not. Its errors are faults and ctx's own.
+// misfits instead of the first, and judges the text as CompileSchema does. The
+// snapshot must be of the newest revision: what is stored is known from counters,
+// which are not kept for the past. What is written while it works may be counted
+// or not. Its errors are faults and ctx's own.
 func (s *Snapshot) TrySchema(ctx context.Context, text string) (Trial, error) {
 	s.graph.Guard(func(int) error { return ctx.Err() })
 	over, err := s.graph.Expired(schemaCollectMax)
@@ -55,10 +56,10 @@ func (s *Snapshot) TrySchema(ctx context.Context, text string) (Trial, error) {
 		return Trial{}, err
 	}
 	trial := Trial{Stored: s.stored(over)}
-	compiled, err := s.engine.compileSchema(text)
+	compiled, err := CompileSchema("schema", text)
 	if err != nil {
-		trial.Refusal = refuseSchema(err)
-		return trial, nil
+		trial.Refusal, err = asRefusal(err)
+		return trial, err
 	}
 	if err := Storable(compiled); err != nil {
 		trial.Refusal, err = asRefusal(err)
@@ -82,13 +83,14 @@ func (s *Snapshot) TrySchema(ctx context.Context, text string) (Trial, error) {
 	return trial, nil
 }
 
-// CompileSchema compiles the text of a schema as WriteSchema would, but for what
-// is stored. Its error is a *Refusal of the field.
+// CompileSchema compiles the text of a schema that somebody writes. It refuses more
+// than Apply does, which must never refuse what an earlier program stored: also
+// mistakes in what no definition uses. Its error is a *Refusal of the field.
 func CompileSchema(field, text string) (*schema.Schema, error) {
 	file, err := schema.Parse(schemaName, text)
 	var compiled *schema.Schema
 	if err == nil {
-		compiled, err = schema.Compile(file)
+		compiled, err = schema.Check(file)
 	}
 	if err != nil {
 		refusal := refuseSchema(err)

@@ -145,6 +145,16 @@ func (v value) bare() value {
 // verdict gives the answer.
 func (v value) verdict() Verdict { return v.low.verdict() }
 
+// shownBytes estimates what a verdict takes that is shown in a tree or a trace: the
+// names of what is missing, which are written out for each.
+func (v Verdict) shownBytes() int64 {
+	n := int64(0)
+	for _, name := range v.Missing {
+		n += 16 + 2*int64(len(name))
+	}
+	return n
+}
+
 func (b bound) verdict() Verdict {
 	switch b.truth {
 	case yes:

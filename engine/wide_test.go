@@ -422,6 +422,41 @@ definition doc { relation viewer: group#member with c }`)
 	wantRefusal(t, "expand", err, engine.BudgetExceeded)
 }
 
+// TestMissingNamesAreCounted holds that the names of what is missing, which stand at
+// each tuple of a tree or a trace, count for its memory.
+func TestMissingNamesAreCounted(t *testing.T) {
+	var parameters, terms []string
+	for i := range 100 {
+		name := fmt.Sprintf("p%03d_%s", i, strings.Repeat("x", 100))
+		parameters, terms = append(parameters, name+" bool"), append(terms, name)
+	}
+	e := newEnv(t, "caveat c("+strings.Join(parameters, ", ")+") { "+strings.Join(terms, " && ")+` }
+definition person {}
+definition group { relation member: person with c }
+definition doc { relation viewer: person with c | group#member }`)
+	for i := range 300 {
+		for _, tuple := range []string{
+			fmt.Sprintf("doc:d#viewer@person:p%d[c]", i), fmt.Sprintf("doc:d#viewer@group:g%d#member", i), fmt.Sprintf("group:g%d#member@person:p[c]", i),
+		} {
+			if err := e.Touch(tuple); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s := snapshot(t, e)
+	budget := engine.Budget{MemoryBytes: 2 << 20}
+	doc := graph.Object{Type: "doc", ID: "d"}
+	_, err := s.Expand(context.Background(), engine.Expand{Object: doc, Name: "viewer", Budget: budget})
+	wantRefusal(t, "expand", err, engine.BudgetExceeded)
+	ask := engine.Check{Object: doc, Name: "viewer", Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "p"}}, Budget: budget}
+	if _, err := s.Check(context.Background(), ask); err != nil {
+		t.Fatal(err)
+	}
+	ask.Trace = true
+	_, err = s.Check(context.Background(), ask)
+	wantRefusal(t, "trace", err, engine.BudgetExceeded)
+}
+
 func wantRefusal(t *testing.T, what string, err error, want engine.Reason) {
 	t.Helper()
 	var refusal *engine.Refusal

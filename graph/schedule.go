@@ -21,6 +21,9 @@ type scheduler struct {
 	mu     sync.Mutex // Pebble's own locks come before it.
 	opened bool
 	closed bool
+	// refused says that TrySchedule was refused since the last look at what waits:
+	// Pebble then waits to be granted what it asked for.
+	refused bool
 	// Invariant: 0 <= running.
 	running int
 }
@@ -72,6 +75,9 @@ func (s *scheduler) Unregister() {
 // TrySchedule implements pebble.CompactionScheduler.
 func (s *scheduler) TrySchedule() (bool, pebble.CompactionGrantHandle) {
 	if !s.begin() {
+		s.mu.Lock()
+		s.refused = true
+		s.mu.Unlock()
 		return false, nil
 	}
 	return true, s
@@ -128,10 +134,15 @@ func (s *scheduler) grant() {
 			if waiting, _ := s.db.GetWaitingCompaction(); waiting && s.db.Schedule(s) {
 				continue
 			}
+			// The place that was taken to look may have kept out TrySchedule.
 			s.mu.Lock()
 			s.running--
+			again := s.refused
+			s.refused = false
 			s.mu.Unlock()
-			break
+			if !again {
+				break
+			}
 		}
 	}
 }

@@ -31,14 +31,23 @@ const (
 // typecheckStepsMax bounds the work of checking the annotations of permissions.
 const typecheckStepsMax = 50_000_000
 
-// Compile checks a file with all that it imports, also the partials that no
-// definition uses, and returns the schema. The error is of type Errors, all of
-// them of kind TypeError or, for a caveat's expression, SyntaxError. The result depends on nothing but the file: not on
-// the order of maps, the machine or the time. Compile is safe for concurrent use
-// and does not change the file.
-func Compile(f *File) (*Schema, error) {
+// Compile checks a file with all that it imports and returns the schema. The error
+// is of type Errors, all of them of kind TypeError or, for a caveat's expression,
+// SyntaxError. The result depends on nothing but the file: not on the order of
+// maps, the machine or the time. Compile is safe for concurrent use and does not
+// change the file.
+//
+// A partial that no definition uses is not looked into: it says nothing, and a
+// schema that was stored must not be refused for it later. Check does.
+func Compile(f *File) (*Schema, error) { return compile(f, false) }
+
+// Check is Compile for a file that somebody writes: it also refuses mistakes in
+// partials that no definition uses.
+func Check(f *File) (*Schema, error) { return compile(f, true) }
+
+func compile(f *File, unused bool) (*Schema, error) {
 	var errs errorList
-	c := analyse(f, &errs)
+	c := analyse(f, &errs, unused)
 	if !c.tooLarge {
 		c.caveatPrograms()
 	}
@@ -49,22 +58,24 @@ func Compile(f *File) (*Schema, error) {
 }
 
 // typeErrors adds to the syntax errors of a file, and of all that it imports, the
-// errors that Compile would find whatever the parts that could not be read were
+// errors that Check would find whatever the parts that could not be read were
 // meant to be.
 func typeErrors(f *File, errs *errorList) {
 	if errs.full() {
 		return
 	}
-	if c := analyse(f, errs); !c.tooLarge {
+	if c := analyse(f, errs, true); !c.tooLarge {
 		c.caveatPrograms()
 	}
 }
 
 // analyse runs all of Compile but the compilation of CEL expressions. errs is
-// empty, or holds the syntax errors of the files.
-func analyse(f *File, errs *errorList) *compiler {
+// empty, or holds the syntax errors of the files; unused asks for the partials too
+// that no definition uses.
+func analyse(f *File, errs *errorList, unused bool) *compiler {
 	c := &compiler{
 		errs:        errs,
+		unused:      unused,
 		given:       len(errs.errs),
 		files:       f.files(),
 		order:       map[string]int{},
@@ -111,6 +122,7 @@ type compiler struct {
 	gaps     fileGaps       // what the syntax errors of all files leave open
 	size     int
 	tooLarge bool
+	unused   bool // judges partials that no definition uses
 
 	definitions map[string]*definition
 	sorted      []*definition // the same, by name
@@ -379,7 +391,9 @@ func (c *compiler) expand() {
 			}
 		}
 	}
-	c.unusedPartials()
+	if c.unused {
+		c.unusedPartials()
+	}
 }
 
 // unusedPartials expands the partials that no definition uses, each for itself, so

@@ -47,7 +47,7 @@ func FuzzParse(f *testing.F) {
 		checkNoGaps(t, file)
 		checkFormat(t, file)
 		Lint(file)
-		s, err := Compile(file)
+		s, err := Check(file)
 		if err != nil {
 			checkErrors(t, err)
 			return

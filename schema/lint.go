@@ -57,7 +57,7 @@ func (w Warning) String() string {
 //
 // spicedb-ignore-warning means the same. Several rules are separated by commas.
 func Lint(f *File) []Warning {
-	c := analyse(f, &errorList{})
+	c := analyse(f, &errorList{}, false)
 	if c.tooLarge {
 		return nil
 	}

@@ -118,7 +118,7 @@ func command(t *testing.T, name, input string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		s, err := Compile(f)
+		s, err := Check(f)
 		if err != nil {
 			return "", err
 		}
@@ -133,7 +133,7 @@ func compileText(text string) (*Schema, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Compile(f)
+	return Check(f)
 }
 
 func lines[T fmt.Stringer](list []T) string {
@@ -244,8 +244,8 @@ func checkFormat(t *testing.T, f *File) {
 	if had, has := comments(f.Source), comments(text); !reflect.DeepEqual(had, has) {
 		t.Fatalf("formatting lost comments: had %v, has %v", had, has)
 	}
-	before, errBefore := Compile(f)
-	after, errAfter := Compile(again)
+	before, errBefore := Check(f)
+	after, errAfter := Check(again)
 	if (errBefore == nil) != (errAfter == nil) {
 		t.Fatalf("formatting changed whether the schema compiles: %v, then %v", errBefore, errAfter)
 	}
@@ -274,7 +274,7 @@ func checkPrint(t *testing.T, s *Schema) {
 	if err != nil {
 		t.Fatalf("the printed schema does not parse: %v\n%s", err, text)
 	}
-	again, err := Compile(f)
+	again, err := Check(f)
 	if err != nil {
 		t.Fatalf("the printed schema does not compile: %v\n%s", err, text)
 	}
@@ -436,7 +436,7 @@ func checkBlock(t *testing.T, kind, block string) {
 	var s *Schema
 	if err == nil {
 		checkFormat(t, f)
-		s, err = Compile(f)
+		s, err = Check(f)
 	}
 	switch {
 	case kind == "pemba-error" && err == nil:
@@ -458,7 +458,7 @@ func TestRandom(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v\n%s", err, text)
 		}
-		s, err := Compile(f)
+		s, err := Check(f)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, text)
 		}
@@ -747,7 +747,7 @@ func TestBigSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Compile(f)
+	s, err := Check(f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -755,5 +755,26 @@ func TestBigSchema(t *testing.T) {
 	checkFormat(t, f)
 	if w := Lint(f); len(w) > 0 {
 		t.Errorf("%d warnings, such as %v", len(w), w[0])
+	}
+}
+
+// A schema that was stored goes on to compile, whatever it holds that it does not
+// use; who writes one is told.
+func TestUnusedPartialIsForgiven(t *testing.T) {
+	for _, text := range []string{
+		"use partial\npartial old { relation a: gone }\ndefinition user {}\n",
+		"use partial\npartial old { permission a = a }\ndefinition user {}\n",
+	} {
+		f, err := Parse("s", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Check(f); err == nil {
+			t.Errorf("Check has nothing against\n%s", text)
+		}
+		s, err := Compile(f)
+		if err != nil || s.Definition("user") == nil {
+			t.Errorf("Compile refuses\n%s%v", text, err)
+		}
 	}
 }

@@ -423,7 +423,8 @@ func (i *importer) left(c *client.Client, im *client.Import, config client.Impor
 	// The context of the command may have ended, and this is short.
 	ctx, cancel := context.WithTimeout(context.Background(), forgetPatience)
 	defer cancel()
-	drop := "\"" + i.cmd.CommandPath() + " --abort --import-id " + config.ID + "\""
+	drop := "\"" + commandAgain(i.cmd, "key", "import-id", "create", "format", "recorded-actor", "metadata", "quiet") +
+		" --abort --import-id " + config.ID + "\""
 	switch {
 	case end == importUncertain:
 		im.Cancel()

@@ -51,7 +51,7 @@ func compileSchema(cmd *cobra.Command, name string) (*schema.File, *schema.Schem
 	if err != nil {
 		return nil, nil, err
 	}
-	compiled, err := schema.Compile(file)
+	compiled, err := schema.Check(file)
 	if err != nil {
 		return nil, nil, placeErrors(name, err)
 	}

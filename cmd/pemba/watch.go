@@ -293,7 +293,7 @@ func watch(ctx ctx, cmd *cobra.Command, conn *connection, c *client.Client, r *p
 			return err // Where it was to begin may be the mistake.
 		}
 		if err != nil {
-			return errors.Join(err, howToGoOn(cmd, behind, r))
+			return errors.Join(err, howToGoOn(cmd, behind, r, status.Code(err) != codes.Unauthenticated))
 		}
 		if cut {
 			cut = false
@@ -309,15 +309,16 @@ func watch(ctx ctx, cmd *cobra.Command, conn *connection, c *client.Client, r *p
 			behind = response.GetCursor()
 		}
 		if err := errors.Join(shown, say); err != nil {
-			return errors.Join(err, howToGoOn(cmd, behind, r))
+			return errors.Join(err, howToGoOn(cmd, behind, r, true))
 		}
 	}
-	return howToGoOn(cmd, behind, r)
+	return howToGoOn(cmd, behind, r, true)
 }
 
 // howToGoOn says how to take up a watch that ended. One that told nothing is
-// taken up where it was to begin, if that was said.
-func howToGoOn(cmd *cobra.Command, cursor string, r *pembav1.WatchRequest) error {
+// taken up where it was to begin, if that was said. keyGood is false when the key
+// is why it ended.
+func howToGoOn(cmd *cobra.Command, cursor string, r *pembav1.WatchRequest, keyGood bool) error {
 	from := "--cursor " + shellQuote(cursor)
 	if cursor == "" {
 		switch {
@@ -330,7 +331,10 @@ func howToGoOn(cmd *cobra.Command, cursor string, r *pembav1.WatchRequest) error
 		}
 	}
 	text := "to go on from here"
-	if cmd.Flags().Changed("key") {
+	switch {
+	case !keyGood:
+		text += ", with another key"
+	case cmd.Flags().Changed("key"):
 		text += ", with the --key as before" // It is a secret, and what is shown here may be kept.
 	}
 	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s %s\n", text, commandAgain(cmd, "key", "from", "cursor"), from)

@@ -233,7 +233,7 @@ func (l *loader) schema(root, text, file *yaml.Node) {
 			l.errs = append(l.errs, &ParseError{File: l.file.Name, Line: text.Line, Message: "the schema:\n" + err.Error(), Cause: err})
 			return
 		}
-		if _, err := schema.Compile(parsed); err != nil {
+		if _, err := schema.Check(parsed); err != nil {
 			l.errs = append(l.errs, &ParseError{File: l.file.Name, Line: text.Line, Message: "the schema:\n" + err.Error(), Cause: err})
 			return
 		}
@@ -256,7 +256,7 @@ func (l *loader) schema(root, text, file *yaml.Node) {
 		l.errs = append(l.errs, &ParseError{File: l.file.Name, Line: file.Line, Message: fmt.Sprintf("schemaFile %q: %v", name, err), Cause: err})
 		return
 	}
-	compiled, err := schema.Compile(parsed)
+	compiled, err := schema.Check(parsed)
 	if err != nil {
 		l.errs = append(l.errs, &ParseError{File: l.file.Name, Line: file.Line, Message: fmt.Sprintf("schemaFile %q: %v", name, err), Cause: err})
 		return
