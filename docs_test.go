@@ -109,7 +109,7 @@ func walk(t *testing.T, name string) {
 			serve(t, at, folder, env, b.text, httpAddr)
 			continue
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 		cmd := exec.CommandContext(ctx, "bash", "-c", prelude+b.text)
 		cmd.Dir, cmd.Env = folder, env
 		var out, errs bytes.Buffer
