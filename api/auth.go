@@ -216,6 +216,9 @@ var openServices = []string{
 type gate struct {
 	ring    atomic.Pointer[keyring]
 	metrics *metrics
+	// dialect finds whose words a method's callers are refused in; nil for those of
+	// pemba.v1 always.
+	dialect func(fullMethod string) Dialect
 
 	// mu is held while the ring is swapped, so that a stream is either in open by
 	// then or entered by the new ring.
@@ -319,7 +322,27 @@ func (g *gate) enter(ctx context.Context) *openStream {
 func (g *gate) about(o *openStream, request any) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	o.store, o.named = storeOf(request)
+	// Where only the handler knows the store, it may have said so before.
+	if store, named := storeOf(request); named {
+		o.store, o.named = store, true
+	}
+	g.judge(o)
+	return o.refused()
+}
+
+// openKey is the key of the openStream of a call in the context of its handler.
+type openKey struct{}
+
+// aboutStore says of a call which store it is about, where only its handler knows,
+// and returns why it may not go on, or nil.
+func (g *gate) aboutStore(ctx context.Context, store string) error {
+	o, ok := ctx.Value(openKey{}).(*openStream)
+	if !ok {
+		return nil // It has one answer, or there are no keys.
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	o.store, o.named = store, true
 	g.judge(o)
 	return o.refused()
 }
@@ -379,6 +402,11 @@ func (g *gate) authenticate(ctx context.Context, info *tap.Info) (context.Contex
 	c, err := g.admit(info.Header.Get("authorization"))
 	if err != nil {
 		st, _ := toStatus(err)
+		if g.dialect != nil {
+			if d := g.dialect(info.FullMethodName); d != nil {
+				st = d.Status(err, st)
+			}
+		}
 		return ctx, st.Err()
 	}
 	return context.WithValue(ctx, callerKey{}, c), nil

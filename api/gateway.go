@@ -63,14 +63,19 @@ var services = []*grpc.ServiceDesc{
 	&pembav1.PermissionService_ServiceDesc, &pembav1.WatchService_ServiceDesc,
 }
 
-// A gateway serves pemba.v1 as JSON over HTTP. It makes a gRPC call of each
-// request, over a connection inside the process, so that keys, limits, metrics,
-// errors and panics have one path. See docs/http.md for the rules.
+// A gateway serves pemba.v1 and the dialects as JSON over HTTP. It makes a gRPC
+// call of each request, over a connection inside the process, so that keys,
+// limits, metrics, errors and panics have one path. See docs/http.md for the rules.
 type gateway struct {
 	server *Server
-	mux    *runtime.ServeMux
-	// streaming says for each path whether its request is a stream.
+	// mux is that of pemba.v1.
+	mux *runtime.ServeMux
+	// streaming says for each path of pemba.v1 whether its request is a stream.
 	streaming map[string]bool
+	// forms are those of the dialects, and documents what they serve to anybody, by
+	// path.
+	forms     []*dialectForm
+	documents map[string]string
 
 	grpc     *grpc.Server
 	listener *bufconn.Listener
@@ -83,7 +88,7 @@ const pipeBytes = 256 << 10
 
 // newGateway makes a gateway to a second gRPC server with the same services.
 func newGateway(s *Server) (*gateway, error) {
-	g := &gateway{server: s, streaming: make(map[string]bool), listener: bufconn.Listen(pipeBytes)}
+	g := &gateway{server: s, streaming: make(map[string]bool), documents: make(map[string]string), listener: bufconn.Listen(pipeBytes)}
 	for _, service := range services {
 		for _, m := range service.Methods {
 			g.streaming[httpPath(m.MethodName)] = false
@@ -109,26 +114,11 @@ func newGateway(s *Server) (*gateway, error) {
 	if err != nil {
 		return nil, fmt.Errorf("api: connect the gateway: %w", err)
 	}
-	g.mux = runtime.NewServeMux(
-		runtime.WithMarshalerOption(runtime.MIMEWildcard, jsonForm{messageBytes: s.limits.RequestBytes}),
+	g.mux = newMux(jsonForm{marshal: marshalForm, unmarshal: unmarshalForm, streamType: ndjson}, withReason,
 		runtime.WithErrorHandler(g.writeError),
-		runtime.WithStreamErrorHandler(func(ctx context.Context, err error) *status.Status {
-			st := withReason(err)
-			if w, ok := ctx.Value(writerKey{}).(*patientWriter); ok && isTooLarge(st) {
-				w.status = http.StatusRequestEntityTooLarge
-			}
-			return st
-		}),
-		runtime.WithIncomingHeaderMatcher(func(key string) (string, bool) {
-			// The runtime passes the key on by itself; traces are the other thing
-			// that a header may say.
-			return strings.ToLower(key), key == "Traceparent" || key == "Tracestate"
-		}),
+		runtime.WithIncomingHeaderMatcher(traceHeader),
 		runtime.WithOutgoingHeaderMatcher(func(key string) (string, bool) { return ZookieHeader, key == ZookieHeader }),
 		runtime.WithOutgoingTrailerMatcher(func(string) (string, bool) { return "", false }),
-		runtime.WithDisablePathLengthFallback(),
-		runtime.WithDisableHTTPMethodOverride(),
-		runtime.WithWriteContentLength(),
 	)
 	ctx := context.Background()
 	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
@@ -139,7 +129,36 @@ func newGateway(s *Server) (*gateway, error) {
 			return nil, errors.Join(fmt.Errorf("api: register the gateway: %w", err), g.conn.Close())
 		}
 	}
+	for _, d := range s.spoken {
+		if err := g.addDialect(ctx, d); err != nil {
+			return nil, errors.Join(fmt.Errorf("api: register the gateway: %w", err), g.conn.Close())
+		}
+	}
 	return g, nil
+}
+
+// newMux makes a mux of calls in a JSON form. StatusOf gives the status of the
+// error of a stream.
+func newMux(form jsonForm, statusOf func(error) *status.Status, options ...runtime.ServeMuxOption) *runtime.ServeMux {
+	return runtime.NewServeMux(append(options,
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, form),
+		runtime.WithStreamErrorHandler(func(ctx context.Context, err error) *status.Status {
+			st := statusOf(err)
+			if w, ok := ctx.Value(writerKey{}).(*patientWriter); ok && isTooLarge(st) {
+				w.status = http.StatusRequestEntityTooLarge
+			}
+			return st
+		}),
+		runtime.WithDisablePathLengthFallback(),
+		runtime.WithDisableHTTPMethodOverride(),
+		runtime.WithWriteContentLength(),
+	)...)
+}
+
+// traceHeader passes on the headers of traces. The runtime passes the key on by
+// itself; a request says nothing else in a header.
+func traceHeader(name string) (string, bool) {
+	return strings.ToLower(name), name == "Traceparent" || name == "Tracestate"
 }
 
 // serve answers what comes over the connection inside the process, until close.
@@ -166,9 +185,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			g.server.refuseMethod(w, r, "GET")
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		// The reader has gone when this fails; there is no one to tell.
-		_, _ = w.Write(openAPI)
+		writeDocument(w, openAPI)
 		return
 	}
 	streaming, known := g.streaming[r.URL.Path]
@@ -193,8 +210,21 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.server.writeStatus(w, malformed("", "the path has a query; the request stands in the body"), 0)
 		return
 	}
+	g.call(w, r, g.mux, streaming, func(err error, httpStatus int) { g.server.writeStatus(w, err, httpStatus) })
+}
+
+// writeDocument answers with a description of paths.
+func writeDocument[T string | []byte](w http.ResponseWriter, document T) {
+	w.Header().Set("Content-Type", "application/json")
+	// The reader has gone when this fails; there is no one to tell.
+	_, _ = w.Write([]byte(document))
+}
+
+// call answers a request whose caller was let in, by the mux of its API. Streaming
+// says that the request is a stream, and refuse writes an error.
+func (g *gateway) call(w http.ResponseWriter, r *http.Request, mux http.Handler, streaming bool, refuse func(err error, httpStatus int)) {
 	if noTime(r.Header.Get("Grpc-Timeout")) {
-		g.server.writeStatus(w, context.DeadlineExceeded, 0)
+		refuse(context.DeadlineExceeded, 0)
 		return
 	}
 	// A client that takes or sends nothing does not keep a call open.
@@ -210,7 +240,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		body := &messageReader{body: r.Body, control: control, patience: g.server.limits.StreamStall, max: g.server.limits.RequestBytes}
 		r.Body = body
 		defer body.leave() // Also when the runtime panics: followCall may outlive it.
-		g.mux.ServeHTTP(&answeringWriter{ResponseWriter: w, body: body}, r.WithContext(context.WithValue(r.Context(), bodyKey{}, body)))
+		mux.ServeHTTP(&answeringWriter{ResponseWriter: w, body: body}, r.WithContext(context.WithValue(r.Context(), bodyKey{}, body)))
 		return
 	}
 	_ = control.SetReadDeadline(time.Now().Add(httpSendTimeout)) // Without one, the server's own goes on.
@@ -218,17 +248,17 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		var large *http.MaxBytesError
 		if errors.As(err, &large) {
-			g.server.writeStatus(w, requestTooLarge(g.server.limits.RequestBytes), http.StatusRequestEntityTooLarge)
+			refuse(requestTooLarge(g.server.limits.RequestBytes), http.StatusRequestEntityTooLarge)
 			return
 		}
-		g.server.writeStatus(w, malformed("", "the body broke off: %v", err), 0)
+		refuse(malformed("", "the body broke off: %v", err), 0)
 		return
 	}
 	// The deadline was for sending; the answer may take longer, and a connection
 	// whose deadline has passed would end it.
 	_ = control.SetReadDeadline(time.Time{})
 	r.Body = wholeBody{bytes.NewReader(body)}
-	g.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), writerKey{}, patient)))
+	mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), writerKey{}, patient)))
 }
 
 // validateForm refuses a body that is not called JSON in UTF-8, or is compressed. A page of another site can
@@ -325,12 +355,7 @@ func (s *Server) writeStatus(w http.ResponseWriter, err error, httpStatus int) {
 	if st.Code() == codes.Unauthenticated {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
-	for _, detail := range st.Details() {
-		if retry, ok := detail.(*errdetails.RetryInfo); ok {
-			// The header knows whole seconds only.
-			h.Set("Retry-After", strconv.FormatInt(int64((retry.GetRetryDelay().AsDuration()+time.Second-1)/time.Second), 10))
-		}
-	}
+	setRetryAfter(h, st)
 	body, err := marshalForm.Marshal(st.Proto())
 	if err != nil {
 		s.logger.Error("an error cannot be written as JSON", "error", err)
@@ -339,6 +364,16 @@ func (s *Server) writeStatus(w http.ResponseWriter, err error, httpStatus int) {
 	w.WriteHeader(httpStatus)
 	// The caller has gone when this fails; there is no one to tell.
 	_, _ = w.Write(slices.Concat([]byte(`{"error":`), body, []byte("}\n")))
+}
+
+// setRetryAfter says in a header when to try again, if the status says so.
+func setRetryAfter(h http.Header, st *status.Status) {
+	for _, detail := range st.Details() {
+		if retry, ok := detail.(*errdetails.RetryInfo); ok {
+			// The header knows whole seconds only.
+			h.Set("Retry-After", strconv.FormatInt(int64((retry.GetRetryDelay().AsDuration()+time.Second-1)/time.Second), 10))
+		}
+	}
 }
 
 // withReason returns the status of an error, with a reason also where the error
@@ -376,56 +411,58 @@ var (
 	unmarshalForm = protojson.UnmarshalOptions{DiscardUnknown: false}
 )
 
-// A jsonForm is how messages are read and written: names as in the protocol,
-// unknown ones refused, and a stream as one object a line.
+// A jsonForm is how messages are read and written: by the rules of its API, and a
+// stream as one object a line.
 type jsonForm struct {
-	// messageBytes bounds one message of a stream.
-	messageBytes int
+	marshal   protojson.MarshalOptions
+	unmarshal protojson.UnmarshalOptions
+	// streamType is the media type of a stream.
+	streamType string
 }
 
 // ContentType implements runtime.Marshaler.
 func (jsonForm) ContentType(any) string { return "application/json" }
 
 // StreamContentType implements runtime.StreamContentType.
-func (jsonForm) StreamContentType(any) string { return ndjson }
+func (f jsonForm) StreamContentType(any) string { return f.streamType }
 
 // Delimiter implements runtime.Delimited.
 func (jsonForm) Delimiter() []byte { return []byte("\n") }
 
 // Marshal implements runtime.Marshaler. A message of a stream comes wrapped in a
 // map with one key, "result" or "error".
-func (jsonForm) Marshal(v any) ([]byte, error) {
+func (f jsonForm) Marshal(v any) ([]byte, error) {
 	switch v := v.(type) {
 	case proto.Message:
-		b, err := marshalForm.Marshal(v)
+		b, err := f.marshal.Marshal(v)
 		return append(b, '\n'), err
 	case map[string]any:
-		return marshalWrapped(v)
+		return marshalWrapped(f.marshal, v)
 	case map[string]proto.Message:
-		return marshalWrapped(v)
+		return marshalWrapped(f.marshal, v)
 	}
 	return nil, fmt.Errorf("api: %T is no message", v)
 }
 
-func marshalWrapped[V any](wrapped map[string]V) ([]byte, error) {
+func marshalWrapped[V any](marshal protojson.MarshalOptions, wrapped map[string]V) ([]byte, error) {
 	for name, v := range wrapped {
 		m, ok := any(v).(proto.Message)
 		if !ok {
 			return nil, fmt.Errorf("api: %T is no message", v)
 		}
-		b, err := marshalForm.MarshalAppend([]byte(`{"`+name+`":`), m)
+		b, err := marshal.MarshalAppend([]byte(`{"`+name+`":`), m)
 		return append(b, '}'), err
 	}
 	return nil, errors.New("api: an empty answer")
 }
 
 // Unmarshal implements runtime.Marshaler.
-func (jsonForm) Unmarshal(data []byte, v any) error {
+func (f jsonForm) Unmarshal(data []byte, v any) error {
 	m, ok := v.(proto.Message)
 	if !ok {
 		return fmt.Errorf("api: %T is no message", v)
 	}
-	if err := unmarshalForm.Unmarshal(data, m); err != nil {
+	if err := f.unmarshal.Unmarshal(data, m); err != nil {
 		// The decoder puts blanks of several kinds into its errors on purpose.
 		text := strings.Join(strings.Fields(strings.TrimPrefix(err.Error(), "proto:")), " ")
 		return fmt.Errorf("the JSON is not the message that is expected: %s", text)

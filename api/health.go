@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -18,12 +19,22 @@ import (
 type healthService struct {
 	grpc_health_v1.UnimplementedHealthServer
 	server *Server
+	// names are the services it knows: those of healthNames and of the dialects.
+	names map[string]bool
+}
+
+func newHealthService(s *Server) *healthService {
+	h := &healthService{server: s, names: maps.Clone(healthNames)}
+	for name := range s.dialects {
+		h.names[name] = true
+	}
+	return h
 }
 
 // healthPause is how often Watch looks.
 const healthPause = 500 * time.Millisecond
 
-// healthNames are the services it knows; the empty name is the whole server.
+// healthNames are pemba.v1's; the empty name is the whole server.
 var healthNames = map[string]bool{
 	"": true,
 	pembav1.StoreService_ServiceDesc.ServiceName:      true,
@@ -41,15 +52,15 @@ func (h *healthService) status() grpc_health_v1.HealthCheckResponse_ServingStatu
 }
 
 func (h *healthService) Check(_ context.Context, r *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
-	if !healthNames[r.GetService()] {
+	if !h.names[r.GetService()] {
 		return nil, status.Errorf(codes.NotFound, "unknown service %q", validUTF8(r.GetService()))
 	}
 	return &grpc_health_v1.HealthCheckResponse{Status: h.status()}, nil
 }
 
 func (h *healthService) List(context.Context, *grpc_health_v1.HealthListRequest) (*grpc_health_v1.HealthListResponse, error) {
-	statuses := make(map[string]*grpc_health_v1.HealthCheckResponse, len(healthNames))
-	for name := range healthNames {
+	statuses := make(map[string]*grpc_health_v1.HealthCheckResponse, len(h.names))
+	for name := range h.names {
 		statuses[name] = &grpc_health_v1.HealthCheckResponse{Status: h.status()}
 	}
 	return &grpc_health_v1.HealthListResponse{Statuses: statuses}, nil
@@ -63,7 +74,7 @@ func (h *healthService) Watch(r *grpc_health_v1.HealthCheckRequest, stream grpc_
 	var sent grpc_health_v1.HealthCheckResponse_ServingStatus
 	for first := true; ; first = false {
 		now := grpc_health_v1.HealthCheckResponse_SERVICE_UNKNOWN
-		if healthNames[r.GetService()] {
+		if h.names[r.GetService()] {
 			now = h.status()
 		}
 		if first || now != sent {
@@ -84,7 +95,7 @@ func (h *healthService) Watch(r *grpc_health_v1.HealthCheckRequest, stream grpc_
 
 // httpHandler serves /healthz, which says that the process lives, /readyz, which
 // says whether it may be given work, both without a key; /metrics; and the HTTP
-// form of the protocol.
+// forms of the protocol and the dialects.
 func (s *Server) httpHandler() http.Handler {
 	answer := func(w http.ResponseWriter, code int, text string) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -107,6 +118,7 @@ func (s *Server) httpHandler() http.Handler {
 		switch path := r.URL.Path; {
 		case strings.HasPrefix(path, httpPrefix):
 			s.gateway.ServeHTTP(w, r)
+		case s.gateway.serveDialect(w, r):
 		case path != "/healthz" && path != "/readyz" && path != "/metrics":
 			s.refusePath(w, r)
 		case !read:

@@ -108,6 +108,20 @@ func (s *tupleService) ImportTuples(stream grpc.ClientStreamingServer[pembav1.Im
 	return stream.SendAndClose(response)
 }
 
+// newImport returns an atomic import of new tuples to which nobody can come back.
+func newImport(s *Server, store graph.StoreInfo) *importStream {
+	x := &importStream{server: s, store: store, operation: graph.Create, atomic: true, located: true}
+	x.id = newStageID()
+	return x
+}
+
+// newStageID returns an id that nobody knows.
+func newStageID() (id graph.StageID) {
+	// crypto/rand never fails: it ends the process instead.
+	_, _ = rand.Read(id[:])
+	return id
+}
+
 // begin judges the header.
 func (s *tupleService) begin(ctx context.Context, h *pembav1.ImportHeader) (*importStream, error) {
 	if h == nil {
@@ -151,8 +165,7 @@ func (s *tupleService) begin(ctx context.Context, h *pembav1.ImportHeader) (*imp
 	switch {
 	case !x.atomic:
 	case h.GetImportId() == "":
-		// crypto/rand never fails: it ends the process instead.
-		_, _ = rand.Read(x.id[:])
+		x.id = newStageID()
 	default:
 		if x.id, err = stageID("header.import_id", store, h.GetImportId()); err != nil {
 			return nil, err
@@ -183,18 +196,26 @@ func (x *importStream) chunk(ctx context.Context, message *pembav1.ImportTuplesR
 	if err != nil {
 		return x.failed(number, err)
 	}
+	if err := x.add(ctx, number, updates); err != nil {
+		return x.failed(number, err)
+	}
+	return nil
+}
+
+// add writes or stages the updates of a chunk.
+func (x *importStream) add(ctx context.Context, number uint32, updates []graph.Update) error {
 	if !x.atomic {
 		m := x.reasons
 		m.Updates = updates
 		result, err := x.server.change(ctx, x.store, &m)
 		if err != nil {
-			return x.failed(number, err)
+			return err
 		}
 		x.last = result
 		x.changed += uint64(result.Changed)
 		x.written++
 	} else if err := x.stage(ctx, number, updates); err != nil {
-		return x.failed(number, err)
+		return err
 	}
 	x.tuples += uint64(len(updates))
 	x.begun, x.next = true, number+1
@@ -413,15 +434,21 @@ func (x *importStream) finish(ctx context.Context) (*pembav1.ImportTuplesRespons
 		}
 		return nil, malformed("tuples", "none was sent")
 	}
-	m := x.reasons
-	m.Stage = &graph.Stage{Operation: graph.StageCommit, ID: x.id, Chunk: chunks, Digest: digest}
-	result, err := x.server.change(ctx, x.store, &m)
+	result, err := x.commit(ctx, chunks, digest)
 	if err != nil {
 		return nil, x.translated(err)
 	}
 	return &pembav1.ImportTuplesResponse{
 		WrittenAt: x.server.writtenAt(result), Tuples: result.Stage.Tuples, Changed: uint64(result.Changed),
 	}, nil
+}
+
+// commit makes the chunks that were staged visible, if there are so many and they
+// have the digest.
+func (x *importStream) commit(ctx context.Context, chunks uint32, digest graph.StageDigest) (engine.Result, error) {
+	m := x.reasons
+	m.Stage = &graph.Stage{Operation: graph.StageCommit, ID: x.id, Chunk: chunks, Digest: digest}
+	return x.server.change(ctx, x.store, &m)
 }
 
 // forgetTimeout bounds how long an import that failed waits to be forgotten; what

@@ -72,8 +72,8 @@ type metrics struct {
 	registry *prometheus.Registry
 
 	requests *prometheus.CounterVec
-	// methods are those of pemba.v1 by their full names; all other calls are
-	// other. It does not change, so that a call finds its place without a lock.
+	// methods are those of pemba.v1 and the dialects by their full names; all other
+	// calls are other. It does not change, so that a call finds its place without a lock.
 	methods map[string]*methodMetrics
 	other   *methodMetrics
 
@@ -94,8 +94,8 @@ type methodMetrics struct {
 	ended [codesMax][consistencyLabels]atomic.Pointer[prometheus.Counter]
 }
 
-// endless are the methods without an end of their own, which have no latency.
-var endless = map[string]bool{"Watch": true}
+// isEndless reports whether a method has no end of its own, and so no latency.
+func isEndless(name string) bool { return name == "Watch" || strings.HasSuffix(name, "/Watch") }
 
 // latencyBuckets go from what a check from memory takes to what a caller may wait
 // for.
@@ -130,7 +130,7 @@ func newMetrics(s *Server) *metrics {
 	}, []string{"method"})
 	method := func(name string) *methodMetrics {
 		mm := &methodMetrics{name: name, requests: m.requests, inFlight: inFlight.WithLabelValues(name)}
-		if !endless[name] {
+		if !isEndless(name) {
 			mm.seconds = seconds.WithLabelValues(name)
 		}
 		return mm
@@ -141,6 +141,16 @@ func newMetrics(s *Server) *metrics {
 		}
 		for _, x := range service.Streams {
 			m.methods["/"+service.ServiceName+"/"+x.StreamName] = method(x.StreamName)
+		}
+	}
+	for _, d := range s.spoken {
+		for _, service := range d.Services() {
+			for _, x := range service.Methods {
+				m.methods["/"+service.ServiceName+"/"+x.MethodName] = method(service.ServiceName + "/" + x.MethodName)
+			}
+			for _, x := range service.Streams {
+				m.methods["/"+service.ServiceName+"/"+x.StreamName] = method(service.ServiceName + "/" + x.StreamName)
+			}
 		}
 	}
 	m.other = &methodMetrics{name: "other", requests: m.requests, inFlight: inFlight.WithLabelValues("other")}

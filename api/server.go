@@ -79,6 +79,8 @@ type Config struct {
 	// HTTPAddr is the address of the HTTP form of the protocol, of /healthz,
 	// /readyz and /metrics; empty for none.
 	HTTPAddr string
+	// Dialects are the other APIs that the server answers, besides pemba.v1.
+	Dialects []Dialect
 	// Keys are operators' keys. A caller must present one of them or of KeyFile.
 	// Without either, both addresses must be loopback addresses.
 	Keys []string
@@ -222,6 +224,11 @@ type Server struct {
 	stopFollowing context.CancelFunc
 	following     sync.WaitGroup
 
+	// spoken are the dialects of the configuration, and dialects the same by the
+	// full names of their services.
+	spoken   []Dialect
+	dialects map[string]Dialect
+
 	// watches are the open watches, and streams all open streaming answers, those
 	// among them.
 	watches, streams slots
@@ -248,11 +255,17 @@ func Listen(c Config) (*Server, error) {
 	if s.logger == nil {
 		s.logger = slog.Default()
 	}
+	s.spoken, s.dialects = c.Dialects, make(map[string]Dialect)
+	for _, d := range c.Dialects {
+		for _, service := range d.Services() {
+			s.dialects[service.ServiceName] = d
+		}
+	}
 	s.watches = slots{what: "watches", reason: "TOO_MANY_WATCHES", limit: s.limits.Watches}
 	s.streams = slots{what: "streaming answers", reason: "TOO_MANY_STREAMS", limit: s.limits.OpenStreams}
 	s.metrics = newMetrics(s)
 	s.rate = newRates(s.limits.CallsPerSecond, s.metrics.rateLimited)
-	s.gate = &gate{metrics: s.metrics}
+	s.gate = &gate{metrics: s.metrics, dialect: s.dialect}
 	if err := s.load(c); err != nil {
 		return nil, fmt.Errorf("api: %w", err)
 	}
@@ -422,7 +435,11 @@ func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
 	pembav1.RegisterTupleServiceServer(r, &tupleService{server: s})
 	pembav1.RegisterPermissionServiceServer(r, &permissionService{server: s})
 	pembav1.RegisterWatchServiceServer(r, &watchService{server: s})
-	grpc_health_v1.RegisterHealthServer(r, &healthService{server: s})
+	host := &Host{s}
+	for _, d := range s.spoken {
+		d.Register(r, host)
+	}
+	grpc_health_v1.RegisterHealthServer(r, newHealthService(s))
 	return g
 }
 
@@ -607,6 +624,7 @@ func (s *Server) ready() error {
 // count.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	call := s.metrics.begin(info.FullMethod)
+	consistency := s.consistencyOf(info.FullMethod, req)
 	defer func() {
 		if p := recover(); p != nil {
 			resp, err = nil, s.panicked(info.FullMethod, p)
@@ -614,9 +632,12 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		if err != nil {
 			err = s.outward(info.FullMethod, err)
 		}
-		call.end(status.Code(err), consistencyOf(req))
+		call.end(status.Code(err), consistency)
 	}()
-	s.tracer.annotate(ctx, req)
+	if err := s.greet(ctx, info.FullMethod); err != nil {
+		return nil, err
+	}
+	s.tracer.annotate(ctx, req, consistency)
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, s.limits.CallTimeout)
@@ -629,10 +650,14 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	call := s.metrics.begin(info.FullMethod)
 	counted := &countedStream{
 		ServerStream: stream, server: s, ctx: stream.Context(), open: s.gate.enter(stream.Context()),
+		method:  info.FullMethod,
 		answers: info.IsServerStream && s.metrics.methods[info.FullMethod] != nil,
 	}
-	if counted.open != nil && !info.IsClientStream {
-		counted.ctx = counted.open.ctx
+	if counted.open != nil {
+		if !info.IsClientStream {
+			counted.ctx = counted.open.ctx
+		}
+		counted.ctx = context.WithValue(counted.ctx, openKey{}, counted.open)
 	}
 	counted.many = info.IsClientStream
 	defer func() {
@@ -652,6 +677,9 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 		}
 		call.end(status.Code(err), counted.consistency)
 	}()
+	if err := s.greet(stream.Context(), info.FullMethod); err != nil {
+		return err
+	}
 	return handler(srv, counted)
 }
 
@@ -666,6 +694,8 @@ type countedStream struct {
 	ctx context.Context
 	// open is nil where there is no key.
 	open *openStream
+	// method is the full name of the method.
+	method string
 	// many says that the request is a stream.
 	many bool
 	// answers says that the answer is such a stream, entered that it has its slot.
@@ -686,8 +716,8 @@ func (c *countedStream) RecvMsg(m any) error {
 	}
 	if err == nil && !c.seen {
 		c.seen = true
-		c.consistency = consistencyOf(m)
-		c.server.tracer.annotate(c.Context(), m)
+		c.consistency = c.server.consistencyOf(c.method, m)
+		c.server.tracer.annotate(c.Context(), m, c.consistency)
 		if c.open != nil {
 			if err := c.server.gate.about(c.open, m); err != nil {
 				return err
@@ -754,7 +784,44 @@ func (s *Server) outward(method string, err error) error {
 	if fault {
 		s.fault(method, err)
 	}
+	if d := s.dialect(method); d != nil {
+		st = d.Status(err, st)
+	}
 	return st.Err()
+}
+
+// consistencyOf says which state a request of a method asks for.
+func (s *Server) consistencyOf(fullMethod string, request any) consistencyLabel {
+	d := s.dialect(fullMethod)
+	if d == nil {
+		return consistencyOf(request)
+	}
+	mode, cursor, reads := d.Asked(request)
+	switch {
+	case !reads:
+		return noConsistency
+	case cursor:
+		return cursorConsistency
+	}
+	switch mode {
+	case cluster.AtLeast:
+		return atLeastConsistency
+	case cluster.Exactly:
+		return exactlyConsistency
+	case cluster.Linearizable:
+		return linearizableConsistency
+	case cluster.AsOf:
+		return asOfConsistency
+	}
+	return newestConsistency
+}
+
+// greet tells the dialect of a call that it begins.
+func (s *Server) greet(ctx context.Context, fullMethod string) error {
+	if d := s.dialect(fullMethod); d != nil {
+		return d.Begin(ctx)
+	}
+	return nil
 }
 
 func (s *Server) fault(method string, err error) {

@@ -85,7 +85,7 @@ func (t *tracer) serverOptions() []grpc.ServerOption {
 }
 
 // annotate says in the span of a call what it asks.
-func (t *tracer) annotate(ctx context.Context, request any) {
+func (t *tracer) annotate(ctx context.Context, request any, consistency consistencyLabel) {
 	if t == nil {
 		return
 	}
@@ -98,10 +98,17 @@ func (t *tracer) annotate(ctx context.Context, request any) {
 		if store == "" {
 			store = DefaultStoreName
 		}
-		span.SetAttributes(attribute.String("pemba.store", validUTF8(store)))
+		t.annotateStore(ctx, store)
 	}
-	if c := consistencyOf(request); c != noConsistency {
-		span.SetAttributes(attribute.String("pemba.consistency", c.String()))
+	if consistency != noConsistency {
+		span.SetAttributes(attribute.String("pemba.consistency", consistency.String()))
+	}
+}
+
+// annotateStore says in the span of a call which store it is about.
+func (t *tracer) annotateStore(ctx context.Context, store string) {
+	if t != nil {
+		trace.SpanFromContext(ctx).SetAttributes(attribute.String("pemba.store", validUTF8(store)))
 	}
 }
 

@@ -174,28 +174,7 @@ func (s *watchService) Watch(r *pembav1.WatchRequest, stream grpc.ServerStreamin
 	if err != nil {
 		return err
 	}
-	who := callerOf(stream.Context())
-	if err := server.watches.enter(who); err != nil {
-		return err
-	}
-	defer server.watches.leave(who)
-	watcher, err := server.node.Watch(store.ID, from)
-	if err != nil {
-		return ofStore(store, err)
-	}
-	defer watcher.Close()
-
-	// A watch has no end of its own, so that of the server ends it.
-	ctx, cancel := context.WithCancelCause(stream.Context())
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-server.stopping:
-			cancel(cluster.ErrShuttingDown)
-		case <-ctx.Done():
-		}
-	}()
-	produce := func(ctx context.Context, put func(*pembav1.WatchResponse) error) error {
+	produce := func(ctx context.Context, watcher *cluster.Watcher, put func(*pembav1.WatchResponse) error) error {
 		teller.put = put
 		if err := teller.heartbeat(from, 0); err != nil {
 			return err
@@ -226,7 +205,39 @@ func (s *watchService) Watch(r *pembav1.WatchRequest, stream grpc.ServerStreamin
 			}
 		}
 	}
-	err = feedBatches(ctx, server.limits.StreamStall, produce, stream)
+	return feedChanges(server, stream, store, from, produce)
+}
+
+// feedChanges follows the changes of a store from a position on, and sends what
+// produce makes of them, until the call or the server ends. It takes one of the
+// slots of the watches.
+func feedChanges[M proto.Message](server *Server, stream grpc.ServerStream, store graph.StoreInfo, from graph.Position,
+	produce func(ctx context.Context, watcher *cluster.Watcher, put func(M) error) error,
+) error {
+	who := callerOf(stream.Context())
+	if err := server.watches.enter(who); err != nil {
+		return err
+	}
+	defer server.watches.leave(who)
+	watcher, err := server.node.Watch(store.ID, from)
+	if err != nil {
+		return ofStore(store, err)
+	}
+	defer watcher.Close()
+
+	// A watch has no end of its own, so that of the server ends it.
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-server.stopping:
+			cancel(cluster.ErrShuttingDown)
+		case <-ctx.Done():
+		}
+	}()
+	err = feedBatches(ctx, server.limits.StreamStall, func(ctx context.Context, put func(M) error) error {
+		return produce(ctx, watcher, put)
+	}, stream)
 	if err != nil && errors.Is(context.Cause(ctx), cluster.ErrShuttingDown) {
 		return fmt.Errorf("watch store %s: %w", store.Name, cluster.ErrShuttingDown)
 	}

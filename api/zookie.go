@@ -54,13 +54,14 @@ const (
 	listStores
 	listSchemaVersions
 	readChanges
+	dialectQuestion
 )
 
 // pinned reports whether the cursors of a question continue at the revision and
 // instant of its first answer. Those of the others are places in something that
 // goes on: of listStores the name before, of listSchemaVersions the revision
 // before, of readChanges, which watches share, a graph.Position.
-func (k questionKind) pinned() bool { return k < listStores }
+func (k questionKind) pinned() bool { return k < listStores || k == dialectQuestion }
 
 const (
 	zookieVersion  = 1

@@ -170,6 +170,11 @@ func (j *judgement) tuples(m *graph.Mutation) (*Refusal, error) {
 	}
 	// The form of the request before its fit, all of it before the first
 	// precondition, so that an error of the request never depends on the data.
+	for i, c := range m.Preconditions {
+		if err := j.snapshot.JudgeFilter(fmt.Sprintf("preconditions[%d].filter", i), c.Filter); err != nil {
+			return asRefusal(err)
+		}
+	}
 	edges := make(map[edgeKey]int, len(m.Updates))
 	for i := range m.Updates {
 		u, field := &m.Updates[i], fmt.Sprintf("updates[%d]", i)
@@ -189,11 +194,6 @@ func (j *judgement) tuples(m *graph.Mutation) (*Refusal, error) {
 			}
 		default:
 			return refuse(Malformed, field+".operation", "unknown operation %d; touch, create and delete are allowed", u.Operation), nil
-		}
-	}
-	for i, c := range m.Preconditions {
-		if err := j.snapshot.JudgeFilter(fmt.Sprintf("preconditions[%d].filter", i), c.Filter); err != nil {
-			return asRefusal(err)
 		}
 	}
 	if m.Delete != nil {

@@ -132,7 +132,7 @@ func (x *expansion) operate(n *name, op *operation, object graph.Number) (*Tree,
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range op.children {
+	for _, c := range op.written {
 		child, err := x.operate(n, c, object)
 		if err != nil {
 			return nil, err
@@ -142,8 +142,8 @@ func (x *expansion) operate(n *name, op *operation, object graph.Number) (*Tree,
 	return t, nil
 }
 
-// arrow gives one child for each tuple of the relation that leads to an object
-// with the name asked for.
+// arrow gives one child for each tuple of the relation that leads to an object: an
+// empty leaf, named by the arrow, where the type has not the name asked for.
 func (x *expansion) arrow(n *name, op *operation, object graph.Number) (*Tree, error) {
 	operation := TreeUnion
 	if op.all {
@@ -154,16 +154,13 @@ func (x *expansion) arrow(n *name, op *operation, object graph.Number) (*Tree, e
 		return nil, err
 	}
 	for _, target := range op.targets {
-		if target.name == nil && !op.all {
-			continue
-		}
 		err := x.each(op.name, object, target.shape, func(e graph.Edge) (bool, error) {
 			var child *Tree
 			var err error
 			if target.name != nil {
 				child, err = x.nameOf(target.name, e.Number)
 			} else {
-				// An object without the name empties the intersection.
+				// An object without the name holds nobody, which empties an intersection.
 				child, err = x.tree(&name{typ: target.typ, name: op.expression()}, e.Number, TreeLeaf)
 			}
 			if err != nil {

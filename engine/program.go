@@ -70,6 +70,8 @@ type storedShape struct {
 type operation struct {
 	kind     TraceKind
 	children []*operation
+	// written holds the children in the order of the source, which trees show.
+	written []*operation
 	// name is the relation itself of a tuple operation (This), the target of a
 	// name operation (Computed), and the walked relation of an arrow.
 	name *name
@@ -267,7 +269,9 @@ func (p *program) operation(n *name, rewrite schema.Rewrite) (*operation, error)
 		}
 		op.children = append(op.children, child)
 	}
+	op.written = op.children
 	if op.kind == TraceUnion || op.kind == TraceIntersection {
+		op.children = slices.Clone(op.children)
 		slices.SortStableFunc(op.children, func(a, b *operation) int { return cmp.Compare(a.cost(), b.cost()) })
 	}
 	return op, nil

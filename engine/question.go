@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"time"
+
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
 )
@@ -98,6 +100,9 @@ type Trace struct {
 	// expression of a caveat or why it failed. It may be empty.
 	Note     string
 	Children []*Trace
+	// Duration is how long it took to write the node and those below it. What the
+	// walk knew already took no time.
+	Duration time.Duration
 
 	// What the trace is written with. A name is showing while what is below it is
 	// written, at depth; every says that a node which is allowed needs every
@@ -105,7 +110,13 @@ type Trace struct {
 	showing, every bool
 	depth          int
 	hangs          *Trace
+	began          time.Time
 }
+
+// NeedsAll reports whether what the node stands for holds only where everything
+// below it does: an intersection, an arrow that asks all it leads to, a tuple with
+// its caveat and what it leads to.
+func (t *Trace) NeedsAll() bool { return t.every }
 
 // A TraceKind says what a Trace node stands for.
 type TraceKind uint8
@@ -174,9 +185,9 @@ type Tree struct {
 	Name   string
 	// Operation is one of the Tree operations.
 	Operation TreeOperation
-	// Children are the operands; for TreeExclusion the base and then all that
-	// is subtracted, for an arrow one child for each tuple that leads to an
-	// object. A TreeIntersection without children holds nobody.
+	// Children are the operands, in the order of the source; for TreeExclusion the
+	// base and then all that is subtracted, for an arrow one child for each tuple
+	// that leads to an object, an empty leaf where that has not the name asked for. A TreeIntersection without children holds nobody.
 	Children []*Tree
 	// Via is, on a child of an arrow, the tuple that leads to it, and nil on all
 	// other nodes. The child holds its subjects only as far as the caveat of this

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/pembadb/pemba/graph"
 )
@@ -88,6 +89,10 @@ func (t *Trace) prove() {
 	}
 }
 
+// NoteDeeper is the note of a node below which steps are left out, because there
+// are too many above each other.
+const NoteDeeper = "deeper steps are not shown"
+
 // traceBytes is the estimate of what a node of a trace takes.
 const traceBytes = 512
 
@@ -103,9 +108,9 @@ func (q *question) traceUnder(t *Trace) (parent *Trace) {
 	case q.traceDepth <= treeDepthMax:
 		parent.Children = append(parent.Children, t)
 	case q.traceDepth == treeDepthMax+1:
-		parent.note("deeper steps are not shown")
+		parent.note(NoteDeeper)
 	}
-	q.trace = t
+	q.trace, t.began = t, time.Now()
 	return parent
 }
 
@@ -203,6 +208,7 @@ func (w *walk[V, A]) traceClose(parent *Trace, v V) {
 		w.trace.judge(v)
 		w.memory += w.trace.Verdict.shownBytes() + w.trace.AtMost.shownBytes()
 		w.trace.prove()
+		w.trace.Duration = time.Since(w.trace.began)
 		w.trace = parent
 		w.traceDepth--
 	}

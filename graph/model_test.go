@@ -2,6 +2,7 @@ package graph
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -618,12 +619,31 @@ func compareRead(t *testing.T, g *generator, s *Snapshot, f Filter, all map[edge
 			want[e] = tuple
 		}
 	}
+	comparePages(t, g, s, f, s.Read, want)
+	var sorted []Tuple
+	if g.IntN(4) == 0 {
+		sorted = comparePages(t, g, s, f, s.ReadSorted, want)
+	}
+	if !slices.IsSortedFunc(sorted, func(a, b Tuple) int {
+		return cmp.Or(cmp.Compare(a.Object.Type, b.Object.Type), cmp.Compare(a.Object.ID, b.Object.ID), cmp.Compare(a.Relation, b.Relation))
+	}) {
+		t.Fatalf("read sorted %+v at %d: %v", f, s.revision, sorted)
+	}
+	if n, err := s.Count(f); err != nil || n != uint64(len(want)) {
+		t.Fatalf("count %+v at %d: %d (%v), not %d", f, s.revision, n, err, len(want))
+	}
+}
+
+// comparePages compares what a read returns, in pages and at once, and returns it
+// in its order.
+func comparePages(t *testing.T, g *generator, s *Snapshot, f Filter, read func(Filter, []byte, int) ([]Tuple, []byte, error), want map[edgeName]Tuple) []Tuple {
+	t.Helper()
 	got := map[edgeName]Tuple{}
 	var order []string
 	limit := 1 + g.IntN(5)
 	var after []byte
 	for {
-		tuples, next, err := s.Read(f, after, limit)
+		tuples, next, err := read(f, after, limit)
 		if err != nil {
 			t.Fatalf("read %+v: %v", f, err)
 		}
@@ -642,10 +662,7 @@ func compareRead(t *testing.T, g *generator, s *Snapshot, f Filter, all map[edge
 	if len(order) != len(got) || !reflect.DeepEqual(got, want) {
 		t.Fatalf("read %+v at %d:\n%v\nnot\n%v", f, s.revision, got, want)
 	}
-	if n, err := s.Count(f); err != nil || n != uint64(len(want)) {
-		t.Fatalf("count %+v at %d: %d (%v), not %d", f, s.revision, n, err, len(want))
-	}
-	tuples, next, err := s.Read(f, nil, 1000)
+	tuples, next, err := read(f, nil, 1000)
 	if err != nil || next != nil {
 		t.Fatalf("read %+v: %x, %v", f, next, err)
 	}
@@ -656,6 +673,7 @@ func compareRead(t *testing.T, g *generator, s *Snapshot, f Filter, all map[edge
 	if !slices.Equal(whole, order) {
 		t.Fatalf("read %+v in pages of %d has the order\n%s\nnot\n%s", f, limit, strings.Join(order, "\n"), strings.Join(whole, "\n"))
 	}
+	return tuples
 }
 
 // compareLog reads the whole change log in random pages.

@@ -2,6 +2,7 @@ package graph
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -30,7 +31,8 @@ import (
 //
 // The relation side is set when the object's type or the relation is, the
 // subject side when the subject's type or relation is. An id without a type
-// stands for that id in every type.
+// stands for that id in every type. ReadSorted takes names wherever no object id
+// is set.
 type plan byte
 
 const (
@@ -50,6 +52,8 @@ type reader struct {
 	f     *Filter
 	names *namer
 	plan  plan
+	// sorted asks for the order of ReadSorted.
+	sorted bool
 
 	// relations and subjects are the shapes that the filter allows, ascending.
 	relations []Shape
@@ -82,13 +86,26 @@ type reader struct {
 // both sides, but names no id, looks at every tuple of the smaller side. Guard
 // bounds that.
 func (s *Snapshot) Read(f Filter, after []byte, limit int) (tuples []Tuple, next []byte, err error) {
+	return s.read(f, after, limit, false)
+}
+
+// ReadSorted is Read in an order that people and other databases know: by the
+// name of the object's type, the object's id and the relation's name. It looks at
+// every object of the types that the filter allows, one by one, and so costs
+// several times what Read does where that reads a range. A position belongs to
+// one of the two.
+func (s *Snapshot) ReadSorted(f Filter, after []byte, limit int) (tuples []Tuple, next []byte, err error) {
+	return s.read(f, after, limit, true)
+}
+
+func (s *Snapshot) read(f Filter, after []byte, limit int, sorted bool) (tuples []Tuple, next []byte, err error) {
 	if err := f.Validate(); err != nil {
 		return nil, nil, fmt.Errorf("read tuples: %w", err)
 	}
 	if limit < 1 {
 		return nil, nil, fmt.Errorf("read tuples: %w", invalid("limit", fmt.Sprint(limit), "is too small", "at least 1"))
 	}
-	r := &reader{s: s, f: &f, names: newNamer(s), limit: limit}
+	r := &reader{s: s, f: &f, names: newNamer(s), limit: limit, sorted: sorted}
 	if err := r.run(after); err != nil {
 		return nil, nil, fmt.Errorf("read tuples: %w", err)
 	}
@@ -102,6 +119,12 @@ func (s *Snapshot) Read(f Filter, after []byte, limit int) (tuples []Tuple, next
 func (r *reader) run(after []byte) error {
 	if err := r.resolve(); err != nil {
 		return err
+	}
+	if r.sorted {
+		slices.SortFunc(r.relations, func(a, b Shape) int {
+			x, y := r.s.catalog.name(a), r.s.catalog.name(b)
+			return cmp.Or(cmp.Compare(x.Type, y.Type), cmp.Compare(x.Relation, y.Relation))
+		})
 	}
 	plans := r.plans()
 	r.plan = plans[0]
@@ -191,6 +214,8 @@ func (r *reader) plans() []plan {
 	switch {
 	case r.f.ObjectID != "":
 		return []plan{planForward}
+	case r.sorted:
+		return []plan{planNames}
 	case r.f.SubjectID != "":
 		return []plan{planReverse}
 	case r.f.ObjectIDPrefix != "":
@@ -423,7 +448,9 @@ func (r *reader) readNames(after *rest) error {
 		}
 		types[typ] = append(types[typ], relation)
 	}
-	slices.Sort(order)
+	if !r.sorted {
+		slices.Sort(order)
+	}
 	from := r.f.ObjectIDPrefix
 	if after != nil {
 		typ := r.s.catalog.plain(getShape(after[:]))

@@ -1187,10 +1187,12 @@ func (c *compiler) schema() *Schema {
 	s := &Schema{
 		definitions: make(map[string]*Definition, len(c.definitions)),
 		caveats:     make(map[string]*Caveat, len(c.caveats)),
+		order:       make(map[string][]string, len(c.definitions)),
 	}
 	for _, d := range c.sorted {
 		s.Definitions = append(s.Definitions, d.out)
 		s.definitions[d.out.Name] = d.out
+		s.order[d.out.Name] = d.names()
 	}
 	for _, name := range sortedKeys(c.caveats) {
 		cv := c.caveats[name].out

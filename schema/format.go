@@ -286,35 +286,43 @@ func (p *printer) definition(d *Definition) {
 	p.line(head + " {")
 	p.indent = "\t"
 	for _, r := range d.Relations {
-		subjects := make([]string, len(r.Allowed))
-		for i, s := range r.Allowed {
-			subjects[i] = s.text(p.flags)
-		}
-		text := "relation " + nameText(r.Name, false, p.flags) + ": " + strings.Join(subjects, " | ")
-		if r.Rewrite != (This{}) {
-			text += " = " + p.rewrite(r.Rewrite)
-		}
-		p.doc(r.Doc)
-		p.line(text)
+		p.relation(r)
 	}
 	if len(d.Relations) > 0 && len(d.Permissions) > 0 {
 		p.line("")
 	}
 	for _, perm := range d.Permissions {
-		text := "permission " + nameText(perm.Name, false, p.flags)
-		for i, a := range perm.Annotation {
-			if i == 0 {
-				text += ": "
-			} else {
-				text += " | "
-			}
-			text += nameText(a, false, p.flags)
-		}
-		p.doc(perm.Doc)
-		p.line(text + " = " + p.rewrite(perm.Rewrite))
+		p.permission(perm)
 	}
 	p.indent = ""
 	p.line("}")
+}
+
+func (p *printer) relation(r *Relation) {
+	subjects := make([]string, len(r.Allowed))
+	for i, s := range r.Allowed {
+		subjects[i] = s.text(p.flags)
+	}
+	text := "relation " + nameText(r.Name, false, p.flags) + ": " + strings.Join(subjects, " | ")
+	if r.Rewrite != (This{}) {
+		text += " = " + p.rewrite(r.Rewrite)
+	}
+	p.doc(r.Doc)
+	p.line(text)
+}
+
+func (p *printer) permission(perm *Permission) {
+	text := "permission " + nameText(perm.Name, false, p.flags)
+	for i, a := range perm.Annotation {
+		if i == 0 {
+			text += ": "
+		} else {
+			text += " | "
+		}
+		text += nameText(a, false, p.flags)
+	}
+	p.doc(perm.Doc)
+	p.line(text + " = " + p.rewrite(perm.Rewrite))
 }
 
 func (p *printer) rewrite(r Rewrite) string {

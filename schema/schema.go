@@ -11,6 +11,10 @@ type Schema struct {
 
 	definitions map[string]*Definition
 	caveats     map[string]*Caveat
+	// order has the names of each definition's relations and permissions in one
+	// list, in source order. It stands beside the definitions because it is no part
+	// of what they mean.
+	order map[string][]string
 }
 
 // Definition returns the definition of the named type, or nil.

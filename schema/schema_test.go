@@ -282,6 +282,7 @@ func checkPrint(t *testing.T, s *Schema) {
 	if second := Print(again); second != text {
 		t.Fatalf("printing is no fixpoint; first\n%s\nthen\n%s", text, second)
 	}
+	checkPrintInOrder(t, s)
 }
 
 // checkEqual holds that two schemas are the same, the compiled expressions of

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/api/authzed"
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
@@ -68,7 +69,7 @@ func demo(cmd *cobra.Command, example *examples.Example, logger *slog.Logger) (e
 	}()
 	r, err := start(cmd.Context(), startConfig{
 		cluster: cluster.Config{DataDir: dir, Logger: logger},
-		api:     api.Config{GRPCAddr: freeAddr(grpcPort), HTTPAddr: freeAddr(httpPort), Logger: logger},
+		api:     api.Config{GRPCAddr: freeAddr(grpcPort), HTTPAddr: freeAddr(httpPort), Logger: logger, Dialects: []api.Dialect{authzed.Dialect{}}},
 		anyPort: true, // Somebody may be quicker.
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/api/authzed"
 	"github.com/pembadb/pemba/cluster"
 )
 
@@ -190,7 +191,7 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 		api: api.Config{
 			GRPCAddr: f.grpcAddr, HTTPAddr: f.httpAddr, Keys: f.keys, KeyFile: f.keyFile,
 			TLSCert: f.tlsCert, TLSKey: f.tlsKey, ClientCA: f.clientCA, OTLPEndpoint: f.otlpEndpoint,
-			Limits: f.limits, Logger: logger,
+			Limits: f.limits, Logger: logger, Dialects: []api.Dialect{authzed.Dialect{}},
 		},
 	})
 	if err != nil {

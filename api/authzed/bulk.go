@@ -1,0 +1,222 @@
+package authzed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
+)
+
+// exportBatchBytes is how large a page of an export may become, whatever its
+// limit: clients take messages of 4 MiB by default, and for one that is slow a few
+// of them wait.
+const exportBatchBytes = 64 << 10
+
+func (s *permissionsService) ImportBulkRelationships(stream grpc.ClientStreamingServer[v1.ImportBulkRelationshipsRequest, v1.ImportBulkRelationshipsResponse]) error {
+	loaded, err := s.importAll(stream.Context(), func() ([]*v1.Relationship, error) {
+		r, err := stream.Recv()
+		if err == nil {
+			err = validate(r)
+		}
+		return r.GetRelationships(), err
+	})
+	if err != nil {
+		return err
+	}
+	return stream.SendAndClose(&v1.ImportBulkRelationshipsResponse{NumLoaded: loaded})
+}
+
+// importAll creates the relationships that receive gives until io.EOF, all of them
+// or none, and returns how many. Each message is staged before the next is
+// received, so that the flow control of gRPC slows down a caller who is faster than
+// the disk.
+func (a *adapter) importAll(ctx context.Context, receive func() ([]*v1.Relationship, error)) (loaded uint64, err error) {
+	store, err := a.host.Store(ctx)
+	if err != nil {
+		return 0, err
+	}
+	staged := a.host.Import(store)
+	defer func() {
+		if err != nil {
+			staged.Forget()
+		}
+	}()
+	for {
+		relationships, err := receive()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return 0, err
+		}
+		for chunk := range slices.Chunk(relationships, a.host.Limits().ImportTuples) {
+			updates := make([]graph.Update, len(chunk))
+			for i, r := range chunk {
+				if err := r.HandwrittenValidate(); err != nil {
+					return 0, invalid("%v", err)
+				}
+				t, err := toTuple(fmt.Sprintf("relationships[%d]", i), r)
+				if err != nil {
+					return 0, err
+				}
+				updates[i] = graph.Update{Operation: graph.Create, Tuple: t}
+			}
+			if err := staged.Add(ctx, updates); err != nil {
+				return 0, refusedImport(err, updates)
+			}
+			loaded += uint64(len(updates))
+		}
+	}
+	if loaded == 0 {
+		return 0, nil
+	}
+	if _, err := staged.Commit(ctx); err != nil {
+		return 0, refusedImport(err, nil)
+	}
+	return loaded, nil
+}
+
+// refusedImport is refusedChange for an import, where a relationship that comes
+// twice is one that was created already when it came again.
+func refusedImport(err error, updates []graph.Update) error {
+	var refusal *engine.Refusal
+	if errors.As(err, &refusal) && refusal.Reason == engine.DuplicateUpdate {
+		twice := *refusal
+		twice.Reason = engine.AlreadyExists
+		return &twice
+	}
+	return refusedChange(err, updates, nil)
+}
+
+func (s *permissionsService) ExportBulkRelationships(r *v1.ExportBulkRelationshipsRequest, stream grpc.ServerStreamingServer[v1.ExportBulkRelationshipsResponse]) error {
+	if err := validate(r); err != nil {
+		return err
+	}
+	return exportAll(s.adapter, stream, r, func(page []*v1.Relationship, cursor *v1.Cursor) *v1.ExportBulkRelationshipsResponse {
+		return &v1.ExportBulkRelationshipsResponse{Relationships: page, AfterResultCursor: cursor}
+	})
+}
+
+// exportAll streams pages of relationships, sorted by type, id and relation of
+// their resources.
+func exportAll[M proto.Message](a *adapter, stream grpc.ServerStream, r interface {
+	GetConsistency() *v1.Consistency
+	GetOptionalLimit() uint32
+	GetOptionalCursor() *v1.Cursor
+	GetOptionalRelationshipFilter() *v1.RelationshipFilter
+}, message func(page []*v1.Relationship, cursor *v1.Cursor) M,
+) error {
+	ctx := stream.Context()
+	if err := exceeds(r.GetOptionalLimit(), exportLimitMax); err != nil {
+		return err
+	}
+	size := int(r.GetOptionalLimit())
+	if size == 0 {
+		size = exportPage
+	}
+	var filter graph.Filter
+	if f := r.GetOptionalRelationshipFilter(); f != nil {
+		var err error
+		if filter, err = toFullFilter(f); err != nil {
+			return err
+		}
+	}
+	read, err := a.open(ctx, r.GetConsistency(), r.GetOptionalCursor(), "ExportBulkRelationships", filter)
+	if err != nil {
+		return err
+	}
+	defer read.snapshot.Close()
+	produce := func(ctx context.Context, put func(M) error) error {
+		var page []*v1.Relationship
+		var last func() []byte
+		bytes := 0
+		flush := func() error {
+			full := message(page, read.cursor(last()))
+			page, bytes = nil, 0
+			return put(full)
+		}
+		err := api.EachTupleSorted(ctx, read.snapshot, filter, read.position, func(t graph.Tuple, position func() []byte) (more bool, err error) {
+			relationship, err := fromTuple(t)
+			if err != nil {
+				return false, err
+			}
+			page, last = append(page, relationship), position
+			if bytes += proto.Size(relationship); len(page) == size || bytes >= exportBatchBytes {
+				err = flush()
+			}
+			return true, err
+		})
+		if err == nil && len(page) > 0 {
+			err = flush()
+		}
+		return err
+	}
+	return api.FeedBatches(ctx, a.host, produce, stream)
+}
+
+// The calls below are older names of those of PermissionsService, which clients
+// still use.
+
+func (s *experimentalService) BulkImportRelationships(stream grpc.ClientStreamingServer[v1.BulkImportRelationshipsRequest, v1.BulkImportRelationshipsResponse]) error {
+	loaded, err := s.importAll(stream.Context(), func() ([]*v1.Relationship, error) {
+		r, err := stream.Recv()
+		if err == nil {
+			err = validate(r)
+		}
+		return r.GetRelationships(), err
+	})
+	if err != nil {
+		return err
+	}
+	return stream.SendAndClose(&v1.BulkImportRelationshipsResponse{NumLoaded: loaded})
+}
+
+func (s *experimentalService) BulkExportRelationships(r *v1.BulkExportRelationshipsRequest, stream grpc.ServerStreamingServer[v1.BulkExportRelationshipsResponse]) error {
+	if err := validate(r); err != nil {
+		return err
+	}
+	return exportAll(s.adapter, stream, r, func(page []*v1.Relationship, cursor *v1.Cursor) *v1.BulkExportRelationshipsResponse {
+		return &v1.BulkExportRelationshipsResponse{Relationships: page, AfterResultCursor: cursor}
+	})
+}
+
+func (s *experimentalService) BulkCheckPermission(ctx context.Context, r *v1.BulkCheckPermissionRequest) (*v1.BulkCheckPermissionResponse, error) {
+	if err := validate(r); err != nil {
+		return nil, err
+	}
+	question := &v1.CheckBulkPermissionsRequest{Consistency: r.GetConsistency()}
+	for _, item := range r.GetItems() { //nolint:staticcheck // The deprecated name is what is served.
+		question.Items = append(question.Items, &v1.CheckBulkPermissionsRequestItem{
+			Resource: item.GetResource(), Permission: item.GetPermission(), Subject: item.GetSubject(), Context: item.GetContext(),
+		})
+	}
+	answer, err := s.permissions.CheckBulkPermissions(ctx, question)
+	if err != nil {
+		return nil, err
+	}
+	response := &v1.BulkCheckPermissionResponse{CheckedAt: answer.GetCheckedAt()}
+	for _, p := range answer.GetPairs() {
+		q := p.GetRequest()
+		pair := &v1.BulkCheckPermissionPair{Request: &v1.BulkCheckPermissionRequestItem{
+			Resource: q.GetResource(), Permission: q.GetPermission(), Subject: q.GetSubject(), Context: q.GetContext(),
+		}}
+		if failed := p.GetError(); failed != nil {
+			pair.Response = &v1.BulkCheckPermissionPair_Error{Error: failed}
+		} else {
+			pair.Response = &v1.BulkCheckPermissionPair_Item{Item: &v1.BulkCheckPermissionResponseItem{
+				Permissionship: p.GetItem().GetPermissionship(), PartialCaveatInfo: p.GetItem().GetPartialCaveatInfo(),
+			}}
+		}
+		response.Pairs = append(response.Pairs, pair)
+	}
+	return response, nil
+}

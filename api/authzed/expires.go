@@ -1,0 +1,221 @@
+package authzed
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
+)
+
+// This file finds until when the answer to a check stands. Only names that can
+// lead to tuples that expire cost more than the check.
+//
+// The trace of an answer shows the tuples that it follows from. Until the first of
+// them expires the answer follows from the same tuples; at that moment it is asked
+// again, as of then, and so on until it is another answer. So the moment is that
+// at which the answer changes if nothing is written, and an answer that other
+// tuples keep has none.
+
+// expirationsMax bounds how often a check is asked again. An answer that outlives
+// as many expirations is told without a moment.
+const expirationsMax = 4
+
+// expiringCheck asks a check and says when its answer expires: nil when it does
+// not, or when that takes too much to find out.
+func (a *adapter) expiringCheck(ctx context.Context, store graph.StoreInfo, snapshot *engine.Snapshot, q engine.Check) (engine.Answer, *timestamppb.Timestamp, error) {
+	compiled, _, err := snapshot.Schema()
+	if err != nil {
+		return engine.Answer{}, nil, err
+	}
+	if !a.expiring.has(compiled, element{q.Object.Type, q.Name}) {
+		answer, err := snapshot.Check(ctx, q)
+		return answer, nil, err
+	}
+	traced := q
+	traced.Trace = true
+	answer, err := snapshot.Check(ctx, traced)
+	if isOverBudget(err) && !q.Trace {
+		// The trace was too much, which nobody asked for.
+		answer, err = snapshot.Check(ctx, q)
+		return answer, nil, err
+	}
+	if err != nil {
+		return answer, nil, err
+	}
+	expiresAt, err := a.expiration(ctx, store, snapshot, traced, answer)
+	if isOverBudget(err) {
+		expiresAt, err = nil, nil
+	}
+	return answer, expiresAt, err
+}
+
+func isOverBudget(err error) bool {
+	var refusal *engine.Refusal
+	return errors.As(err, &refusal) && refusal.Reason == engine.BudgetExceeded
+}
+
+// expiration finds out when the answer to a traced check becomes another.
+func (a *adapter) expiration(ctx context.Context, store graph.StoreInfo, snapshot *engine.Snapshot, q engine.Check, answer engine.Answer) (*timestamppb.Timestamp, error) {
+	later, at := answer, snapshot
+	for range expirationsMax {
+		moment, err := firstExpiration(at, later.Trace)
+		if err != nil || moment == 0 {
+			return nil, err // Also where the trace leaves out what else there is.
+		}
+		next, err := a.host.Node().Engine().Snapshot(store.ID, snapshot.Revision(), moment, graph.Overlay{})
+		if errors.Is(err, graph.ErrRevisionGone) || errors.Is(err, graph.ErrUnknownStore) {
+			return nil, nil // Both since the question was asked; the answer stands.
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer next.Close()
+		at = next
+		later, err = at.Check(ctx, q)
+		var refusal *engine.Refusal
+		if errors.As(err, &refusal) && refusal.Reason != engine.BudgetExceeded {
+			return timestamppb.New(moment.Time()), nil // No answer is another one.
+		}
+		if err != nil {
+			return nil, err
+		}
+		if later.Decision != answer.Decision || !slices.Equal(later.Missing, answer.Missing) {
+			return timestamppb.New(moment.Time()), nil
+		}
+	}
+	return nil, nil
+}
+
+// firstExpiration returns the first moment at which a tuple of a trace expires; 0
+// when none does, or when the trace does not show all.
+func firstExpiration(at *engine.Snapshot, t *engine.Trace) (graph.Instant, error) {
+	var first graph.Instant
+	isWhole := true
+	var visit func(t *engine.Trace) error
+	visit = func(t *engine.Trace) error {
+		isWhole = isWhole && !strings.Contains(t.Note, engine.NoteDeeper)
+		if t.Tuple != nil {
+			stored, _, err := at.Graph().Get(t.Tuple.Object, t.Tuple.Relation, t.Tuple.Subject)
+			if err != nil {
+				return err
+			}
+			if until := stored.ValidUntil; until != 0 && (first == 0 || until < first) {
+				first = until
+			}
+		}
+		for _, c := range t.Children {
+			if err := visit(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := visit(t); err != nil || !isWhole {
+		return 0, err
+	}
+	return first, nil
+}
+
+// An element is a relation or permission of a type.
+type element struct{ typ, name string }
+
+// expiringNames knows which names of a schema can lead to tuples that expire. It
+// is safe for use by several goroutines.
+type expiringNames struct {
+	mu      sync.RWMutex
+	schemas map[*schema.Schema]map[element]bool
+}
+
+// expiringSchemasMax bounds how many schemas are remembered: those of as many
+// stores.
+const expiringSchemasMax = 64
+
+func (x *expiringNames) has(s *schema.Schema, e element) bool {
+	x.mu.RLock()
+	names, known := x.schemas[s]
+	x.mu.RUnlock()
+	if !known {
+		names = findExpiring(s)
+		x.mu.Lock()
+		if x.schemas == nil || len(x.schemas) >= expiringSchemasMax {
+			x.schemas = make(map[*schema.Schema]map[element]bool)
+		}
+		x.schemas[s] = names
+		x.mu.Unlock()
+	}
+	return names[e]
+}
+
+// findExpiring returns the names that can lead to tuples that expire: relations
+// that store such, and what refers to them.
+func findExpiring(s *schema.Schema) map[element]bool {
+	referrers := make(map[element][]element)
+	var reached []element
+	for _, d := range s.Definitions {
+		for _, r := range d.Relations {
+			at := element{d.Name, r.Name}
+			for _, allowed := range r.Allowed {
+				if allowed.Expiration {
+					reached = append(reached, at)
+				}
+				if allowed.Relation != "" {
+					to := element{allowed.Type, allowed.Relation}
+					referrers[to] = append(referrers[to], at)
+				}
+			}
+			refer(d, at, r.Rewrite, referrers)
+		}
+		for _, permissions := range [][]*schema.Permission{d.Permissions, d.Hidden} {
+			for _, p := range permissions {
+				refer(d, element{d.Name, p.Name}, p.Rewrite, referrers)
+			}
+		}
+	}
+	found := make(map[element]bool)
+	for len(reached) > 0 {
+		e := reached[len(reached)-1]
+		reached = reached[:len(reached)-1]
+		if !found[e] {
+			found[e] = true
+			reached = append(reached, referrers[e]...)
+		}
+	}
+	return found
+}
+
+// refer notes what a rewrite of a name of d refers to.
+func refer(d *schema.Definition, at element, rewrite schema.Rewrite, referrers map[element][]element) {
+	add := func(typ, name string) {
+		to := element{typ, name}
+		referrers[to] = append(referrers[to], at)
+	}
+	switch r := rewrite.(type) {
+	case schema.Computed:
+		add(d.Name, r.Name)
+	case schema.Arrow:
+		add(d.Name, r.Relation)
+		if relation := d.Relation(r.Relation); relation != nil {
+			for _, allowed := range relation.Allowed {
+				add(allowed.Type, r.Name)
+			}
+		}
+	case schema.Union:
+		for _, c := range r.Children {
+			refer(d, at, c, referrers)
+		}
+	case schema.Intersection:
+		for _, c := range r.Children {
+			refer(d, at, c, referrers)
+		}
+	case schema.Exclusion:
+		refer(d, at, r.Base, referrers)
+		refer(d, at, r.Subtracted, referrers)
+	}
+}
