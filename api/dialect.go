@@ -59,8 +59,12 @@ const StoreHeader = "pemba-store"
 // store. It counts the call against the rates.
 func (h *Host) Store(ctx context.Context) (graph.StoreInfo, error) {
 	name := ""
-	if values := metadata.ValueFromIncomingContext(ctx, StoreHeader); len(values) > 0 {
+	switch values := metadata.ValueFromIncomingContext(ctx, StoreHeader); len(values) {
+	case 0:
+	case 1:
 		name = values[0]
+	default:
+		return graph.StoreInfo{}, malformed(StoreHeader, "it is given %d times; once is allowed", len(values))
 	}
 	if who := callerOf(ctx); name == "" && !who.operator && len(who.stores) == 1 {
 		for only := range who.stores {
@@ -145,6 +149,13 @@ var nativeAlphabet = strings.NewReplacer("+", "-", "/", "_")
 func (h *Host) ParseZookie(token string) (revision graph.Revision, instant graph.Instant, ours bool) {
 	z, _, ours := h.parseZookie(token)
 	return z.revision, z.instant, ours
+}
+
+// IsZookie reports whether a token is one that a node of Pemba made, of whatever
+// cluster.
+func (h *Host) IsZookie(token string) bool {
+	token = nativeToken(token)
+	return len(open(token, zookieVersion)) == stateBytes || len(open(token, changesVersion)) == stateBytes+toldBytes
 }
 
 // ChangesZookie is the Zookie of a state of whose revision's changes only the first

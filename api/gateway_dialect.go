@@ -126,6 +126,16 @@ func (f *dialectForm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	// What cannot go on as metadata would be dropped, and the call be about the
+	// default store.
+	for _, name := range []string{StoreHeader, runtime.MetadataHeaderPrefix + StoreHeader} {
+		for _, value := range r.Header.Values(name) {
+			if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c > '~' }) {
+				refuse(malformed(StoreHeader, "it is %q; printable characters of ASCII are allowed", value), 0)
+				return
+			}
+		}
+	}
 	f.gateway.call(w, r, f.mux, slices.Contains(f.Streams, r.URL.Path), refuse)
 }
 

@@ -8,6 +8,7 @@ import (
 
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -275,12 +276,29 @@ func partial(v engine.Verdict) *v1.PartialCaveatInfo {
 }
 
 // looksLikeToken reports whether a token may be that of another server: the base64
-// of something. What is not was garbled.
+// of a message that carries something in its first or second field. What is not was
+// garbled.
 func looksLikeToken(token string) bool {
+	if strings.ContainsAny(token, "\r\n") {
+		return false // The decoder skips them.
+	}
 	for _, e := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding} {
-		if b, err := e.DecodeString(token); err == nil && len(b) > 0 {
-			return !strings.ContainsAny(token, "\r\n")
+		if b, err := e.DecodeString(token); err == nil {
+			return isTokenMessage(b)
 		}
 	}
 	return false
+}
+
+func isTokenMessage(b []byte) bool {
+	carries := false
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeField(b)
+		if n < 0 || number > 15 {
+			return false
+		}
+		carries = carries || kind == protowire.BytesType && number <= 2
+		b = b[n:]
+	}
+	return carries
 }

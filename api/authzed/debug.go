@@ -8,6 +8,7 @@ import (
 	"time"
 
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -37,6 +38,25 @@ type debugger struct {
 	operation string
 	written   int
 	source    string
+	// bytes is about how much all of it takes: at most debugBytesMax.
+	bytes int
+	// told says that the schema stands in an item already.
+	told bool
+}
+
+// debugBytesMax bounds the debug information of one call: each step may repeat the
+// expression and the context of a caveat.
+const debugBytesMax = 4 << 20
+
+// stepBytes is the estimate of what a step takes besides names and evaluation.
+const stepBytes = 256
+
+func (d *debugger) take(bytes int) error {
+	if d.bytes += bytes; d.bytes > debugBytesMax {
+		return withReason(codes.ResourceExhausted, v1.ErrorReason_ERROR_REASON_UNSPECIFIED,
+			fmt.Sprintf("the debug information takes more than %d bytes; ask without tracing, or about less", debugBytesMax), nil)
+	}
+	return nil
 }
 
 func (a *adapter) newDebugger(snapshot *engine.Snapshot) (*debugger, error) {
@@ -62,7 +82,12 @@ func (d *debugger) information(answer engine.Answer, subject *v1.SubjectReferenc
 	// Where the trace is undefined the answer is not.
 	check.Result = debugResult(answer.Decision)
 	check.Duration = durationpb.New(took)
-	return &v1.DebugInformation{Check: check, SchemaUsed: d.text}, nil
+	information := &v1.DebugInformation{Check: check, SchemaUsed: d.text}
+	if d.bytes+len(d.text) > debugBytesMax/2 && d.told {
+		information.SchemaUsed = "" // An earlier item has it.
+	}
+	d.told = true
+	return information, d.take(len(information.SchemaUsed))
 }
 
 // A conversion is the work on one trace.
@@ -97,6 +122,9 @@ type step struct {
 }
 
 func (c *conversion) convert(t *engine.Trace) (converted, error) {
+	if err := c.take(stepBytes + len(t.Object.Type) + len(t.Object.ID) + len(t.Name) + proto.Size(c.subject)); err != nil {
+		return converted{}, err
+	}
 	if t.Kind == engine.TraceCaveat {
 		// Its tuple converts it.
 		return converted{}, fmt.Errorf("authzed: the evaluation of caveat %s belongs to no tuple", t.Name)
@@ -118,6 +146,9 @@ func (c *conversion) convert(t *engine.Trace) (converted, error) {
 			if own, err = c.evaluate(t.Tuple, child); err != nil {
 				return result, err
 			}
+			if err := c.take(proto.Size(own)); err != nil {
+				return result, err
+			}
 			below = append(below, converted{decision: child.Verdict.Decision, evaluation: own})
 			continue
 		}
@@ -129,6 +160,9 @@ func (c *conversion) convert(t *engine.Trace) (converted, error) {
 		below = append(below, x)
 	}
 	result.evaluation = carried(hangsOn(t, below))
+	if err := c.take(proto.Size(result.evaluation)); err != nil {
+		return result, err
+	}
 	switch {
 	case t.Kind == engine.TraceName:
 		if again {

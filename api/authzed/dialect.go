@@ -105,7 +105,7 @@ func (a *adapter) consistency(c *v1.Consistency) (cluster.Consistency, error) {
 	case *v1.Consistency_AtLeastAsFresh:
 		revision, instant, ours := a.host.ParseZookie(r.AtLeastAsFresh.GetToken())
 		if !ours {
-			if !looksLikeToken(r.AtLeastAsFresh.GetToken()) {
+			if token := r.AtLeastAsFresh.GetToken(); !a.host.IsZookie(token) && !looksLikeToken(token) {
 				return cluster.Consistency{}, errInvalidToken
 			}
 			return cluster.Consistency{Mode: cluster.Linearizable}, nil

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -21,11 +22,16 @@ import (
 // them expires the answer follows from the same tuples; at that moment it is asked
 // again, as of then, and so on until it is another answer. So the moment is that
 // at which the answer changes if nothing is written, and an answer that other
-// tuples keep has none.
+// tuples keep has none. The search is bounded: where it ends before it knows, the
+// moment is the last at which the answer was seen to stand still, or none.
 
-// expirationsMax bounds how often a check is asked again. An answer that outlives
-// as many expirations is told without a moment.
-const expirationsMax = 4
+// What the search may cost: how often the check is asked again, the steps of each
+// time, and the time it may take together.
+const (
+	expirationsMax  = 4
+	expirationSteps = 2000
+	expirationTime  = 50 * time.Millisecond
+)
 
 // expiringCheck asks a check and says when its answer expires: nil when it does
 // not, or when that takes too much to find out.
@@ -38,22 +44,25 @@ func (a *adapter) expiringCheck(ctx context.Context, store graph.StoreInfo, snap
 		answer, err := snapshot.Check(ctx, q)
 		return answer, nil, err
 	}
+	answer, err := snapshot.Check(ctx, q)
+	if err != nil || answer.Steps > expirationSteps {
+		return answer, nil, err
+	}
+	search, cancel := context.WithTimeout(ctx, expirationTime)
+	defer cancel()
 	traced := q
 	traced.Trace = true
-	answer, err := snapshot.Check(ctx, traced)
-	if isOverBudget(err) && !q.Trace {
-		// The trace was too much, which nobody asked for.
-		answer, err = snapshot.Check(ctx, q)
+	if most := traced.Budget.Steps; most == 0 || most > 2*expirationSteps {
+		traced.Budget.Steps = 2 * expirationSteps
+	}
+	held, err := a.expiration(search, store, snapshot, traced, answer)
+	if isOverBudget(err) || search.Err() != nil && ctx.Err() == nil {
+		err = nil // Nobody asked for more than the answer.
+	}
+	if err != nil || held == 0 {
 		return answer, nil, err
 	}
-	if err != nil {
-		return answer, nil, err
-	}
-	expiresAt, err := a.expiration(ctx, store, snapshot, traced, answer)
-	if isOverBudget(err) {
-		expiresAt, err = nil, nil
-	}
-	return answer, expiresAt, err
+	return answer, timestamppb.New(held.Time()), nil
 }
 
 func isOverBudget(err error) bool {
@@ -61,47 +70,59 @@ func isOverBudget(err error) bool {
 	return errors.As(err, &refusal) && refusal.Reason == engine.BudgetExceeded
 }
 
-// expiration finds out when the answer to a traced check becomes another.
-func (a *adapter) expiration(ctx context.Context, store graph.StoreInfo, snapshot *engine.Snapshot, q engine.Check, answer engine.Answer) (*timestamppb.Timestamp, error) {
-	later, at := answer, snapshot
+// expiration finds out when the answer to a traced check becomes another: 0 for
+// never, or not known. With an error it is the last moment at which the answer was
+// seen to stand, if any.
+func (a *adapter) expiration(ctx context.Context, store graph.StoreInfo, snapshot *engine.Snapshot, q engine.Check, answer engine.Answer) (held graph.Instant, err error) {
+	at := snapshot
+	later, err := at.Check(ctx, q)
 	for range expirationsMax {
-		moment, err := firstExpiration(at, later.Trace)
-		if err != nil || moment == 0 {
-			return nil, err // Also where the trace leaves out what else there is.
+		if err != nil {
+			return held, err
+		}
+		moment, err := firstExpiration(ctx, at, later.Trace)
+		if err != nil {
+			return held, err
+		}
+		if moment == 0 {
+			return 0, nil // Also where the trace leaves out what else there is.
 		}
 		next, err := a.host.Node().Engine().Snapshot(store.ID, snapshot.Revision(), moment, graph.Overlay{})
 		if errors.Is(err, graph.ErrRevisionGone) || errors.Is(err, graph.ErrUnknownStore) {
-			return nil, nil // Both since the question was asked; the answer stands.
+			return 0, nil // Both since the question was asked; the answer stands.
 		}
 		if err != nil {
-			return nil, err
+			return held, err
 		}
 		defer next.Close()
-		at = next
+		at, held = next, moment
 		later, err = at.Check(ctx, q)
 		var refusal *engine.Refusal
 		if errors.As(err, &refusal) && refusal.Reason != engine.BudgetExceeded {
-			return timestamppb.New(moment.Time()), nil // No answer is another one.
+			return moment, nil // No answer is another one.
 		}
 		if err != nil {
-			return nil, err
+			return held, err
 		}
 		if later.Decision != answer.Decision || !slices.Equal(later.Missing, answer.Missing) {
-			return timestamppb.New(moment.Time()), nil
+			return moment, nil
 		}
 	}
-	return nil, nil
+	return held, nil
 }
 
 // firstExpiration returns the first moment at which a tuple of a trace expires; 0
 // when none does, or when the trace does not show all.
-func firstExpiration(at *engine.Snapshot, t *engine.Trace) (graph.Instant, error) {
+func firstExpiration(ctx context.Context, at *engine.Snapshot, t *engine.Trace) (graph.Instant, error) {
 	var first graph.Instant
 	isWhole := true
 	var visit func(t *engine.Trace) error
 	visit = func(t *engine.Trace) error {
 		isWhole = isWhole && !strings.Contains(t.Note, engine.NoteDeeper)
 		if t.Tuple != nil {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			stored, _, err := at.Graph().Get(t.Tuple.Object, t.Tuple.Relation, t.Tuple.Subject)
 			if err != nil {
 				return err

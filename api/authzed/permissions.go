@@ -88,12 +88,21 @@ func (s *permissionsService) CheckBulkPermissions(ctx context.Context, r *v1.Che
 		return nil, err
 	}
 	defer snapshot.Close()
-	answers, err := snapshot.CheckBulk(ctx, questions)
-	if err != nil {
-		return nil, err
+	var answers []engine.BulkAnswer
+	if !r.GetWithTracing() {
+		if answers, err = snapshot.CheckBulk(ctx, questions); err != nil {
+			return nil, err
+		}
 	}
 	var debug *debugger
-	for j, a := range answers {
+	for j := range questions {
+		if r.GetWithTracing() {
+			// One trace at a time is held.
+			if answers, err = snapshot.CheckBulk(ctx, questions[j:j+1]); err != nil {
+				return nil, err
+			}
+		}
+		a := answers[min(j, len(answers)-1)]
 		pair := pairs[places[j]]
 		if a.Err != nil {
 			pair.Response = itemError(a.Err)

@@ -167,6 +167,9 @@ func refusalMetadata(r *engine.Refusal) map[string]string {
 }
 
 // tupleMetadata says of a tuple, given as Pemba's text, what the API says.
+// decomposedMax is how long a relationship may be for its parts to be told too.
+const decomposedMax = 512
+
 func tupleMetadata(m map[string]string, reason engine.Reason, text string) {
 	t, err := graph.ParseTuple(text)
 	if err != nil {
@@ -177,6 +180,9 @@ func tupleMetadata(m map[string]string, reason engine.Reason, text string) {
 	case engine.DuplicateUpdate:
 		m["definition_name"] = t.Object.Type
 	case engine.AlreadyExists:
+		if len(text) > decomposedMax {
+			return // Trailers are bounded, and all of it stands in the relationship.
+		}
 		m["resource_type"], m["resource_object_id"], m["resource_relation"] = t.Object.Type, t.Object.ID, t.Relation
 		m["subject_type"], m["subject_object_id"], m["subject_relation"] = t.Subject.Type, t.Subject.ID, t.Subject.Relation
 	default:
