@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/graph"
 )
@@ -32,6 +31,8 @@ type cutter struct {
 	// sent counts what went to the server; when it reaches cutAt, if that is not
 	// zero, all connections are cut.
 	sent, cutAt atomic.Int64
+	// due, where it is set before cutAt, is waited for before a cut.
+	due func() bool
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
@@ -84,6 +85,11 @@ func (c *cutter) forward(near net.Conn) {
 		n, err := near.Read(b)
 		if n > 0 {
 			if at := c.cutAt.Load(); at > 0 && c.sent.Load() > at {
+				if c.due != nil {
+					for end := time.Now().Add(20 * time.Second); !c.due() && time.Now().Before(end); {
+						time.Sleep(time.Millisecond)
+					}
+				}
 				c.cut()
 			}
 			c.sent.Add(int64(n))
@@ -160,6 +166,12 @@ func TestImportResumes(t *testing.T) {
 	}
 	must(t, importSchema, "schema", "write", "-")
 	way := startCutter(t, r.server.GRPCAddr().String())
+	// What is on the way when a connection is cut may be lost, so that a slow server
+	// may have seen nothing yet.
+	way.due = func() bool {
+		staged, err := r.node.Stages(graph.DefaultStore)
+		return err != nil || len(staged) > 0 && staged[0].Tuples > 0
+	}
 	way.cutAt.Store(600 << 10)
 	said := fails(t, "", "tuple", "import", "tuples.txt", "--addr", way.addr())
 	found := regexp.MustCompile(`--import-id ([0-9a-f]+)`).FindStringSubmatch(said)
@@ -168,26 +180,6 @@ func TestImportResumes(t *testing.T) {
 	}
 	if got := must(t, "", "tuple", "count"); got != "0\n" {
 		t.Errorf("%s tuples of an import that was cut off can be seen", got)
-	}
-	// The server may still be at work on what came before the cut.
-	c, err := client.Dial(t.Context(), client.Config{Addr: way.server, Key: "s3cret"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	for {
-		known, err := c.Tuples.GetImport(t.Context(), &pembav1.GetImportRequest{ImportId: found[1]})
-		if known.GetTuples() > 0 {
-			break
-		}
-		if status.Code(err) != codes.NotFound {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Millisecond)
 	}
 	// The same lines but one: what is known would not be what is meant.
 	_, rest, _ := strings.Cut(lines, "\n")
