@@ -48,6 +48,8 @@ type printer struct {
 	strings.Builder
 	flags  flag
 	indent string
+	// least leaves out parentheses that only show the precedence.
+	least bool
 }
 
 // line writes the lines of text at the current indentation.
@@ -237,8 +239,8 @@ func (p *printer) caveat(name string, params []string, expression string, verbat
 
 // Print returns the canonical text of a schema: the use lines that it needs,
 // then the caveats and the definitions, each sorted by name, with their members
-// in the order of the source and parentheses only where precedence needs them.
-// The text compiles to an equal schema. Print of an empty schema is empty.
+// in the order of the source, relations first, and with the parentheses of
+// RewriteString. The text compiles to an equal schema. Print of an empty schema is empty.
 func Print(s *Schema) string { return printSchema(s.Definitions, s.Caveats) }
 
 // String returns Print(s).
@@ -327,7 +329,7 @@ func (p *printer) permission(perm *Permission) {
 
 func (p *printer) rewrite(r Rewrite) string {
 	var b strings.Builder
-	writeRewrite(&b, r, precedenceNone, p.flags)
+	writeRewrite(&b, r, precedenceNone, spelling{flags: p.flags, least: p.least})
 	return b.String()
 }
 

@@ -11,11 +11,12 @@ import (
 // PrintInOrder returns the text of a compiled schema in another layout than
 // Print's, which readers of schemas of this language also know: relations and
 // permissions mixed as the source has them, an empty line only before those with
-// comments, the parameters of a caveat sorted by name and its expression as
-// CanonicalExpression has it, and no line break at the end. The text compiles to a
+// comments, parentheses only where precedence needs them, the parameters of a
+// caveat sorted by name and its expression as CanonicalExpression has it, and no
+// line break at the end. The text compiles to a
 // schema of the same meaning. That of an empty schema is empty.
 func PrintInOrder(s *Schema) string {
-	p := &printer{flags: flagsOf(s.Definitions)}
+	p := &printer{flags: flagsOf(s.Definitions), least: true}
 	for _, f := range useFlags {
 		if p.flags&f.flag != 0 {
 			p.line("use " + f.name)

@@ -2,13 +2,22 @@ package schema
 
 import "strings"
 
-// RewriteString returns the rewrite as an expression of the schema language, with
-// parentheses only where precedence or the grouping of equal operators needs
-// them: "viewer + parent->view". It is meant for traces and differences.
+// RewriteString returns the rewrite as an expression of the schema language:
+// "viewer + parent->view". Its parentheses are those that precedence and the
+// grouping of equal operators need, and those around other operators, for which
+// Lint asks: "(viewer + owner) & member". It is meant for traces and differences.
 func RewriteString(r Rewrite) string {
 	var b strings.Builder
-	writeRewrite(&b, r, precedenceNone, flagSelf|flagRewrite)
+	writeRewrite(&b, r, precedenceNone, spelling{flags: flagSelf | flagRewrite})
 	return b.String()
+}
+
+// A spelling says how the text of a rewrite is written.
+type spelling struct {
+	// flags are the features of the text's use lines.
+	flags flag
+	// least leaves out parentheses that only show the precedence.
+	least bool
 }
 
 // The precedence of the operators, from loosest to tightest. An operand needs
@@ -20,14 +29,17 @@ const (
 	precedenceUnion
 )
 
-func writeRewrite(b *strings.Builder, r Rewrite, around int, flags flag) {
+func writeRewrite(b *strings.Builder, r Rewrite, around int, how spelling) {
+	parentheses := func(precedence int) bool {
+		return precedence <= around || !how.least && around != precedenceNone
+	}
 	open := func(precedence int) {
-		if precedence <= around {
+		if parentheses(precedence) {
 			b.WriteByte('(')
 		}
 	}
 	closing := func(precedence int) {
-		if precedence <= around {
+		if parentheses(precedence) {
 			b.WriteByte(')')
 		}
 	}
@@ -37,7 +49,7 @@ func writeRewrite(b *strings.Builder, r Rewrite, around int, flags flag) {
 			if i > 0 {
 				b.WriteString(operator)
 			}
-			writeRewrite(b, c, precedence, flags)
+			writeRewrite(b, c, precedence, how)
 		}
 		closing(precedence)
 	}
@@ -49,12 +61,12 @@ func writeRewrite(b *strings.Builder, r Rewrite, around int, flags flag) {
 	case Self:
 		b.WriteString("self")
 	case Computed:
-		b.WriteString(nameText(r.Name, true, flags))
+		b.WriteString(nameText(r.Name, true, how.flags))
 	case Arrow:
 		chain := splitChain(r.Name)
 		chain[0].all = r.All
 		chain = append([]link{{name: r.Relation}}, chain...)
-		b.WriteString(chainText(chain, func(name string) string { return nameText(name, true, flags) }))
+		b.WriteString(chainText(chain, func(name string) string { return nameText(name, true, how.flags) }))
 	case Union:
 		list(r.Children, " + ", precedenceUnion)
 	case Intersection:
@@ -62,9 +74,13 @@ func writeRewrite(b *strings.Builder, r Rewrite, around int, flags flag) {
 	case Exclusion:
 		open(precedenceExclusion)
 		// `-` is left-associative: an exclusion on its left needs no parentheses.
-		writeRewrite(b, r.Base, precedenceNone, flags)
+		left := precedenceExclusion
+		if _, ok := r.Base.(Exclusion); ok {
+			left = precedenceNone
+		}
+		writeRewrite(b, r.Base, left, how)
 		b.WriteString(" - ")
-		writeRewrite(b, r.Subtracted, precedenceExclusion, flags)
+		writeRewrite(b, r.Subtracted, precedenceExclusion, how)
 		closing(precedenceExclusion)
 	}
 }
