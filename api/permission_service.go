@@ -10,6 +10,7 @@ import (
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
 )
 
 // permissionService implements pemba.v1.PermissionService.
@@ -147,28 +148,18 @@ func (s *permissionService) LookupResources(r *pembav1.LookupResourcesRequest, s
 	if err := hasher.addContext(q.Context); err != nil {
 		return err
 	}
-	arguments := hasher.sum()
-	from, after, err := s.resume(r.GetCursor(), lookupResources, arguments)
+	l, err := s.begin(stream, store, r, lookupResources, hasher.sum())
 	if err != nil {
 		return err
 	}
-	q.After = after
-	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), from)
-	if err != nil {
-		return err
-	}
-	at := s.server.zookie(snapshot)
-	if err := at.announce(stream); err != nil {
-		snapshot.Close()
-		return err
-	}
+	q.After = l.after
 	produce := func(ctx context.Context, put func(*pembav1.LookupResourcesResponse) error) error {
-		defer snapshot.Close()
-		lookedUpAt := at.proto()
-		return snapshot.LookupResources(ctx, q, func(found engine.Resource) error {
+		defer l.snapshot.Close()
+		lookedUpAt := l.at.proto()
+		return l.snapshot.LookupResources(ctx, q, func(found engine.Resource) error {
 			return put(&pembav1.LookupResourcesResponse{
 				Object: ObjectMessage(found.Object), Decision: fromDecision(found.Decision), Missing: found.Missing,
-				LookedUpAt: lookedUpAt, Cursor: positionCursor(at, lookupResources, arguments, found.Position),
+				LookedUpAt: lookedUpAt, Cursor: l.cursor(found.Position),
 			})
 		})
 	}
@@ -189,29 +180,19 @@ func (s *permissionService) LookupSubjects(r *pembav1.LookupSubjectsRequest, str
 	if err := hasher.addContext(q.Context); err != nil {
 		return err
 	}
-	arguments := hasher.sum()
-	from, after, err := s.resume(r.GetCursor(), lookupSubjects, arguments)
+	l, err := s.begin(stream, store, r, lookupSubjects, hasher.sum())
 	if err != nil {
 		return err
 	}
-	q.After = after
-	snapshot, err := s.server.snapshot(ctx, store, r.GetConsistency(), from)
-	if err != nil {
-		return err
-	}
-	at := s.server.zookie(snapshot)
-	if err := at.announce(stream); err != nil {
-		snapshot.Close()
-		return err
-	}
+	q.After = l.after
 	produce := func(ctx context.Context, put func(*pembav1.LookupSubjectsResponse) error) error {
-		defer snapshot.Close()
-		lookedUpAt := at.proto()
-		return snapshot.LookupSubjects(ctx, q, func(found engine.FoundSubject) error {
+		defer l.snapshot.Close()
+		lookedUpAt := l.at.proto()
+		return l.snapshot.LookupSubjects(ctx, q, func(found engine.FoundSubject) error {
 			return put(&pembav1.LookupSubjectsResponse{
 				Subject: SubjectMessage(found.Subject), Decision: fromDecision(found.Decision), Missing: found.Missing,
 				Excluded: fromExcluded(found.Excluded), LookedUpAt: lookedUpAt,
-				Cursor: positionCursor(at, lookupSubjects, arguments, found.Position),
+				Cursor: l.cursor(found.Position),
 			})
 		})
 	}
@@ -292,8 +273,43 @@ func (s *permissionService) resume(token string, kind questionKind, arguments ar
 	return c, engine.Position(binary.BigEndian.Uint64(c.position)), nil
 }
 
-// positionCursor returns the token that continues behind one result of a lookup.
-func positionCursor(at zookie, kind questionKind, arguments argumentHash, p engine.Position) string {
-	c := cursor{zookie: at, kind: kind, arguments: arguments, position: binary.BigEndian.AppendUint64(nil, uint64(p))}
+// A lookup is one that is being answered.
+type lookup struct {
+	snapshot  *engine.Snapshot // The caller closes it.
+	at        zookie           // of the snapshot
+	after     engine.Position  // behind which the results begin
+	kind      questionKind
+	arguments argumentHash
+}
+
+// lookupRequest is what the requests of both lookups have in common.
+type lookupRequest interface {
+	GetConsistency() *pembav1.Consistency
+	GetCursor() string
+}
+
+// begin opens the snapshot of a lookup and sends its zookie ahead.
+func (s *permissionService) begin(
+	stream grpc.ServerStream, store graph.StoreInfo, r lookupRequest, kind questionKind, arguments argumentHash,
+) (*lookup, error) {
+	from, after, err := s.resume(r.GetCursor(), kind, arguments)
+	if err != nil {
+		return nil, err
+	}
+	snapshot, err := s.server.snapshot(stream.Context(), store, r.GetConsistency(), from)
+	if err != nil {
+		return nil, err
+	}
+	l := &lookup{snapshot: snapshot, at: s.server.zookie(snapshot), after: after, kind: kind, arguments: arguments}
+	if err := l.at.announce(stream); err != nil {
+		snapshot.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// cursor returns the token that continues behind one result.
+func (l *lookup) cursor(p engine.Position) string {
+	c := cursor{zookie: l.at, kind: l.kind, arguments: l.arguments, position: binary.BigEndian.AppendUint64(nil, uint64(p))}
 	return c.token()
 }
