@@ -13,16 +13,22 @@ import (
 // docs/format.md draws them. Nothing else in the project encodes tuples.
 
 // formatVersion is the version of everything below. A directory of the
-// oldestFormatVersion is rewritten when it is opened, one of any other refused:
-// two programs wrote staged changes of version 2 in two ways, so what it means
-// cannot be known. Changing the meaning of a byte raises it.
-const formatVersion = 3
+// oldestFormatVersion is rewritten when it is opened, one of storesVersion lacks
+// a keyspace and is marked, one of any other refused: two programs wrote staged
+// changes of version 2 in two ways, so what it means cannot be known. Changing the
+// meaning of a byte raises it, and so does a keyspace that programs before would
+// leave behind.
+const formatVersion = 4
 
 // Records begin with the formatVersion that gave them their form. recordVersion
-// is that of those which are as they were in the first.
+// is that of those which are as they were in the first, storesVersion of those
+// that came or changed with stores and staged changes, countersVersion that of
+// named counters.
 const (
 	oldestFormatVersion = 1
 	recordVersion       = 1
+	storesVersion       = 3
+	countersVersion     = 4
 )
 
 // A keyspace is the first byte of a key. Integers in keys are big-endian, so
@@ -50,13 +56,14 @@ const (
 	spaceCommittedStages keyspace = 'k' // store 4 -> the last StageInfos
 	spaceLog             keyspace = 'l' // store 4, revision 8, offset 4                     -> logHeader or logRecord
 	spaceRemoval         keyspace = 'x' // store 4                                           -> removalRecord
+	spaceNamedCounter    keyspace = 'q' // store 4, name                                     -> NamedCounter
 )
 
 // storeSpaces are the keyspaces that a store has keys in: all but spaceMeta.
 var storeSpaces = []keyspace{
 	spaceStore, spaceShape, spaceCaveat, spaceNext, spaceNumber, spaceID, spaceForward, spaceReverse,
 	spaceForwardHistory, spaceReverseHistory, spaceExpiry, spaceCounter, spaceSchema, spaceLog, spaceRemoval,
-	spaceStage, spaceStageDigest, spaceStaged, spaceCommittedStages,
+	spaceStage, spaceStageDigest, spaceStaged, spaceCommittedStages, spaceNamedCounter,
 }
 
 // The names in spaceMeta.
@@ -473,7 +480,7 @@ func (f floor) gone(rev Revision) error {
 }
 
 func (r *storeRecord) append(dst []byte) []byte {
-	dst = append(dst, formatVersion)
+	dst = append(dst, storesVersion)
 	dst = binary.AppendUvarint(dst, uint64(r.changed))
 	dst = binary.AppendUvarint(dst, uint64(r.stamp))
 	dst = binary.AppendUvarint(dst, r.sequence)
@@ -494,7 +501,7 @@ func (r *storeRecord) append(dst []byte) []byte {
 
 func (r *storeRecord) decode(b []byte) error {
 	d := decoder{b: b}
-	d.version(formatVersion)
+	d.version(storesVersion)
 	*r = storeRecord{
 		changed: Revision(d.uvarint()), stamp: d.instant(), sequence: d.uvarint(),
 		name: string(d.bytes()), created: Revision(d.uvarint()), createdAt: d.instant(),
@@ -540,7 +547,7 @@ type removalRecord struct {
 }
 
 func (r *removalRecord) append(dst []byte) []byte {
-	dst = append(dst, formatVersion)
+	dst = append(dst, storesVersion)
 	dst = binary.AppendUvarint(dst, uint64(r.history.Revision))
 	dst = binary.AppendUvarint(dst, uint64(r.history.Offset))
 	return binary.AppendUvarint(dst, uint64(r.log))
@@ -548,7 +555,7 @@ func (r *removalRecord) append(dst []byte) []byte {
 
 func (r *removalRecord) decode(b []byte) error {
 	d := decoder{b: b}
-	d.version(formatVersion)
+	d.version(storesVersion)
 	*r = removalRecord{history: Position{Revision(d.uvarint()), d.uint32()}, log: Revision(d.uvarint())}
 	if r.log > r.history.Revision {
 		d.fail("more of the log removed than of the history")
@@ -558,7 +565,7 @@ func (r *removalRecord) decode(b []byte) error {
 
 // appendSchema encodes a schema as it stands under its revision.
 func appendSchema(dst []byte, v SchemaVersion) []byte {
-	dst = binary.AppendUvarint(append(dst, formatVersion), uint64(v.Instant))
+	dst = binary.AppendUvarint(append(dst, storesVersion), uint64(v.Instant))
 	return append(dst, v.Text...)
 }
 
@@ -568,7 +575,7 @@ func decodeSchema(key, value []byte) (SchemaVersion, error) {
 		return SchemaVersion{}, corruptf("schema key %x", cut(key))
 	}
 	d := decoder{b: value}
-	d.version(formatVersion)
+	d.version(storesVersion)
 	v := SchemaVersion{Revision: revisionOf(key[storeEnd:]), Instant: d.instant()}
 	v.Text, d.b = string(d.b), nil
 	return v, d.finish("a schema")

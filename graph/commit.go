@@ -86,6 +86,9 @@ type Commit struct {
 	Prune *Prune
 	// Stage stages a change or makes one that was staged, alone in its Commit.
 	Stage *StageStep
+	// CounterChange registers or unregisters a named counter of Store, alone in its
+	// Commit: there must be fewer than NamedCountersMax, and none of the name, or one.
+	CounterChange *CounterChange
 
 	// RecordedActor and Metadata are kept in the change log.
 	RecordedActor string
@@ -344,6 +347,9 @@ func (w *writer) commit(db *DB, c *Commit) (Receipt, error) {
 // fill puts everything into the batch.
 func (w *writer) fill(db *DB) (Receipt, error) {
 	c := w.c
+	if c.CounterChange != nil {
+		return Receipt{}, w.changeCounter(db)
+	}
 	if c.Init != nil {
 		if old := db.ClusterID(); old != [16]byte{} && old != c.Init.ClusterID {
 			return Receipt{}, fmt.Errorf("the cluster's id is %x already and cannot become %x", old, c.Init.ClusterID)

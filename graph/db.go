@@ -154,7 +154,7 @@ type DB struct {
 }
 
 // Open opens the data in a directory, or begins a new one. It fails with a
-// *FormatError for a directory of another format version.
+// *FormatError for a directory of a format version that it does not know.
 func Open(config Config) (*DB, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -287,6 +287,9 @@ func (db *DB) checkFormat() error {
 		switch found {
 		case formatVersion:
 			return nil
+		case storesVersion:
+			// What came since has a keyspace of its own: there is nothing to rewrite.
+			return db.pebble.Set(metaKey(metaFormat), binary.AppendUvarint(nil, formatVersion), pebble.NoSync)
 		case oldestFormatVersion:
 			return db.upgrade()
 		}

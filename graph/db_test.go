@@ -119,7 +119,7 @@ func TestValidateMutation(t *testing.T) {
 // TestFormatVersion holds that a directory of another version, or with data of
 // none, is refused.
 func TestFormatVersion(t *testing.T) {
-	for _, found := range []byte{0, 2, 8} {
+	for _, found := range []byte{0, 2, 5} {
 		fs := vfs.NewMem()
 		db := openTest(t, fs)
 		if err := db.pebble.Set(metaKey(metaFormat), []byte{found}, pebble.NoSync); err != nil {
@@ -131,7 +131,7 @@ func TestFormatVersion(t *testing.T) {
 		_, err := Open(Config{Dir: "graph", FS: fs})
 		var formatErr *FormatError
 		if !errors.As(err, &formatErr) || formatErr.Found != uint64(found) || formatErr.Supported != formatVersion ||
-			!strings.Contains(err.Error(), fmt.Sprintf("version %d", found)) || !strings.Contains(err.Error(), "versions 1 and 3 only") {
+			!strings.Contains(err.Error(), fmt.Sprintf("version %d", found)) || !strings.Contains(err.Error(), "versions 1, 3 and 4 only") {
 			t.Fatalf("error %v", err)
 		}
 	}

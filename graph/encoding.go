@@ -8,10 +8,15 @@ import (
 	"math"
 )
 
-// mutationVersion is the first byte of an encoded Mutation. It stands in the
-// Raft log, so what was written with a version must be read for as long as logs
-// with it may exist.
-const mutationVersion = 1
+// mutationVersion is the first byte of an encoded Mutation, and laterVersion that
+// of one which asks what came when the bits of the first were used up: it has
+// another byte of bits. They stand in the Raft log, so what was written with a
+// version must be read for as long as logs with it may exist, and a program that
+// does not know one stops at it.
+const (
+	mutationVersion = 1
+	laterVersion    = 2
+)
 
 // ErrInvalidMutation means that bytes are no encoded Mutation.
 var ErrInvalidMutation = errors.New("not an encoded mutation")
@@ -26,6 +31,12 @@ const (
 	asksStoreChange
 	asksPrune
 	asksStage
+)
+
+// Bits of the second byte that a Mutation of laterVersion has; one or more are set.
+const (
+	asksCounterChange = 1 << iota
+	asksLaterEnd
 )
 
 // Bits of an encoded StoreChange that say which settings are given.
@@ -77,7 +88,11 @@ func (m *Mutation) AppendBinary(dst []byte) []byte {
 	if m.Stage != nil {
 		asks |= asksStage
 	}
-	dst = append(dst, mutationVersion, asks)
+	if m.CounterChange == nil {
+		dst = append(dst, mutationVersion, asks)
+	} else {
+		dst = append(dst, laterVersion, asks, asksCounterChange)
+	}
 	dst = binary.AppendUvarint(dst, uint64(m.Store))
 	dst = appendString(dst, m.RecordedActor)
 	dst = appendBytes(dst, m.Metadata)
@@ -116,6 +131,9 @@ func (m *Mutation) AppendBinary(dst []byte) []byte {
 			dst = append(dst, m.Stage.Digest[:]...)
 		}
 	}
+	if m.CounterChange != nil {
+		dst = m.CounterChange.append(dst)
+	}
 	return dst
 }
 
@@ -125,8 +143,16 @@ func (m *Mutation) AppendBinary(dst []byte) []byte {
 // memory in proportion to what b holds, not to what it says.
 func DecodeMutation(b []byte) (*Mutation, error) {
 	d := decoder{b: b}
-	d.version(mutationVersion)
-	asks := d.byte()
+	version := d.byte()
+	if d.err == "" && version != mutationVersion && version != laterVersion {
+		d.fail(fmt.Sprintf("version %d, not %d or %d", version, mutationVersion, laterVersion))
+	}
+	asks, later := d.byte(), byte(0)
+	if version == laterVersion {
+		if later = d.byte(); d.err == "" && (later == 0 || later >= asksLaterEnd) {
+			d.fail("asks what is unknown")
+		}
+	}
 	store := d.uvarint()
 	if store > math.MaxUint32 {
 		d.fail("store out of range")
@@ -184,6 +210,10 @@ func DecodeMutation(b []byte) (*Mutation, error) {
 		if m.Stage.Operation == StageCommit {
 			d.copy(m.Stage.Digest[:])
 		}
+	}
+	if later&asksCounterChange != 0 {
+		m.CounterChange = &CounterChange{}
+		m.CounterChange.decode(&d)
 	}
 	if d.err == "" && len(d.b) > 0 {
 		d.fail(fmt.Sprintf("%d bytes are left over", len(d.b)))

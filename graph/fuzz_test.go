@@ -81,6 +81,8 @@ func mutations(tb testing.TB) []*Mutation {
 		{Store: 6, Stage: &Stage{Operation: StageCommit, ID: StageID{1}, Chunk: 4}},
 		{Store: 6, Stage: &Stage{Operation: StageCommit, ID: StageID{1}, Chunk: 4, Digest: StageDigest{7, 15: 9}}},
 		{Store: 6, Stage: &Stage{Operation: StageCollect}},
+		{Store: 7, CounterChange: &CounterChange{Operation: RegisterCounter, Name: "viewers", Filter: filter}},
+		{Store: 7, CounterChange: &CounterChange{Operation: UnregisterCounter, Name: "viewers"}},
 		{},
 	}
 }
@@ -91,7 +93,9 @@ func FuzzDecodeMutation(f *testing.F) {
 	for _, m := range mutations(f) {
 		f.Add(m.AppendBinary(nil))
 	}
-	f.Add([]byte{mutationVersion + 1, 0})
+	f.Add([]byte{laterVersion, 0, 0, 1, 0, 0, 0})
+	f.Add([]byte{laterVersion, 0, asksLaterEnd, 1, 0, 0, 0})
+	f.Add([]byte{laterVersion + 1, 0})
 	f.Add([]byte{mutationVersion, asksUpdates, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xf})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := DecodeMutation(b)
@@ -108,7 +112,7 @@ func FuzzDecodeMutation(f *testing.F) {
 }
 
 // FuzzStoreCodec holds the same for what is stored of a store: its record, how
-// far was removed, and its schemas.
+// far was removed, its schemas and its named counters.
 func FuzzStoreCodec(f *testing.F) {
 	r := storeRecord{
 		changed: 9, stamp: 1 << 40, sequence: 3, name: "tenant", created: 2, createdAt: 1 << 39, latestFrom: MaxInstant,
@@ -116,9 +120,13 @@ func FuzzStoreCodec(f *testing.F) {
 		history:  floor{7, 8}, log: floor{9, 1 << 40},
 	}
 	removed := removalRecord{history: Position{7, 1 << 31}, log: 7}
+	none := ""
+	counter := NamedCounter{Filter: Filter{ObjectType: "doc", ObjectIDPrefix: "a", SubjectID: Wildcard, SubjectRelation: &none}}
 	for _, seed := range [][]byte{
-		r.append(nil), removed.append(nil), appendSchema(nil, SchemaVersion{Instant: 5, Text: "definition doc {}"}),
-		{formatVersion},
+		counter.append(nil), r.append(nil), removed.append(nil), appendSchema(nil, SchemaVersion{Instant: 5, Text: "definition doc {}"}),
+		{storesVersion},
+		{countersVersion, 0},
+		{countersVersion, filterObjectID | filterObjectIDPrefix, 1, 'a', 1, 'a'},
 		{oldestFormatVersion, 1, 1, 1, 0},
 	} {
 		f.Add(seed)
@@ -141,6 +149,8 @@ func FuzzStoreCodec(f *testing.F) {
 		hold(err, removed.append(nil))
 		v, err := decodeSchema(appendSchemaKey(nil, 1, 7), b)
 		hold(err, appendSchema(nil, v))
+		c, err := decodeNamedCounter(appendNamedCounterKey(nil, 1, "viewers"), b)
+		hold(err, c.append(nil))
 		if err := r.decodeFirst(b); err == nil && b[0] != oldestFormatVersion {
 			t.Fatalf("%x is read as a record of the first version", b)
 		}

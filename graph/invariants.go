@@ -23,7 +23,8 @@ import (
 //     the tuples that ended in what was not removed below them;
 //   - each staged change has as many updates as it counts and the digest of each of
 //     its chunks, and one that a crash
-//     cut short has made what its marker says.
+//     cut short has made what its marker says;
+//   - each named counter has a name and a filter, and there are not too many.
 //
 // It holds a snapshot meanwhile, so commits may go on. It takes some
 // microseconds a tuple.
@@ -37,7 +38,7 @@ func (db *DB) CheckInvariants() error {
 	c := &checker{
 		r: v.pebble, applied: v.applied, counted: map[StoreID]map[counterKey]uint64{}, logs: map[StoreID]bool{},
 		removed: map[StoreID]removalRecord{}, unfinished: v.unfinished, staged: map[StoreID]map[StageID]uint64{},
-		chunks: map[StoreID]map[StageID]checkedStage{},
+		chunks: map[StoreID]map[StageID]checkedStage{}, named: map[StoreID]int{},
 	}
 	db.mu.Lock()
 	inMemory := map[StoreID]map[counterKey]uint64{}
@@ -82,7 +83,8 @@ type checker struct {
 	log      logCheck
 	logs     map[StoreID]bool // the stores that have one
 	removed  map[StoreID]removalRecord
-	endings  int // changes whose tuple must be in the history
+	endings  int             // changes whose tuple must be in the history
+	named    map[StoreID]int // counts the named counters
 }
 
 // A logCheck is where the change log of one store has come.
@@ -192,6 +194,8 @@ func (c *checker) record(key, value []byte) error {
 		return err
 	case spaceLog:
 		return c.logged(st, key, value)
+	case spaceNamedCounter:
+		return c.namedCounter(st, key, value)
 	}
 	return corruptf("key %x is of no known keyspace", cut(key))
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -42,12 +43,41 @@ type model struct {
 	stamp    Instant
 	settings StoreSettings
 	floors   []floors // from a revision on, ascending; the first is zero
+	counters []namedCounters
 }
 
 // floors are what a store has forgotten from a revision on.
 type floors struct {
 	from         Revision
 	history, log floor
+}
+
+// namedCounters are the filters that a store has from a revision on, by name.
+type namedCounters struct {
+	from    Revision
+	filters map[string]Filter
+}
+
+// countersAt returns the named counters as of a revision, by name.
+func (m *model) countersAt(rev Revision) (filters map[string]Filter) {
+	for _, next := range m.counters {
+		if next.from <= rev {
+			filters = next.filters
+		}
+	}
+	return filters
+}
+
+// changeCounter registers or unregisters a named counter.
+func (m *model) changeCounter(c *CounterChange) {
+	filters := map[string]Filter{}
+	maps.Copy(filters, m.countersAt(m.applied))
+	if c.Operation == RegisterCounter {
+		filters[c.Name] = c.Filter
+	} else {
+		delete(filters, c.Name)
+	}
+	m.counters = append(m.counters, namedCounters{m.applied, filters})
 }
 
 func newModel() *model {
@@ -124,6 +154,9 @@ func (m *model) commit(c Commit) {
 	}
 	if c.StoreChange != nil {
 		m.settings.set(c.StoreChange)
+	}
+	if c.CounterChange != nil {
+		m.changeCounter(c.CounterChange)
 	}
 	if len(c.Changes) == 0 && c.Schema == nil {
 		return
@@ -246,6 +279,12 @@ func (g *generator) commit(m *model) Commit {
 			return pick(g, []*Retention{nil, &r})
 		}
 		c.StoreChange = &StoreChange{Operation: SetStore, History: retention(), Log: retention()}
+		return c
+	case 4:
+		c.CounterChange = &CounterChange{Operation: RegisterCounter, Name: pick(g, []string{"abc", "abcd", "by_1"}), Filter: g.filter()}
+		if _, registered := m.countersAt(m.applied)[c.CounterChange.Name]; registered {
+			c.CounterChange.Operation, c.CounterChange.Filter = UnregisterCounter, Filter{}
+		}
 		return c
 	}
 	if g.IntN(2) == 0 {
@@ -529,6 +568,34 @@ func compare(t *testing.T, g *generator, m *model, db *DB, rev Revision) {
 		compareRead(t, g, s, g.filter(), want)
 	}
 	compareRead(t, g, s, Filter{}, want)
+	compareCounters(t, g, m, s, want)
+}
+
+// compareCounters compares the named counters, which are those of the newest state
+// whatever the snapshot's revision is, and what matches one of them.
+func compareCounters(t *testing.T, g *generator, m *model, s *Snapshot, all map[edgeName]Tuple) {
+	t.Helper()
+	filters := m.countersAt(s.db.Applied().Revision)
+	var want []NamedCounter
+	for _, name := range slices.Sorted(maps.Keys(filters)) {
+		want = append(want, NamedCounter{name, filters[name]})
+	}
+	if got, err := s.NamedCounters(); err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("the counters of store %d at %d are %+v (%v), not %+v", m.store, m.applied, got, err, want)
+	}
+	if n, err := s.CountNamedCounters(); err != nil || n != len(want) {
+		t.Fatalf("store %d has %d counters (%v), not %d", m.store, n, err, len(want))
+	}
+	for _, name := range []string{"abc", "abcd", "by_1", "ab", ""} {
+		filter, registered := filters[name]
+		got, ok, err := s.NamedCounter(name)
+		if err != nil || ok != registered || (ok && !reflect.DeepEqual(got, NamedCounter{name, filter})) {
+			t.Fatalf("the counter %s of store %d is %+v, %t (%v), not %+v", name, m.store, got, ok, err, filter)
+		}
+	}
+	if len(want) > 0 {
+		compareRead(t, g, s, pick(g, want).Filter, all)
+	}
 }
 
 func compareEdges(t *testing.T, g *generator, s *Snapshot, want map[edgeName]Tuple) {

@@ -50,8 +50,9 @@ type Precondition struct {
 }
 
 // A Mutation is one atomic request for change, as it stands in the log. Exactly
-// one of Updates, Delete, Schema, Collect, Init, StoreChange, Prune and Stage
-// says what is asked, but that Updates go with a Stage of StageUpdates.
+// one of Updates, Delete, Schema, Collect, Init, StoreChange, Prune, Stage and
+// CounterChange says what is asked, but that Updates go with a Stage of
+// StageUpdates.
 type Mutation struct {
 	Store StoreID
 
@@ -74,6 +75,8 @@ type Mutation struct {
 	Prune *Prune
 	// Stage gathers a change that is too large for one entry.
 	Stage *Stage
+	// CounterChange registers or unregisters a named counter.
+	CounterChange *CounterChange
 
 	// RecordedActor is on whose behalf the caller says the change is made; it
 	// is recorded, not judged.

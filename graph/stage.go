@@ -759,7 +759,7 @@ func decodeStaged(b []byte, v *edgeValue) (Operation, error) {
 }
 
 func (info *StageInfo) append(dst []byte) []byte {
-	dst = append(dst, formatVersion)
+	dst = append(dst, storesVersion)
 	dst = binary.AppendUvarint(dst, uint64(info.Chunks))
 	dst = binary.AppendUvarint(dst, info.Tuples)
 	dst = append(dst, info.Digest[:]...)
@@ -769,7 +769,7 @@ func (info *StageInfo) append(dst []byte) []byte {
 
 func (info *StageInfo) decode(b []byte) error {
 	d := decoder{b: b}
-	d.version(formatVersion)
+	d.version(storesVersion)
 	info.decodeFields(&d)
 	return d.finish("a staged change")
 }
@@ -800,7 +800,7 @@ func readStage(r pebble.Reader, store StoreID, id StageID) (StageInfo, bool, err
 // appendCommittedStages encodes what a store remembers of staged changes that
 // were committed, the oldest first.
 func appendCommittedStages(dst []byte, committed []StageInfo) []byte {
-	dst = append(dst, formatVersion)
+	dst = append(dst, storesVersion)
 	for i := range committed {
 		info := &committed[i]
 		dst = append(dst, info.ID[:]...)
@@ -817,12 +817,12 @@ func readCommittedStages(r pebble.Reader, store StoreID) ([]StageInfo, error) {
 		return nil, err
 	}
 	d := decoder{b: value}
-	d.version(formatVersion)
+	d.version(storesVersion)
 	var committed []StageInfo
 	for len(d.b) > 0 && d.err == "" {
 		var info StageInfo
 		d.copy(info.ID[:])
-		d.version(formatVersion)
+		d.version(storesVersion)
 		info.decodeFields(&d)
 		info.Committed, info.Changed = Revision(d.uvarint()), d.uvarint()
 		committed = append(committed, info)
@@ -834,7 +834,7 @@ func readCommittedStages(r pebble.Reader, store StoreID) ([]StageInfo, error) {
 }
 
 func (u *unfinishedStage) append(dst []byte) []byte {
-	dst = append(dst, formatVersion)
+	dst = append(dst, storesVersion)
 	dst = binary.AppendUvarint(dst, uint64(u.store))
 	dst = append(dst, u.stage[:]...)
 	dst = binary.AppendUvarint(dst, uint64(u.revision))
@@ -854,7 +854,7 @@ func (u *unfinishedStage) append(dst []byte) []byte {
 
 func (u *unfinishedStage) decode(b []byte) error {
 	d := decoder{b: b}
-	d.version(formatVersion)
+	d.version(storesVersion)
 	store := d.uvarint()
 	if store == 0 || store > math.MaxUint32 {
 		d.fail("store out of range")

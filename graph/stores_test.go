@@ -444,7 +444,7 @@ func TestUpgrade(t *testing.T) {
 	g.begin(t, m, db)
 	for range 20 {
 		c := g.commit(m)
-		if c.Prune != nil || c.StoreChange != nil {
+		if c.Prune != nil || c.StoreChange != nil || c.CounterChange != nil {
 			continue
 		}
 		mustCommit(t, db, c)

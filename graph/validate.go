@@ -274,7 +274,7 @@ func (m *Mutation) Validate() error {
 	staged := m.Stage != nil && m.Stage.Operation == StageUpdates
 	for _, set := range []bool{
 		len(m.Updates) > 0 && !staged, m.Delete != nil, m.Schema != nil, m.Collect != nil, m.Init != nil,
-		m.StoreChange != nil, m.Prune != nil, m.Stage != nil,
+		m.StoreChange != nil, m.Prune != nil, m.Stage != nil, m.CounterChange != nil,
 	} {
 		if set {
 			kinds++
@@ -282,7 +282,7 @@ func (m *Mutation) Validate() error {
 	}
 	if kinds != 1 {
 		return invalid("mutation", "", fmt.Sprintf("asks %d things", kinds),
-			"one of updates, delete, schema, collect, init, store change, prune and stage")
+			"one of updates, delete, schema, collect, init, store change, prune, stage and counter change")
 	}
 	creates := m.Init != nil || (m.StoreChange != nil && m.StoreChange.Operation == CreateStore)
 	if (m.Store == 0) != creates {
@@ -319,6 +319,9 @@ func (m *Mutation) Validate() error {
 		return err
 	}
 	if err := m.Stage.validate(); err != nil {
+		return err
+	}
+	if err := m.CounterChange.validate(); err != nil {
 		return err
 	}
 	if len(m.Metadata) > 0 {
