@@ -89,7 +89,7 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 		commit.Init = m.Init
 		return nil
 	}
-	if err := m.Validate(); err != nil && (len(m.Updates) == 0 || m.StoreChange != nil || m.Prune != nil) {
+	if err := m.Validate(); err != nil && (len(m.Updates) == 0 || m.StoreChange != nil || m.Prune != nil || m.CounterChange != nil) {
 		// What is wrong with an update is told below, with its place.
 		result.Refusal = refuseMalformed("", err)
 		return nil
@@ -131,6 +131,8 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 		result.Refusal, err = j.collect(m.Collect)
 	case m.Stage != nil:
 		result.Refusal, err = j.stage(m)
+	case m.CounterChange != nil:
+		result.Refusal, err = j.counter(m.CounterChange)
 	default:
 		result.Refusal, err = j.tuples(m)
 	}

@@ -154,6 +154,25 @@ func (s *Snapshot) Schema() (*schema.Schema, graph.SchemaVersion, error) {
 	return p.schema, p.version, nil
 }
 
+// Derived returns what derive makes of the schema of the snapshot's revision, of
+// which it must be a function. It is made once for each key, when it is first asked
+// for, and forgotten with the compiled schema; who asks meanwhile waits. Keys are
+// told apart as those of contexts are: each user has a type of its own. The value is
+// shared and must not be changed. The errors are those of Schema.
+func (s *Snapshot) Derived(key any, derive func(*schema.Schema) any) (any, error) {
+	p, err := s.program()
+	if err != nil {
+		return nil, err
+	}
+	entry, ok := p.derived.Load(key)
+	if !ok {
+		entry, _ = p.derived.LoadOrStore(key, new(derivation))
+	}
+	d := entry.(*derivation) //nolint:forcetypeassert // Nothing else is stored.
+	d.once.Do(func() { d.value = derive(p.schema) })
+	return d.value, nil
+}
+
 // program finds the compiled schema of the snapshot.
 func (s *Snapshot) program() (*program, error) {
 	if s.prog != nil {

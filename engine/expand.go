@@ -3,6 +3,7 @@ package engine
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,7 +33,12 @@ func (s *Snapshot) Expand(ctx context.Context, q Expand) (*Tree, error) {
 	defer question.done()
 	question.context = q.Context
 	x := &expansion{question: &question, open: make(map[place]bool)}
-	return x.nameOf(n, object)
+	t, err := x.nameOf(n, object)
+	var refusal *Refusal
+	if errors.As(err, &refusal) && refusal.Reason == BudgetExceeded {
+		refusal.Message += "; read the tuples, or look the subjects up, which come one by one and in pages, or expand what is further down"
+	}
+	return t, err
 }
 
 type place struct {
@@ -51,9 +57,12 @@ type expansion struct {
 // by clients that bound the depth of a message.
 const treeDepthMax = 1000
 
-// treeBytes is the estimate of what a node of a tree takes, and a leaf's tuple
-// with its verdict.
-const treeBytes = 256
+// treeBytes is the estimate of what a node of a tree takes; leafBytes that of a
+// leaf's tuple with its verdict, while it is sorted and when it is sent.
+const (
+	treeBytes = 256
+	leafBytes = 768
+)
 
 func (x *expansion) tree(n *name, object graph.Number, operation TreeOperation) (*Tree, error) {
 	if err := x.step(); err != nil {
@@ -257,6 +266,7 @@ func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 			cmp.Compare(a.tuple.Subject.ID, b.tuple.Subject.ID),
 			cmp.Compare(a.tuple.Subject.Relation, b.tuple.Subject.Relation))
 	})
+	t.Leaves = make([]graph.Tuple, 0, len(found))
 	for _, f := range found {
 		t.Leaves = append(t.Leaves, f.tuple)
 		if judged {
@@ -278,7 +288,7 @@ func (x *expansion) tuple(object graph.Object, n *name, s *storedShape, id strin
 	if e.Caveat != 0 {
 		t.Caveat = x.graph.CaveatName(e.Caveat)
 	}
-	if err := x.hold(treeBytes + int64(len(e.Context))); err != nil || !s.expiring {
+	if err := x.hold(leafBytes + int64(len(e.Context))); err != nil || !s.expiring {
 		return t, err
 	}
 	// Edges have no lifetime, which only trees show: it takes a second look.

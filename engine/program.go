@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
@@ -26,6 +27,15 @@ type program struct {
 	// They are where LookupResources starts.
 	direct map[graph.Shape][]*name
 	selves map[graph.Shape][]*name
+	// derived holds a *derivation by the key of Snapshot.Derived; only that writes
+	// it.
+	derived sync.Map
+}
+
+// A derivation is made once, by the first who needs it.
+type derivation struct {
+	once  sync.Once
+	value any
 }
 
 // An objectType is a definition of the schema.

@@ -74,6 +74,12 @@ const (
 	StageTooLarge
 	// StageMismatch: other updates were staged under the same id.
 	StageMismatch
+	// CounterExists: a named counter of that name is registered.
+	CounterExists
+	// UnknownCounter: no named counter of that name is registered.
+	UnknownCounter
+	// TooManyCounters: the store has as many named counters as it may.
+	TooManyCounters
 )
 
 var reasonNames = [...]string{
@@ -87,7 +93,8 @@ var reasonNames = [...]string{
 	TooMuchToRead: "TOO_MUCH_TO_READ", UnknownStore: "UNKNOWN_STORE", StoreExists: "STORE_EXISTS",
 	StoreProtected: "STORE_PROTECTED", StoreFull: "STORE_FULL", StageUnknown: "STAGE_UNKNOWN",
 	StageGap: "STAGE_GAP", StageStale: "STAGE_STALE", StageTooLarge: "STAGE_TOO_LARGE",
-	StageMismatch: "STAGE_MISMATCH",
+	StageMismatch: "STAGE_MISMATCH", CounterExists: "COUNTER_EXISTS", UnknownCounter: "UNKNOWN_COUNTER",
+	TooManyCounters: "TOO_MANY_COUNTERS",
 }
 
 // String returns the reason as it stands on the wire: UNKNOWN_TYPE.
