@@ -16,8 +16,17 @@ import (
 // good default.
 type Config struct {
 	// DataDir is the directory of everything the node keeps. It is made with
-	// mode 0700 when it is missing, and belongs to one process at a time.
+	// mode 0700 when it is missing, and belongs to one process at a time. It is
+	// empty where InMemory is set.
 	DataDir string
+
+	// InMemory keeps everything in memory, for tests: nothing is written to a
+	// disk, nothing is synced, and all is gone after Close. Changes take the same
+	// way through Raft, its log and the graph as they do with a DataDir. There is
+	// no free space to run out of and there are no tables to verify. What bounds
+	// the memory is what is stored: the state with its past, and of the log what
+	// SnapshotBytes and TrailingLogs leave.
+	InMemory bool
 
 	// NodeID names the node within its cluster: 1 to 64 letters, digits, '-',
 	// '_' and '.'. It is decided when the data directory is made and kept
@@ -96,11 +105,11 @@ type Config struct {
 
 	// VerifyBytesPerSecond is how fast the node reads all its tables after each
 	// start, to find damage before it matters. Zero means 64 MiB; negative means
-	// that it does not.
+	// that it does not. A node in memory never does.
 	VerifyBytesPerSecond int64
 
-	// Graph, Engine and Log configure the parts. Dir, Logger, OnFatal, FS and
-	// CommitIndex in them are set by Open and must be empty.
+	// Graph, Engine and Log configure the parts. Dir, InMemory, Logger, OnFatal,
+	// FS and CommitIndex in them are set by Open and must be empty.
 	Graph  graph.Config
 	Engine engine.Config
 	Log    badgerlog.Config
@@ -183,7 +192,10 @@ func (c Config) withDefaults() Config {
 // calls it.
 func (c Config) Validate() error {
 	c = c.withDefaults()
-	if c.DataDir == "" {
+	switch {
+	case c.InMemory && c.DataDir != "":
+		return fmt.Errorf("cluster: Config.InMemory is set and Config.DataDir is %q: a node in memory has no directory", c.DataDir)
+	case !c.InMemory && c.DataDir == "":
 		return errors.New("cluster: Config.DataDir is empty: name the directory for the node's data")
 	}
 	if c.NodeID != "" {
@@ -228,8 +240,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.Graph.Dir != "" || c.Graph.FS != nil || c.Graph.Logger != nil || c.Graph.OnFatal != nil:
 		return errors.New("cluster: Config.Graph sets Dir, FS, Logger or OnFatal: these follow from the node's own fields")
-	case c.Log.Dir != "" || c.Log.Logger != nil || c.Log.OnFatal != nil || c.Log.CommitIndex != nil:
-		return errors.New("cluster: Config.Log sets Dir, Logger, OnFatal or CommitIndex: these follow from the node's own fields")
+	case c.Log.Dir != "" || c.Log.InMemory || c.Log.Logger != nil || c.Log.OnFatal != nil || c.Log.CommitIndex != nil:
+		return errors.New("cluster: Config.Log sets Dir, InMemory, Logger, OnFatal or CommitIndex: these follow from the node's own fields")
 	}
 	return nil
 }

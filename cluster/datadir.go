@@ -34,7 +34,7 @@ const formatPrefix = "pemba data directory, format "
 // A dataDir is a data directory that is locked for this process.
 type dataDir struct {
 	path   string
-	lock   *os.File
+	lock   *os.File // Nil in memory, where path only stands in messages.
 	nodeID string
 }
 
@@ -65,7 +65,12 @@ func openDataDir(path, wantNodeID string) (*dataDir, error) {
 }
 
 // close gives the lock back.
-func (d *dataDir) close() error { return d.lock.Close() }
+func (d *dataDir) close() error {
+	if d.lock == nil {
+		return nil
+	}
+	return d.lock.Close()
+}
 
 func (d *dataDir) state() string { return filepath.Join(d.path, stateFolder) }
 func (d *dataDir) log() string   { return filepath.Join(d.path, logFolder) }
@@ -182,15 +187,22 @@ func (d *dataDir) loadNodeID(want string) error {
 				d.path, folder, nodeFile)
 		}
 	}
-	if want == "" {
-		var random [4]byte
-		if _, err := rand.Read(random[:]); err != nil {
-			return fmt.Errorf("make up a node id: %w", err)
-		}
-		want = "node-" + hex.EncodeToString(random[:])
+	if d.nodeID, err = newNodeID(want); err != nil {
+		return err
 	}
-	d.nodeID = want
-	return d.replaceFile(nodeFile, want+"\n")
+	return d.replaceFile(nodeFile, d.nodeID+"\n")
+}
+
+// newNodeID returns the id of a new node: want, or one made up where it is empty.
+func newNodeID(want string) (string, error) {
+	if want != "" {
+		return want, nil
+	}
+	var random [4]byte
+	if _, err := rand.Read(random[:]); err != nil {
+		return "", fmt.Errorf("make up a node id: %w", err)
+	}
+	return "node-" + hex.EncodeToString(random[:]), nil
 }
 
 // replaceFile makes a file so that a crash leaves all of it or nothing.

@@ -104,6 +104,10 @@
 //	state/   the graph, in Pebble
 //	log/     the Raft log, in Badger
 //
+// A node with Config.InMemory has none: the graph is on a file system in memory, the
+// log is in Badger's memory mode, and what is said here of writes holds as it is, but
+// for a restart (inmemory.go).
+//
 // # What several nodes will add
 //
 // Each has its place: a transport with mutual TLS in startRaft, forwarding of

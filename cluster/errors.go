@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/pembadb/pemba/cluster/badgerlog"
 	"github.com/pembadb/pemba/graph"
@@ -35,6 +36,9 @@ var (
 	// ErrRevisionAhead means that a read asked for a revision that this node
 	// has not applied, and did not come to apply while the read waited.
 	ErrRevisionAhead = graph.ErrRevisionAhead
+	// ErrRevisionUnknown is the ErrRevisionAhead of a leader, for a revision that is
+	// behind all that the cluster gave out: waiting does not help.
+	ErrRevisionUnknown = fmt.Errorf("%w: nobody was given it", ErrRevisionAhead)
 	// ErrInstantAhead means that the state of a moment was asked for that has
 	// not passed: changes of before it may yet be made.
 	ErrInstantAhead = errors.New("the moment has not passed yet")

@@ -148,10 +148,10 @@ type Status struct {
 	// FirstIndex and LastIndex are the ends of the log.
 	FirstIndex, LastIndex uint64
 	// StateBytes and LogBytes are what the graph and the log take on the disk,
-	// LogBytes without the ballast file.
+	// LogBytes without the ballast file; zero for a node in memory.
 	StateBytes, LogBytes int64
 	// FreeBytes is what is free beside the log, and FreeBytesMin what must be
-	// for writes to be admitted.
+	// for writes to be admitted. In memory FreeBytes is math.MaxInt64.
 	FreeBytes, FreeBytesMin int64
 }
 
@@ -161,7 +161,7 @@ func (n *Node) Status() (Status, error) {
 	if err := n.usable(); err != nil {
 		return Status{}, err
 	}
-	state, err := occupiedBytes(n.dir.state())
+	state, err := n.stateBytes()
 	if err != nil {
 		return Status{}, fmt.Errorf("measure the state: %w", err)
 	}

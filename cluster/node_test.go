@@ -284,6 +284,24 @@ func TestStateIsMadeFromTheLog(t *testing.T) {
 	}
 }
 
+// What a caller may come to feel of the defaults is in docs/limits.md.
+func TestDefaultsAreDocumented(t *testing.T) {
+	t.Parallel()
+	content, err := os.ReadFile("../docs/limits.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Config{}.withDefaults()
+	for _, row := range []string{
+		fmt.Sprintf("| `--wait-max` | %d s | how long a read waits for its revision |", c.WaitMax/time.Second),
+		fmt.Sprintf("| fixed | %d,%03d, and %d MiB together | writes under way on a node |", c.ProposalsMax/1000, c.ProposalsMax%1000, c.ProposalBytesMax>>20),
+	} {
+		if !strings.Contains(string(content), row) {
+			t.Errorf("docs/limits.md has no row %q", row)
+		}
+	}
+}
+
 func TestConfigIsValidated(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*Config){

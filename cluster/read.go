@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
@@ -57,7 +58,9 @@ type Consistency struct {
 	Revision graph.Revision
 	// Instant is at which lifetimes are judged at the earliest; zero for none.
 	// The answer's instant is the latest of it, the node's clock and the newest
-	// stamp, so that no answer is from a moment before one that the caller saw.
+	// stamp, so that no answer is from a moment before one that the caller saw; but
+	// at most ClockSkewMax later than the other two, since callers name it, and what
+	// has not passed anywhere must not end a lifetime.
 	// With AsOf it is the moment itself, and needed.
 	Instant graph.Instant
 	// Pinned makes the answer's instant Instant itself, for the pages that
@@ -65,6 +68,10 @@ type Consistency struct {
 	// Instant.
 	Pinned bool
 }
+
+// ClockSkewMax is how far the clocks of nodes may be apart for an answer to be of no
+// earlier moment than one that another node gave.
+const ClockSkewMax = 10 * time.Second
 
 func (c Consistency) validate() error {
 	switch {
@@ -86,9 +93,11 @@ func (c Consistency) validate() error {
 // Config.WaitMax allow. The caller must close the snapshot, and soon: Close
 // waits for it.
 //
-// Its errors are ErrRevisionAhead for a revision that did not come, or that
-// cannot be there as this node leads and has given out none so high;
-// ErrInstantAhead for a moment to come; ErrNotLeader for a read that only the
+// Its errors are ErrRevisionAhead for a revision that did not come, and
+// ErrRevisionUnknown for one that cannot be there as this node leads and has given
+// out none so high;
+// ErrInstantAhead for a moment to come, and for a pinned one that is later than
+// ClockSkewMax allows; ErrNotLeader for a read that only the
 // leader can answer; ctx's own; and those of engine.Engine.Snapshot, such as
 // graph.ErrUnknownStore, and graph.ErrRevisionGone for what is older than the
 // past that the store keeps.
@@ -121,9 +130,14 @@ func (n *Node) Snapshot(ctx context.Context, store graph.StoreID, c Consistency,
 	if c.Mode == Exactly {
 		at = c.Revision
 	}
+	latest := max(n.now(), n.db.Applied().Stamp) + graph.Instant(ClockSkewMax.Microseconds())
 	if c.Pinned {
+		if c.Instant > latest {
+			return nil, fmt.Errorf("%w: the answers are to be those of %s, and it is %s", ErrInstantAhead, c.Instant, n.now())
+		}
 		return n.engine.Snapshot(store, at, c.Instant, overlay)
 	}
+	c.Instant = min(c.Instant, latest)
 	// An entry that is applied between the two lines may carry a later stamp
 	// than the instant, when the clock is behind. So the snapshot is taken
 	// again then, at a revision whose stamp is known.
@@ -165,7 +179,7 @@ func (n *Node) waitApplied(ctx context.Context, revision graph.Revision) error {
 	// A leader's log ends where the cluster's does: no one was given a revision
 	// behind it.
 	if last := n.raft.LastIndex(); n.leads() && uint64(revision) > last {
-		return fmt.Errorf("%w: %d is asked for, and %d is the newest of the cluster", ErrRevisionAhead, revision, last)
+		return fmt.Errorf("%w: %d is asked for, and %d is the newest of the cluster", ErrRevisionUnknown, revision, last)
 	}
 	err := n.waitUntil(ctx, reached, fmt.Errorf("%w: it did not come within %v", ErrRevisionAhead, n.config.WaitMax))
 	if err == nil || errors.Is(err, ErrFailed) || errors.Is(err, ErrShuttingDown) {

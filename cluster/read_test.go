@@ -36,6 +36,7 @@ func TestConsistency(t *testing.T) {
 	}{
 		{"newest", Consistency{}, second.Revision, now.instant(), false},
 		{"newest, at a caller's later instant", Consistency{Instant: later}, second.Revision, later, false},
+		{"newest, at an instant that no clock has", Consistency{Instant: graph.MaxInstant}, second.Revision, now.instant() + 10_000_000, false},
 		{"newest, at a caller's earlier instant", Consistency{Instant: 5}, second.Revision, now.instant(), false},
 		{"newest ignores a revision", Consistency{Revision: 1 << 40}, second.Revision, now.instant(), false},
 		{"at least nothing", Consistency{Mode: AtLeast}, second.Revision, now.instant(), false},
@@ -72,6 +73,7 @@ func TestConsistency(t *testing.T) {
 		want error
 		says string
 	}{
+		{"pinned to what has not passed", Consistency{Mode: Exactly, Revision: first.Revision, Instant: now.instant() + 10_000_001, Pinned: true}, ErrInstantAhead, "has not passed"},
 		{"unknown mode", Consistency{Mode: 9}, nil, "mode 9"},
 		{"exactly nothing", Consistency{Mode: Exactly}, nil, "a revision"},
 		{"pinned to newest", Consistency{Pinned: true, Instant: 5}, nil, "newest"},

@@ -22,6 +22,8 @@ import (
 // from an older state than before. ctx bounds how long that may take: some
 // hundred milliseconds, and a second for some ten thousand entries to replay.
 //
+// With config.InMemory there is no directory, and a new cluster of one each time.
+//
 // It refuses a directory that another process holds, that was written in
 // another format, or whose parts do not belong together, and says which.
 func Open(ctx context.Context, config Config) (*Node, error) {
@@ -30,7 +32,11 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 	}
 	config = config.withDefaults()
 	start := time.Now()
-	dir, err := openDataDir(config.DataDir, config.NodeID)
+	openDir := openDataDir
+	if config.InMemory {
+		openDir = newMemoryDir
+	}
+	dir, err := openDir(config.DataDir, config.NodeID)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +103,9 @@ func (n *Node) start(ctx context.Context) error {
 // ends.
 func (n *Node) openParts(ctx context.Context) error {
 	logConfig := n.config.Log
-	logConfig.Dir = n.dir.log()
+	if logConfig.InMemory = n.config.InMemory; !logConfig.InMemory {
+		logConfig.Dir = n.dir.log()
+	}
 	logConfig.Logger = n.config.Logger
 	logConfig.OnFatal = n.fail
 	// Nothing is stored before the graph is open.
@@ -152,7 +160,9 @@ func (n *Node) openGraph(ctx context.Context) error {
 	config.Dir = n.dir.state()
 	config.Logger = n.config.Logger
 	config.OnFatal = func(err error) { n.fail(fmt.Errorf("graph: %w", err)) }
-	if err := makeDirectory(config.Dir); err != nil {
+	if n.config.InMemory {
+		config = inMemory(config)
+	} else if err := makeDirectory(config.Dir); err != nil {
 		return err
 	}
 	type opened struct {

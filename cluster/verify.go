@@ -22,7 +22,7 @@ type verified struct {
 // is found then may be in every backup already. What is found stops the node.
 func (n *Node) verify() {
 	defer n.loops.Done()
-	if n.config.VerifyBytesPerSecond < 0 {
+	if n.config.VerifyBytesPerSecond < 0 || n.config.InMemory {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())

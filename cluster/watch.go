@@ -51,7 +51,7 @@ type WatchBatch struct {
 // Watch follows a store's changes from a position on; Position{Revision: r + 1}
 // is what comes after revision r. It fails with graph.ErrRevisionGone for a
 // position whose changes are kept no more, with graph.ErrUnknownStore, with
-// ErrRevisionAhead on the leader for a position that no one was given, and with
+// ErrRevisionUnknown on the leader for a position that no one was given, and with
 // ErrTooBusy when Config.WatchersMax follow already.
 func (n *Node) Watch(store graph.StoreID, from graph.Position) (*Watcher, error) {
 	if err := n.usable(); err != nil {
@@ -59,7 +59,7 @@ func (n *Node) Watch(store graph.StoreID, from graph.Position) (*Watcher, error)
 	}
 	if last := n.raft.LastIndex(); n.leads() && uint64(from.Revision) > last+1 {
 		return nil, fmt.Errorf("%w: changes from %d on are asked for, and %d is the newest revision of the cluster",
-			ErrRevisionAhead, from.Revision, last)
+			ErrRevisionUnknown, from.Revision, last)
 	}
 	// What the log cannot answer is said now rather than by the first Next.
 	if _, err := n.db.Changes(store, from, 1); err != nil {

@@ -119,6 +119,9 @@ func (l *Log) commitNow(st *state, writes []write) error {
 	if err := txn.CommitAt(st.seq, nil); err != nil {
 		return fmt.Errorf("commit to badger: %w", err)
 	}
+	if l.cfg.InMemory {
+		return nil
+	}
 	if err := l.directory.syncIfChanged(); err != nil {
 		return err
 	}
@@ -187,6 +190,9 @@ func (l *Log) checkSpace(need int64) error {
 }
 
 func (l *Log) measure() (diskUse, error) {
+	if l.cfg.InMemory {
+		return diskUse{}, nil
+	}
 	return measure(l.cfg.Dir, func() map[uint64]struct{} { return tablesInUse(l.db) })
 }
 

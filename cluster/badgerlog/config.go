@@ -30,8 +30,14 @@ const (
 // is a good default.
 type Config struct {
 	// Dir is the directory of the log. It is created if missing, and must hold
-	// nothing else.
+	// nothing else. It is empty where InMemory is set.
 	Dir string
+
+	// InMemory keeps the log in memory alone, until Close. Nothing is written to
+	// a disk, so there is nothing to lock, no free space to look at (Stats says
+	// math.MaxInt64) and no ballast; the log is otherwise the same, and takes the
+	// same entries.
+	InMemory bool
 
 	// Logger receives one line for each change of state (opened, poisoned,
 	// refusing writes), and Badger's own lines at their levels, its chatter at
@@ -99,6 +105,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.freeBytes == nil {
 		c.freeBytes = freeBytes
+		if c.InMemory {
+			c.freeBytes = freeMemory
+		}
 	}
 	return c
 }
@@ -106,7 +115,10 @@ func (c Config) withDefaults() Config {
 // Validate says which field, if any, holds a value that is not allowed. Open
 // calls it.
 func (c Config) Validate() error {
-	if c.Dir == "" {
+	switch {
+	case c.InMemory && c.Dir != "":
+		return fmt.Errorf("badgerlog: Config.InMemory is set and Config.Dir is %q: a log in memory has no directory", c.Dir)
+	case !c.InMemory && c.Dir == "":
 		return errors.New("badgerlog: Config.Dir is empty: name the directory of the log")
 	}
 	if c.MemTableSize != 0 && (c.MemTableSize < minMemTableSize || c.MemTableSize > maxMemTableSize) {
@@ -145,7 +157,12 @@ func (c Config) valueThreshold() int64 {
 // badgerOptions are the options under which Badger can be a Raft log. Each one
 // that differs from Badger's default has its reason beside it.
 func (c Config) badgerOptions() badger.Options {
-	return badger.DefaultOptions(c.Dir).
+	dir := c.Dir
+	if c.InMemory {
+		dir = "" // It only stands in messages; Badger refuses one in this mode.
+	}
+	return badger.DefaultOptions(dir).
+		WithInMemory(c.InMemory).
 		WithLogger(badgerLogger{c.Logger}).
 		WithSyncWrites(true).       // An acknowledged entry is on the disk.
 		WithDetectConflicts(false). // There is one writer at a time.

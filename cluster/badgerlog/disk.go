@@ -18,9 +18,6 @@ import (
 const (
 	ownerFile   = "owner"
 	ballastFile = "ballast"
-
-	// badgerManifest exists from the first moment of a Badger directory.
-	badgerManifest = "MANIFEST"
 )
 
 // lockOwner locks dir for this process. Badger has a lock of its own, but the
@@ -214,9 +211,10 @@ func measureOnce(dir string, tables map[uint64]struct{}) (use diskUse, err error
 			continue
 		}
 		use.files += size
-		if name, ok := strings.CutSuffix(entry.Name(), ".sst"); ok {
+		name, aside := strings.CutSuffix(entry.Name(), asideSuffix)
+		if name, ok := strings.CutSuffix(name, ".sst"); ok {
 			number, err := strconv.ParseUint(name, 10, 64)
-			if _, used := tables[number]; err == nil && !used {
+			if _, used := tables[number]; err == nil && (aside || !used) {
 				use.spare += size
 			}
 		}
@@ -229,26 +227,6 @@ func tablesInUse(db *badger.DB) map[uint64]struct{} {
 	numbers := map[uint64]struct{}{}
 	for _, table := range db.Tables() {
 		numbers[table.ID] = struct{}{}
-	}
-	return numbers
-}
-
-// tablesAtRest returns the numbers of the tables that Badger will use when it is
-// opened; the others it deletes. A manifest that cannot be read is Badger's to
-// complain about.
-func tablesAtRest(cfg Config) map[uint64]struct{} {
-	numbers := map[uint64]struct{}{}
-	file, err := os.Open(filepath.Join(cfg.Dir, badgerManifest))
-	if err != nil {
-		return numbers
-	}
-	manifest, _, err := badger.ReplayManifestFile(file, 0, cfg.badgerOptions())
-	if err := errors.Join(err, file.Close()); err != nil {
-		cfg.Logger.Warn("cannot read badger's manifest", "dir", cfg.Dir, "error", err)
-		return numbers
-	}
-	for number := range manifest.Tables {
-		numbers[number] = struct{}{}
 	}
 	return numbers
 }

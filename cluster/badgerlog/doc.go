@@ -25,6 +25,11 @@
 //     acknowledged change. A log whose record is older has lost acknowledged
 //     changes (entries, or a vote) and is refused. See the type mark for why
 //     no honest crash leads there.
+//   - What Badger reads first (MANIFEST, KEYREGISTRY, the heads of its log files,
+//     the ends of its tables) is read before it, and damage there is a
+//     [CorruptionError] that names the file. A MANIFEST that lost its end looks
+//     like what a crash leaves. Whether entries went with it, the chain tells, and
+//     until then the tables that it does not name are set aside.
 //   - Term and vote live in one value whose checksum is in the record too.
 //   - Free space is looked at before each write, and a write that Badger might
 //     not survive is refused with [ErrDiskFull]. The file "ballast" occupies
@@ -34,7 +39,11 @@
 //     answers nothing but errors, and Config.OnFatal is told once.
 //
 // Files in the directory: Badger's own, "high" (the mark), "owner" (the lock,
-// with the process id in it) and "ballast".
+// with the process id in it) and "ballast"; and, after a start that was refused or
+// cut short, tables with ".unnamed" behind their names.
+//
+// With Config.InMemory there is no directory and none of these files: the log is
+// Badger's memory, and ends with Close.
 //
 // A log is opened, handed to Raft, and closed after Raft has shut down:
 //

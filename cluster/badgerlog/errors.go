@@ -45,12 +45,17 @@ type CorruptionError struct {
 	Reason string // What was expected and what was found.
 }
 
-// Error implements error.
+// whatToDo ends the text of a CorruptionError. Without its log the rest of the
+// data directory is of no use either.
+const whatToDo = "; bring back a copy of the whole data directory, or begin with an empty one"
+
+// Error implements error. It is one line if Reason is.
 func (e *CorruptionError) Error() string {
-	if e.Index == 0 {
-		return fmt.Sprintf("badgerlog: the log in %s is damaged: %s", e.Dir, e.Reason)
+	at := ""
+	if e.Index != 0 {
+		at = fmt.Sprintf(" at entry %d", e.Index)
 	}
-	return fmt.Sprintf("badgerlog: the log in %s is damaged at entry %d: %s", e.Dir, e.Index, e.Reason)
+	return fmt.Sprintf("badgerlog: the log in %s is damaged%s: %s%s", e.Dir, at, e.Reason, whatToDo)
 }
 
 // IsCorruptionError reports whether err is or wraps a CorruptionError.

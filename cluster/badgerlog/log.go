@@ -17,9 +17,11 @@ import (
 // Log is a Raft log and stable store in one directory. All methods may be
 // called concurrently; writes take their turns, and reads do not wait for them.
 type Log struct {
-	cfg       Config
-	logger    *slog.Logger
-	db        *badger.DB
+	cfg    Config
+	logger *slog.Logger
+	db     *badger.DB
+
+	// The guards of what is on the disk; nil for a log in memory.
 	mark      *mark
 	directory *directory
 	owner     *os.File
@@ -376,7 +378,7 @@ type Stats struct {
 	Transactions    uint64 // Number of changes since the directory was made.
 	DiskBytes       int64  // Blocks that the files occupy, without the ballast.
 	BallastBytes    int64  // Blocks that the ballast occupies.
-	FreeBytes       int64  // Free on the file system.
+	FreeBytes       int64  // Free on the file system; math.MaxInt64 in memory.
 	FreeBytesNeeded int64  // What must be free for a small batch to be stored.
 	Refusing        bool   // Whether entries were refused with ErrDiskFull last.
 }

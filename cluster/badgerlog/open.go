@@ -27,6 +27,9 @@ func Open(cfg Config) (_ *Log, err error) {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
+	if cfg.InMemory {
+		return openInMemory(cfg)
+	}
 	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("badgerlog: open: %w", err)
 	}
@@ -43,23 +46,16 @@ func Open(cfg Config) (_ *Log, err error) {
 			err = errors.Join(err, undo[i]())
 		}
 	}()
-	l := &Log{
-		cfg:        cfg,
-		logger:     cfg.Logger,
-		timer:      time.NewTimer(time.Hour),
-		work:       make(chan func() error, 1),
-		done:       make(chan error, 1),
-		workerDone: make(chan struct{}),
-		holds:      map[uint64]uint64{},
-		stop:       make(chan struct{}),
-		syncerDone: make(chan struct{}),
-	}
-	l.timer.Stop()
+	l := newLog(cfg)
 	if l.owner, err = lockOwner(cfg.Dir); err != nil {
 		return nil, err
 	}
 	undo = append(undo, l.owner.Close)
-	use, err := measure(cfg.Dir, func() map[uint64]struct{} { return tablesAtRest(cfg) })
+	manifest, err := readManifest(cfg)
+	if err != nil {
+		return nil, err
+	}
+	use, err := measure(cfg.Dir, func() map[uint64]struct{} { return manifest.tables })
 	if err != nil {
 		return nil, fmt.Errorf("badgerlog: open: %w", err)
 	}
@@ -70,16 +66,12 @@ func Open(cfg Config) (_ *Log, err error) {
 		return nil, err
 	}
 	undo = append(undo, l.directory.file.Close)
-	used, err := exists(filepath.Join(cfg.Dir, badgerManifest))
-	if err != nil {
-		return nil, fmt.Errorf("badgerlog: open: %w", err)
-	}
 	var acknowledged markValue
-	if l.mark, acknowledged, err = openMark(cfg.Dir, !used); err != nil {
+	if l.mark, acknowledged, err = openMark(cfg.Dir, !manifest.exists); err != nil {
 		return nil, err
 	}
 	undo = append(undo, l.mark.close)
-	if acknowledged.seq > 0 && !used {
+	if acknowledged.seq > 0 && !manifest.exists {
 		return nil, l.damaged(0, fmt.Sprintf(
 			"badger's files are missing, and the file %q says that entries up to %d were acknowledged", markFile, acknowledged.last))
 	}
@@ -87,7 +79,13 @@ func Open(cfg Config) (_ *Log, err error) {
 	if err := removeUnborn(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("badgerlog: open: %w", err)
 	}
-	if err := checkTables(cfg); err != nil {
+	if err := checkKeys(cfg); err != nil {
+		return nil, err
+	}
+	if err := checkTables(cfg, manifest.tables); err != nil {
+		return nil, err
+	}
+	if err := manifest.setAside(cfg.Dir); err != nil {
 		return nil, err
 	}
 	if l.db, err = openBadger(cfg); err != nil {
@@ -99,6 +97,9 @@ func Open(cfg Config) (_ *Log, err error) {
 		if !IsCorruptionError(err) {
 			err = l.damaged(0, err.Error())
 		}
+		return nil, manifest.blame(err)
+	}
+	if err := manifest.removeAside(cfg.Dir); err != nil {
 		return nil, err
 	}
 	l.state.Store(st)
@@ -128,6 +129,23 @@ func Open(cfg Config) (_ *Log, err error) {
 	return l, nil
 }
 
+// newLog makes a log of which nothing is open yet.
+func newLog(cfg Config) *Log {
+	l := &Log{
+		cfg:        cfg,
+		logger:     cfg.Logger,
+		timer:      time.NewTimer(time.Hour),
+		work:       make(chan func() error, 1),
+		done:       make(chan error, 1),
+		workerDone: make(chan struct{}),
+		holds:      map[uint64]uint64{},
+		stop:       make(chan struct{}),
+		syncerDone: make(chan struct{}),
+	}
+	l.timer.Stop()
+	return l
+}
+
 func makeDir(dir string) error {
 	if there, err := exists(dir); err != nil || there {
 		return err
@@ -152,10 +170,6 @@ func openBadger(cfg Config) (db *badger.DB, err error) {
 	})
 	if err == nil {
 		return db, nil
-	}
-	if errors.Is(err, badger.ErrEncryptionKeyMismatch) || strings.Contains(err.Error(), badger.ErrEncryptionKeyMismatch.Error()) {
-		// There is no key that could be another one.
-		return nil, &CorruptionError{Dir: cfg.Dir, Reason: "badger cannot read its file KEYREGISTRY: " + err.Error()}
 	}
 	// Badger's other errors have no types that survive.
 	if strings.Contains(strings.ToLower(err.Error()), "checksum") {
@@ -350,17 +364,22 @@ func (l *Log) shutdown() error {
 	close(l.stop)
 	<-l.syncerDone
 	err := l.stopWorker()
-	err = errors.Join(err, l.mark.sync(), l.mark.close(), l.directory.file.Close())
-	// Badger flushes its memtables when it closes, and ends a compaction.
-	use, measureErr := l.measure()
-	if measureErr == nil {
-		measureErr = checkSpace(l.cfg, l.upkeepBytes()+use.reserve())
-	}
-	if measureErr != nil {
-		return errors.Join(err, measureErr)
+	if !l.cfg.InMemory {
+		err = errors.Join(err, l.mark.sync(), l.mark.close(), l.directory.file.Close())
+		// Badger flushes its memtables when it closes, and ends a compaction.
+		use, measureErr := l.measure()
+		if measureErr == nil {
+			measureErr = checkSpace(l.cfg, l.upkeepBytes()+use.reserve())
+		}
+		if measureErr != nil {
+			return errors.Join(err, measureErr)
+		}
 	}
 	if closeErr := l.db.Close(); closeErr != nil {
 		err = errors.Join(err, fmt.Errorf("badgerlog: close badger in %s: %w", l.cfg.Dir, closeErr))
+	}
+	if l.cfg.InMemory {
+		return err
 	}
 	return errors.Join(err, l.owner.Close())
 }

@@ -14,16 +14,16 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// checkTables looks at the end of every table that Badger will open, where its
+// checkTables looks at the end of every table of the given numbers, where its
 // index is, before Badger does: Badger trusts the lengths there, and panics on a
 // goroutine of its own when a table is cut. It reads the indexes only, some
 // kilobytes a table.
-func checkTables(cfg Config) error {
-	for number := range tablesAtRest(cfg) {
+func checkTables(cfg Config, numbers map[uint64]struct{}) error {
+	for number := range numbers {
 		name := table.IDToFilename(number)
 		problem, err := checkTable(filepath.Join(cfg.Dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
-			problem, err = "it is missing", nil
+			problem, err = fmt.Sprintf("badger's file %s names it, and it is missing", badgerManifest), nil
 		}
 		if err != nil {
 			return fmt.Errorf("badgerlog: open: %w", err)

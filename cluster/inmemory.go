@@ -1,0 +1,42 @@
+package cluster
+
+import (
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/pembadb/pemba/graph"
+)
+
+// memoryPath stands in messages for the data directory that a node in memory has
+// not.
+const memoryPath = "memory"
+
+// newMemoryDir stands for openDataDir where there is no directory: the node is a
+// new one each time.
+func newMemoryDir(_, wantNodeID string) (*dataDir, error) {
+	id, err := newNodeID(wantNodeID)
+	if err != nil {
+		return nil, err
+	}
+	return &dataDir{path: memoryPath, nodeID: id}, nil
+}
+
+// memoryCacheBytes is the size of the graph's cache in memory, unless another is
+// configured. The files are there already; it only saves taking blocks apart again.
+const memoryCacheBytes = 16 << 20
+
+// inMemory gives a graph a file system of its own in memory.
+func inMemory(config graph.Config) graph.Config {
+	config.FS = vfs.NewMem()
+	if config.CacheBytes == 0 {
+		config.CacheBytes = memoryCacheBytes
+	}
+	return config
+}
+
+// stateBytes returns what the graph takes on the disk; zero where it is on none.
+func (n *Node) stateBytes() (int64, error) {
+	if n.config.InMemory {
+		return 0, nil
+	}
+	return occupiedBytes(n.dir.state())
+}
