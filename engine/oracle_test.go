@@ -60,7 +60,7 @@ func TestTwin(t *testing.T) {
 	m := &mix{}
 	for m.questions < *questions && !t.Failed() {
 		m.worlds++
-		runWorld(t, newWorld(r), m)
+		runWorld(t, enginetest.NewWorld(r), m)
 	}
 	t.Log(m)
 	if *questions < 100_000 {
@@ -88,13 +88,13 @@ func TestTwin(t *testing.T) {
 type moment struct {
 	revision graph.Revision
 	tuples   []graph.Tuple
-	instant  graph.Instant // when lifetimes are judged; zero for now
-	w        *world        // nil for the world of the test
-	brief    bool          // whether to ask checks only
+	instant  graph.Instant     // when lifetimes are judged; zero for now
+	w        *enginetest.World // nil for the world of the test
+	brief    bool              // whether to ask checks only
 }
 
 // runWorld plays a random history and asks about its states.
-func runWorld(t *testing.T, w *world, m *mix) {
+func runWorld(t *testing.T, w *enginetest.World, m *mix) {
 	e, err := enginetest.New(engine.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -104,12 +104,12 @@ func runWorld(t *testing.T, w *world, m *mix) {
 			t.Error(err)
 		}
 	}()
-	if err := e.Schema(w.text); err != nil {
-		t.Fatalf("%v\n%s", err, w.text)
+	if err := e.Schema(w.Text); err != nil {
+		t.Fatalf("%v\n%s", err, w.Text)
 	}
 	fail := func(format string, args ...any) {
 		t.Errorf(format, args...)
-		t.Logf("schema:\n%s", w.text)
+		t.Logf("schema:\n%s", w.Text)
 	}
 	model := map[string]graph.Tuple{}
 	var moments []moment
@@ -122,7 +122,7 @@ func runWorld(t *testing.T, w *world, m *mix) {
 		at := moment{revision: e.Engine.DB().Applied().Revision}
 		at.tuples = sorted(model)
 		moments = append(moments, at)
-		if w.oneIn(3) {
+		if w.OneIn(3) {
 			if err := e.Restart(); err != nil {
 				t.Fatal(err)
 			}
@@ -130,8 +130,8 @@ func runWorld(t *testing.T, w *world, m *mix) {
 		e.Now += graph.Instant(w.IntN(100)) * 1_000_000
 		for range 3 {
 			about := moments[len(moments)-1]
-			if len(moments) > 1 && w.oneIn(3) {
-				about = choose(w, moments[:len(moments)-1])
+			if len(moments) > 1 && w.OneIn(3) {
+				about = enginetest.Choose(w, moments[:len(moments)-1])
 			}
 			if !askAll(e, w, m, about, about.revision != at.revision, fail) {
 				return
@@ -161,7 +161,7 @@ func sorted(model map[string]graph.Tuple) []graph.Tuple {
 
 // change applies one random mutation to the engine and to the model, a plain
 // map, and holds the outcomes against each other.
-func change(e *enginetest.Env, w *world, model map[string]graph.Tuple, fail func(string, ...any)) bool {
+func change(e *enginetest.Env, w *enginetest.World, model map[string]graph.Tuple, fail func(string, ...any)) bool {
 	stored := func(t graph.Tuple) (graph.Tuple, bool) {
 		s, ok := model[key(t)]
 		return s, ok && s.Living(e.Now)
@@ -174,7 +174,7 @@ func change(e *enginetest.Env, w *world, model map[string]graph.Tuple, fail func
 		next[k] = v
 	}
 	for range 6 + w.IntN(20) {
-		t, ok := w.tuple()
+		t, ok := w.Tuple()
 		if !ok || seen[key(t)] {
 			continue
 		}
@@ -206,12 +206,12 @@ func change(e *enginetest.Env, w *world, model map[string]graph.Tuple, fail func
 			next[key(t)] = t
 		}
 	}
-	if w.oneIn(5) && len(model) > 0 {
+	if w.OneIn(5) && len(model) > 0 {
 		t := sorted(model)[w.IntN(len(model))]
 		c := graph.Precondition{Filter: graph.Filter{
 			ObjectType: t.Object.Type, ObjectID: t.Object.ID, Relation: t.Relation,
 			SubjectType: t.Subject.Type, SubjectID: t.Subject.ID, SubjectRelation: &t.Subject.Relation,
-		}, MustNotMatch: w.oneIn(2)}
+		}, MustNotMatch: w.OneIn(2)}
 		if _, there := stored(t); there == c.MustNotMatch {
 			want = "PRECONDITION_FAILED"
 		}
@@ -239,7 +239,7 @@ func change(e *enginetest.Env, w *world, model map[string]graph.Tuple, fail func
 			model[k] = v
 		}
 	}
-	if w.oneIn(8) {
+	if w.OneIn(8) {
 		if _, err := e.Write(&graph.Mutation{Collect: &graph.Collect{Limit: 3}}); err != nil {
 			fail("collect: %v", err)
 			return false
@@ -250,20 +250,20 @@ func change(e *enginetest.Env, w *world, model map[string]graph.Tuple, fail func
 
 // askAll asks every kind of question for one random subject and context at one
 // revision, with or without an overlay, and compares with the twin.
-func askAll(e *enginetest.Env, w *world, m *mix, about moment, past bool, fail func(string, ...any)) bool {
-	subject, context := choose(w, w.subjects), w.context()
+func askAll(e *enginetest.Env, w *enginetest.World, m *mix, about moment, past bool, fail func(string, ...any)) bool {
+	subject, context := enginetest.Choose(w, w.Subjects), w.Context()
 	overlay := graph.Overlay{}
 	tuples := slices.Clone(about.tuples)
-	if w.oneIn(4) {
+	if w.OneIn(4) {
 		for range 1 + w.IntN(3) {
-			if t, ok := w.tuple(); ok && !slices.ContainsFunc(overlay.Added, func(x graph.Tuple) bool { return key(x) == key(t) }) {
+			if t, ok := w.Tuple(); ok && !slices.ContainsFunc(overlay.Added, func(x graph.Tuple) bool { return key(x) == key(t) }) {
 				overlay.Added = append(overlay.Added, t)
 				tuples = slices.DeleteFunc(tuples, func(x graph.Tuple) bool { return key(x) == key(t) })
 				tuples = append(tuples, t)
 			}
 		}
 		if len(about.tuples) > 0 {
-			gone := choose(w, about.tuples)
+			gone := enginetest.Choose(w, about.tuples)
 			if !slices.ContainsFunc(overlay.Added, func(x graph.Tuple) bool { return key(x) == key(gone) }) {
 				overlay.Removed = append(overlay.Removed, gone)
 				tuples = slices.DeleteFunc(tuples, func(x graph.Tuple) bool { return key(x) == key(gone) })
@@ -277,7 +277,7 @@ func askAll(e *enginetest.Env, w *world, m *mix, about moment, past bool, fail f
 	tuples = slices.DeleteFunc(tuples, func(x graph.Tuple) bool { return !x.Living(instant) })
 	twinAt := func(s graph.Subject, at graph.Instant) *twin {
 		living := slices.DeleteFunc(slices.Clone(tuples), func(x graph.Tuple) bool { return !x.Living(at) })
-		tw := &twin{schema: w.schema, tuples: living, objects: w.objects, subject: s, context: context}
+		tw := &twin{schema: w.Schema, tuples: living, objects: w.Objects, subject: s, context: context}
 		tw.solve()
 		return tw
 	}
@@ -313,7 +313,7 @@ func askAll(e *enginetest.Env, w *world, m *mix, about moment, past bool, fail f
 
 type asker struct {
 	e       *enginetest.Env
-	w       *world
+	w       *enginetest.World
 	m       *mix
 	s       *engine.Snapshot
 	context schema.Context
@@ -337,7 +337,7 @@ func equalVerdicts(a, b engine.Verdict) bool {
 
 func (q *asker) count(a atom, v engine.Verdict) {
 	q.m.questions++
-	if r := q.w.schema.Definition(a.object.Type).Rewrite(a.name); strings.Contains(schema.RewriteString(r), " - ") {
+	if r := q.w.Schema.Definition(a.object.Type).Rewrite(a.name); strings.Contains(schema.RewriteString(r), " - ") {
 		q.m.exclusions++
 	}
 	switch v.Decision {
@@ -375,7 +375,7 @@ func (q *asker) checks(tw *twin) bool {
 				continue
 			}
 		}
-		answer, err := q.s.Check(context.Background(), engine.Check{Object: a.object, Name: a.name, Subject: tw.subject, Context: q.context, Trace: q.w.oneIn(5) || undefined})
+		answer, err := q.s.Check(context.Background(), engine.Check{Object: a.object, Name: a.name, Subject: tw.subject, Context: q.context, Trace: q.w.OneIn(5) || undefined})
 		if err != nil || !equalVerdicts(answer.Verdict, want) {
 			q.fail("check %s:%s#%s@%s: %v (%v), want %v\n%s", a.object.Type, a.object.ID, a.name, tw.subject, answer.Verdict, err, want, q.where())
 			return false
@@ -404,12 +404,12 @@ func (q *asker) checks(tw *twin) bool {
 // resources looks up the objects of every name of a random type and holds them
 // against the twin, at once and in pages.
 func (q *asker) resources(subject graph.Subject, tw *twin) bool {
-	d := choose(q.w, q.w.schema.Definitions)
+	d := enginetest.Choose(q.w, q.w.Schema.Definitions)
 	names := namesOf(d)
 	q.w.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 	for _, name := range names[:min(3, len(names))] {
 		want := map[string]engine.Verdict{}
-		for _, o := range q.w.objects {
+		for _, o := range q.w.Objects {
 			if v := verdictOf(tw.lower[atom{o, name}]); o.Type == d.Name && v.Decision != engine.Denied {
 				want[o.ID] = v
 				q.count(atom{o, name}, v)
@@ -495,12 +495,12 @@ func equalMaps(a, b map[string]engine.Verdict) bool {
 // and holds, for every subject there is and for one that nobody knows, what the
 // result says of it against the twin.
 func (q *asker) subjects(twinOf func(graph.Subject) *twin) bool {
-	like := choose(q.w, q.w.subjects)
-	if q.w.oneIn(2) {
+	like := enginetest.Choose(q.w, q.w.Subjects)
+	if q.w.OneIn(2) {
 		like = graph.Subject{Object: graph.Object{Type: "user"}}
 	}
 	ids := []string{"stranger"}
-	for i := range idsPerType {
+	for i := range enginetest.IDsPerType {
 		ids = append(ids, fmt.Sprintf("%s%d", like.Type[:1], i))
 	}
 	twins := map[string]*twin{}
@@ -519,8 +519,8 @@ func (q *asker) subjects(twinOf func(graph.Subject) *twin) bool {
 // atom chooses a name of an object, preferring one that somebody has.
 func (q *asker) atom(twins map[string]*twin) (a atom) {
 	for range 6 {
-		a.object = choose(q.w, q.w.objects[idsPerType:])
-		a.name = choose(q.w, namesOf(q.w.schema.Definition(a.object.Type)))
+		a.object = enginetest.Choose(q.w, q.w.Objects[enginetest.IDsPerType:])
+		a.name = enginetest.Choose(q.w, namesOf(q.w.Schema.Definition(a.object.Type)))
 		for _, tw := range twins {
 			if tw.lower[a].truth > 0 {
 				return a
@@ -570,7 +570,7 @@ func (q *asker) subjectsOf(a atom, like graph.Subject, twins map[string]*twin) b
 			q.fail("%s: says %v of %s, want %v; found %v, wildcard %+v\n%s", where, got, id, want, found, all, q.where())
 			return false
 		}
-		if want.Decision != engine.Denied || q.w.oneIn(4) {
+		if want.Decision != engine.Denied || q.w.OneIn(4) {
 			q.count(a, want)
 		}
 	}
@@ -603,11 +603,11 @@ func saysOf(id string, found map[string]engine.Verdict, all *engine.FoundSubject
 // are over. Where a tree is cut at a cycle, it says what the twin says of the name
 // above.
 func (q *asker) expansions(twinAt func(graph.Subject, graph.Instant) *twin, at graph.Instant) bool {
-	if q.w.oneIn(2) {
+	if q.w.OneIn(2) {
 		at += graph.Instant(q.w.IntN(1000)) * 1_000_000
 	}
 	twins, twinned := map[string]*twin{}, ""
-	for _, o := range []graph.Object{choose(q.w, q.w.objects[:idsPerType]), choose(q.w, q.w.objects)} {
+	for _, o := range []graph.Object{enginetest.Choose(q.w, q.w.Objects[:enginetest.IDsPerType]), enginetest.Choose(q.w, q.w.Objects)} {
 		s := graph.Subject{Object: o}
 		twinned = s.String()
 		twins[twinned] = twinAt(s, at)
@@ -641,7 +641,7 @@ func (q *asker) expansions(twinAt func(graph.Subject, graph.Instant) *twin, at g
 					a.object.Type, a.object.ID, a.name, s, at, got, gotUpper, want, wantUpper, tree, q.where())
 				return false
 			}
-			if want.Decision != engine.Denied || q.w.oneIn(4) {
+			if want.Decision != engine.Denied || q.w.OneIn(4) {
 				q.count(a, want)
 			}
 		}

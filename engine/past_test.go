@@ -4,21 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/engine/enginetest"
 	"github.com/pembadb/pemba/graph"
-	"github.com/pembadb/pemba/schema"
 )
 
 // A tenant is a store as its model remembers it.
 type tenant struct {
 	store   graph.StoreID
-	w       *world // with the newest schema; nil before the first
+	w       *enginetest.World // with the newest schema; nil before the first
 	model   map[string]graph.Tuple
 	moments []moment
 }
@@ -34,34 +31,6 @@ func (n *tenant) at(until func(moment) bool) (last moment) {
 	return last
 }
 
-var permissionLine = regexp.MustCompile(`^\tpermission p\d = `)
-
-// otherSchema returns the world with other permissions. The relations stay, so
-// that the stored tuples fit.
-func otherSchema(w *world) *world {
-	for {
-		next := *w
-		typ := ""
-		lines := strings.Split(w.text, "\n")
-		for i, line := range lines {
-			if rest, ok := strings.CutPrefix(line, "definition "); ok {
-				typ = strings.TrimSuffix(rest, " {")
-			}
-			if head := permissionLine.FindString(line); head != "" && w.oneIn(2) {
-				lines[i] = head + w.expression(typ, 2)
-			}
-		}
-		next.text = strings.Join(lines, "\n")
-		file, err := schema.Parse("random", next.text)
-		if err != nil {
-			panic(err)
-		}
-		if next.schema, err = schema.Compile(file); err == nil {
-			return &next
-		}
-	}
-}
-
 // TestTwinPast plays random histories in several stores with the same names, with
 // changes of the schema between, and asks as of every revision and of many
 // instants, before and after pruning and removing: what is kept is what the twin
@@ -71,7 +40,7 @@ func TestTwinPast(t *testing.T) {
 	m := &mix{}
 	for range 4 {
 		m.worlds++
-		pastWorld(t, newWorld(r), m)
+		pastWorld(t, enginetest.NewWorld(r), m)
 		if t.Failed() {
 			break
 		}
@@ -79,7 +48,7 @@ func TestTwinPast(t *testing.T) {
 	t.Log(m)
 }
 
-func pastWorld(t *testing.T, w *world, m *mix) {
+func pastWorld(t *testing.T, w *enginetest.World, m *mix) {
 	e, err := enginetest.New(engine.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +60,7 @@ func pastWorld(t *testing.T, w *world, m *mix) {
 	}()
 	fail := func(format string, args ...any) {
 		t.Errorf(format, args...)
-		t.Logf("schema:\n%s", w.text)
+		t.Logf("schema:\n%s", w.Text)
 	}
 	write := func(m *graph.Mutation) engine.Result {
 		t.Helper()
@@ -111,8 +80,8 @@ func pastWorld(t *testing.T, w *world, m *mix) {
 		switch {
 		case n.w == nil:
 			n.w = w
-		case w.oneIn(4):
-			n.w = otherSchema(n.w)
+		case w.OneIn(4):
+			n.w = n.w.OtherPermissions()
 		default:
 			if !change(e, n.w, n.model, fail) {
 				return false
@@ -121,8 +90,8 @@ func pastWorld(t *testing.T, w *world, m *mix) {
 			n.moments = append(n.moments, at)
 			return true
 		}
-		if err := e.Schema(n.w.text); err != nil {
-			fail("schema: %v\n%s", err, n.w.text)
+		if err := e.Schema(n.w.Text); err != nil {
+			fail("schema: %v\n%s", err, n.w.Text)
 			return false
 		}
 		at.w, at.tuples = n.w, sorted(n.model)
@@ -132,8 +101,8 @@ func pastWorld(t *testing.T, w *world, m *mix) {
 	tenants := []*tenant{{store: graph.DefaultStore, model: map[string]graph.Tuple{}}, create("other")}
 	var passing *tenant
 	for range 16 {
-		n := choose(w, tenants)
-		if w.oneIn(3) {
+		n := enginetest.Choose(w, tenants)
+		if w.OneIn(3) {
 			if passing == nil {
 				passing = create("passing")
 			}
@@ -142,7 +111,7 @@ func pastWorld(t *testing.T, w *world, m *mix) {
 		if !step(n) {
 			return
 		}
-		if passing != nil && w.oneIn(5) {
+		if passing != nil && w.OneIn(5) {
 			e.Store = passing.store
 			write(&graph.Mutation{StoreChange: &graph.StoreChange{Operation: graph.DropStore}})
 			if _, err := e.Snapshot(); !errors.Is(err, graph.ErrUnknownStore) {
@@ -150,7 +119,7 @@ func pastWorld(t *testing.T, w *world, m *mix) {
 			}
 			passing = nil
 		}
-		if w.oneIn(6) {
+		if w.OneIn(6) {
 			if err := e.Restart(); err != nil {
 				t.Fatal(err)
 			}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/engine/enginetest"
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
 )
@@ -14,13 +15,13 @@ import (
 // twin there is. The worlds of TestTwin are wide; in a tangle nearly every
 // question comes to the same names on several ways, and often in a cycle.
 type tangle struct {
-	*world
+	*enginetest.World
 	tuples []graph.Tuple
 	s      *engine.Snapshot
 	twins  map[string]*twin // by the id of the user
 }
 
-const tangleText = caveatsText + `
+const tangleText = enginetest.CaveatsText + `
 definition user {}
 definition group {
 	relation member: user | group#member | group#allowed | user with is_open | group#allowed with is_open
@@ -41,23 +42,23 @@ func newTangle(t *testing.T, r *rand.Rand) *tangle {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := &tangle{world: &world{Rand: r, text: tangleText, schema: compiled}, twins: map[string]*twin{}}
+	x := &tangle{World: &enginetest.World{Rand: r, Text: tangleText, Schema: compiled}, twins: map[string]*twin{}}
 	for i := range 4 {
-		x.objects = append(x.objects, graph.Object{Type: "group", ID: fmt.Sprint("g", i)})
+		x.Objects = append(x.Objects, graph.Object{Type: "group", ID: fmt.Sprint("g", i)})
 	}
 	for i := range 2 {
-		x.subjects = append(x.subjects, graph.Subject{Object: graph.Object{Type: "user", ID: fmt.Sprint("u", i)}})
+		x.Subjects = append(x.Subjects, graph.Subject{Object: graph.Object{Type: "user", ID: fmt.Sprint("u", i)}})
 	}
 	stored := map[string]graph.Tuple{}
 	for range 4 + r.IntN(14) {
-		tuple := graph.Tuple{Object: choose(x.world, x.objects), Relation: choose(x.world, []string{"member", "member", "banned", "link"})}
-		tuple.Subject = graph.Subject{Object: choose(x.world, x.objects), Relation: choose(x.world, []string{"member", "allowed", "allowed"})}
+		tuple := graph.Tuple{Object: enginetest.Choose(x.World, x.Objects), Relation: enginetest.Choose(x.World, []string{"member", "member", "banned", "link"})}
+		tuple.Subject = graph.Subject{Object: enginetest.Choose(x.World, x.Objects), Relation: enginetest.Choose(x.World, []string{"member", "allowed", "allowed"})}
 		switch {
 		case tuple.Relation == "link":
 			tuple.Subject.Relation = ""
-		case x.oneIn(3):
-			tuple.Subject = choose(x.world, x.subjects)
-		case x.oneIn(5) && tuple.Subject.Relation == "allowed":
+		case x.OneIn(3):
+			tuple.Subject = enginetest.Choose(x.World, x.Subjects)
+		case x.OneIn(5) && tuple.Subject.Relation == "allowed":
 			tuple.Caveat = "is_open"
 		}
 		stored[key(tuple)] = tuple
@@ -72,8 +73,8 @@ func newTangle(t *testing.T, r *rand.Rand) *tangle {
 		t.Fatal(err)
 	}
 	x.s = snapshot(t, e)
-	for _, s := range x.subjects {
-		tw := &twin{schema: compiled, tuples: x.tuples, objects: x.objects, subject: s}
+	for _, s := range x.Subjects {
+		tw := &twin{schema: compiled, tuples: x.tuples, objects: x.Objects, subject: s}
 		tw.solve()
 		x.twins[s.ID] = tw
 	}
@@ -83,8 +84,8 @@ func newTangle(t *testing.T, r *rand.Rand) *tangle {
 // atoms returns every name of every group.
 func (x *tangle) atoms() []atom {
 	var atoms []atom
-	for _, o := range x.objects {
-		for _, n := range namesOf(x.schema.Definition(o.Type)) {
+	for _, o := range x.Objects {
+		for _, n := range namesOf(x.Schema.Definition(o.Type)) {
 			atoms = append(atoms, atom{o, n})
 		}
 	}
@@ -99,7 +100,7 @@ func TestTangles(t *testing.T) {
 		t.Run("", func(t *testing.T) {
 			x := newTangle(t, r)
 			q := &asker{
-				w: x.world, m: m, s: x.s,
+				w: x.World, m: m, s: x.s,
 				fail:  func(format string, args ...any) { t.Errorf(format, args...) },
 				where: func() string { return fmt.Sprint(x.tuples) },
 			}

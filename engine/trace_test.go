@@ -195,7 +195,7 @@ func TestTraces(t *testing.T) {
 	for range 100 {
 		t.Run("", func(t *testing.T) {
 			x := newTangle(t, r)
-			for _, subject := range x.subjects {
+			for _, subject := range x.Subjects {
 				tw := x.twins[subject.ID]
 				for _, a := range x.atoms() {
 					answer, err := x.s.Check(context.Background(), engine.Check{Object: a.object, Name: a.name, Subject: subject, Trace: true})

@@ -3,6 +3,7 @@ package engine_test
 import (
 	"sort"
 
+	"github.com/pembadb/pemba/engine/enginetest"
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
 )
@@ -229,7 +230,7 @@ func (w *twin) caveat(t graph.Tuple) tri {
 	if v, done := w.judged[text]; done {
 		return v
 	}
-	result, err := w.schema.Caveat(t.Caveat).Eval(contextOf(t), w.context)
+	result, err := w.schema.Caveat(t.Caveat).Eval(enginetest.ContextOf(t), w.context)
 	if err != nil {
 		panic(err) // the generator makes no context that fails
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/engine/enginetest"
 	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
 )
 
 const wideSchema = `
@@ -422,39 +423,72 @@ definition doc { relation viewer: group#member with c }`)
 	wantRefusal(t, "expand", err, engine.BudgetExceeded)
 }
 
-// TestMissingNamesAreCounted holds that the names of what is missing, which stand at
-// each tuple of a tree or a trace, count for its memory.
+// TestMissingNamesAreCounted holds that the names of what is missing count for the
+// memory of a tree or a trace wherever they stand: at tuples, at the nodes above one
+// tuple, and at caveats whose tuples lead nowhere. The same question with nothing
+// missing, and without a trace, fits the same budget.
 func TestMissingNamesAreCounted(t *testing.T) {
 	var parameters, terms []string
 	for i := range 100 {
 		name := fmt.Sprintf("p%03d_%s", i, strings.Repeat("x", 100))
 		parameters, terms = append(parameters, name+" bool"), append(terms, name)
 	}
-	e := newEnv(t, "caveat c("+strings.Join(parameters, ", ")+") { "+strings.Join(terms, " && ")+` }
+	text := "caveat c(" + strings.Join(parameters, ", ") + ") { " + strings.Join(terms, " && ") + ` }
 definition person {}
-definition group { relation member: person with c }
-definition doc { relation viewer: person with c | group#member }`)
-	for i := range 300 {
-		for _, tuple := range []string{
-			fmt.Sprintf("doc:d#viewer@person:p%d[c]", i), fmt.Sprintf("doc:d#viewer@group:g%d#member", i), fmt.Sprintf("group:g%d#member@person:p[c]", i),
-		} {
-			if err := e.Touch(tuple); err != nil {
-				t.Fatal(err)
+definition group { relation member: person with c | group#member }
+definition doc { relation viewer: person with c | group#member | group#member with c }`
+	budget := engine.Budget{MemoryBytes: 3 << 20}
+	for what, x := range map[string]struct {
+		once   string
+		each   []string // with the number of a group
+		expand bool
+	}{
+		"tuples": {each: []string{
+			"doc:d#viewer@person:p%[1]d[c]", "doc:d#viewer@group:g%[1]d#member", "group:g%[1]d#member@person:p[c]",
+		}, expand: true},
+		// The caveat stands in the trace once, and its names at all that leads there.
+		"the nodes above a tuple": {once: "group:all#member@person:p[c]", each: []string{
+			"doc:d#viewer@group:g%[1]d#member", "group:g%[1]d#member@group:all#member",
+		}},
+		// The groups deny, so nothing but the caveats of the tuples is undecided.
+		"caveats": {each: []string{"doc:d#viewer@group:g%[1]d#member[c]"}},
+	} {
+		e := newEnv(t, text)
+		var tuples []string
+		if x.once != "" {
+			tuples = append(tuples, x.once)
+		}
+		for i := range 100 {
+			for _, tuple := range x.each {
+				tuples = append(tuples, fmt.Sprintf(tuple, i))
 			}
 		}
+		if err := e.Touch(tuples...); err != nil {
+			t.Fatal(err)
+		}
+		s := snapshot(t, e)
+		doc := graph.Object{Type: "doc", ID: "d"}
+		if x.expand { // It has the tuples of the document alone, so it takes less.
+			tree := engine.Expand{Object: doc, Name: "viewer", Budget: engine.Budget{MemoryBytes: 2 << 20}}
+			_, err := s.Expand(context.Background(), tree)
+			wantRefusal(t, "expand of "+what, err, engine.BudgetExceeded)
+			tree.Context = schema.Context{terms[0]: false}
+			if _, err := s.Expand(context.Background(), tree); err != nil {
+				t.Errorf("expand of %s with nothing missing: %v", what, err)
+			}
+		}
+		ask := engine.Check{Object: doc, Name: "viewer", Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "p"}}, Budget: budget}
+		if _, err := s.Check(context.Background(), ask); err != nil {
+			t.Errorf("%s without a trace: %v", what, err)
+		}
+		ask.Trace = true
+		_, err := s.Check(context.Background(), ask)
+		wantRefusal(t, "trace of "+what, err, engine.BudgetExceeded)
+		ask.Context = schema.Context{terms[0]: false}
+		if answer, err := s.Check(context.Background(), ask); err != nil || answer.Decision != engine.Denied {
+			t.Errorf("trace of %s with nothing missing: %v, %v", what, answer.Decision, err)
+		}
 	}
-	s := snapshot(t, e)
-	budget := engine.Budget{MemoryBytes: 2 << 20}
-	doc := graph.Object{Type: "doc", ID: "d"}
-	_, err := s.Expand(context.Background(), engine.Expand{Object: doc, Name: "viewer", Budget: budget})
-	wantRefusal(t, "expand", err, engine.BudgetExceeded)
-	ask := engine.Check{Object: doc, Name: "viewer", Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "p"}}, Budget: budget}
-	if _, err := s.Check(context.Background(), ask); err != nil {
-		t.Fatal(err)
-	}
-	ask.Trace = true
-	_, err = s.Check(context.Background(), ask)
-	wantRefusal(t, "trace", err, engine.BudgetExceeded)
 }
 
 func wantRefusal(t *testing.T, what string, err error, want engine.Reason) {

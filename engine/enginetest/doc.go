@@ -69,4 +69,9 @@
 //
 // Time in scripts begins at 2026-01-01T00:00:00Z and moves by the clock command
 // alone.
+//
+// # Worlds
+//
+// Beside the console stands World, the random schemas, tuples and contexts that the
+// twin tests of the engine and of the wire ask about.
 package enginetest
