@@ -31,6 +31,9 @@ type caller struct {
 	// stores are the names of the stores that a bound key may use; nil for an
 	// operator. It must not be changed.
 	stores map[string]bool
+	// own is the store that an empty name means, of a caller who has one of its own;
+	// empty where that is DefaultStoreName. It is one of stores.
+	own string
 	// digest is that of the key; zero without one.
 	digest keyDigest
 	// line is where the key stands in the key file; zero for one that is not of
@@ -42,6 +45,20 @@ type caller struct {
 
 // maySee reports whether the caller may know of a store.
 func (c caller) maySee(store string) bool { return c.operator || c.stores[store] }
+
+// storeName returns the name of the store that the caller means by a name.
+func (c caller) storeName(name string) string {
+	switch {
+	case name != "":
+		return name
+	case c.own != "":
+		return c.own
+	}
+	return DefaultStoreName
+}
+
+// keyless reports whether the caller has shown no key.
+func (c caller) keyless() bool { return c.digest == keyDigest{} }
 
 // callerKey is the key of the caller in a call's context.
 type callerKey struct{}
@@ -178,28 +195,44 @@ func (k keyring) caller(authorization []string) (*caller, error) {
 	if len(k) == 0 {
 		return nobody, nil
 	}
-	missing := &requestError{
-		code: codes.Unauthenticated, reason: keyMissing,
-		message: "the call carries no key; send the header \"authorization: Bearer KEY\"",
+	key, err := presentedKey(authorization)
+	if err != nil {
+		return nil, err
 	}
-	if len(authorization) == 0 {
-		return nil, missing
-	}
-	if len(authorization) > 1 {
-		return nil, &requestError{
-			code: codes.Unauthenticated, reason: keyInvalid,
-			message: "the call carries several authorization headers; send one",
-		}
-	}
-	scheme, key, _ := strings.Cut(authorization[0], " ")
-	if key = strings.TrimSpace(key); !strings.EqualFold(scheme, "Bearer") || key == "" {
-		return nil, missing
+	if key == "" {
+		return nil, missingKey()
 	}
 	c := k.find(key)
 	if c == nil {
 		return nil, &requestError{code: codes.Unauthenticated, reason: keyInvalid, message: "the key is not one of this server's"}
 	}
 	return c, nil
+}
+
+// presentedKey returns the key in the authorization headers of a call, or "" where
+// there is none.
+func presentedKey(authorization []string) (string, error) {
+	switch {
+	case len(authorization) == 0:
+		return "", nil
+	case len(authorization) > 1:
+		return "", &requestError{
+			code: codes.Unauthenticated, reason: keyInvalid,
+			message: "the call carries several authorization headers; send one",
+		}
+	}
+	scheme, key, _ := strings.Cut(authorization[0], " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return "", missingKey()
+	}
+	return strings.TrimSpace(key), nil
+}
+
+func missingKey() error {
+	return &requestError{
+		code: codes.Unauthenticated, reason: keyMissing,
+		message: "the call carries no key; send the header \"authorization: Bearer KEY\"",
+	}
 }
 
 // openServices lists the services that anybody may call: they say whether the server
@@ -214,6 +247,9 @@ var openServices = []string{
 // that are in stay in for as long as the keys would let them in again. Many
 // goroutines may use it at once.
 type gate struct {
+	// testing lets every key in, as Config.Testing says; the ring is then empty and
+	// stays so.
+	testing bool
 	ring    atomic.Pointer[keyring]
 	metrics *metrics
 	// dialect finds whose words a method's callers are refused in; nil for those of
@@ -299,10 +335,11 @@ type openStream struct {
 }
 
 // enter lets a stream in whose context has been through authenticate. It is nil
-// where there are no keys, and for calls that need none. It must leave.
+// where there are no keys that may change, and for calls that need none. It must
+// leave.
 func (g *gate) enter(ctx context.Context) *openStream {
 	c, ok := ctx.Value(callerKey{}).(*caller)
-	if !ok || c == nobody {
+	if !ok || c == nobody || g.testing {
 		return nil
 	}
 	o := &openStream{caller: c}
@@ -382,7 +419,13 @@ func because(err, refused error) error {
 
 // admit returns who calls, or why the call is not let in.
 func (g *gate) admit(authorization []string) (*caller, error) {
-	c, err := g.ring.Load().caller(authorization)
+	var c *caller
+	var err error
+	if g.testing {
+		c, err = testingCaller(authorization)
+	} else {
+		c, err = g.ring.Load().caller(authorization)
+	}
 	if err != nil {
 		g.metrics.unauthenticated(err)
 	}

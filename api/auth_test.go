@@ -214,7 +214,7 @@ func TestKeyRotation(t *testing.T) {
 // An openCall is a call of a test that was let in and goes on until it is ended.
 type openCall struct {
 	what string
-	// end waits for its error.
+	// end waits for its error. A watch must tell of no change until then.
 	end func() (codes.Code, string)
 }
 
@@ -242,8 +242,12 @@ func openStreams(t *testing.T, s *Server, c *testClient, key, store string) []op
 	}
 	calls := []openCall{{"a watch", func() (codes.Code, string) {
 		for {
-			if _, err := watch.Recv(); err != nil {
+			m, err := watch.Recv()
+			if err != nil {
 				return reasonOf(err)
+			}
+			if !m.GetHeartbeat() {
+				t.Errorf("a watch tells of %v", m)
 			}
 		}
 	}}}
@@ -307,6 +311,9 @@ func openStreams(t *testing.T, s *Server, c *testClient, key, store string) []op
 				code, reason := httpError(t, "a watch over HTTP", line)
 				return codes.Code(code), reason
 			}
+			if !strings.Contains(line, `"heartbeat":true`) {
+				t.Errorf("a watch over HTTP tells of %s", line)
+			}
 		}
 	}})
 }
@@ -337,7 +344,8 @@ func TestKeyRemoved(t *testing.T) {
 	}
 	gone := openStreams(t, s, c, "gone", "one")
 	narrowed := openStreams(t, s, c, "narrowed", "two")
-	stays := func(key, store string) (alive func() bool) {
+	// The function receives one message, and says whether it tells of a change.
+	stays := func(key, store string) func() bool {
 		stream, err := c.Watch(as(testContext(t), key), &pembav1.WatchRequest{Store: store})
 		if err != nil {
 			t.Fatal(err)
@@ -345,19 +353,34 @@ func TestKeyRemoved(t *testing.T) {
 		return func() bool {
 			m, err := stream.Recv()
 			if err != nil {
-				t.Errorf("the watch of the key %s of the store %s: %v", key, store, err)
+				t.Fatalf("the watch of the key %s of the store %s: %v", key, store, err)
 			}
-			return m.GetHeartbeat()
+			return !m.GetHeartbeat()
 		}
 	}
 	others := []func() bool{stays("stays", "one"), stays("narrowed", "one"), stays("operator", "two")}
-	for _, alive := range others {
-		alive()
+	for _, told := range others {
+		if told() {
+			t.Error("a watch begins with a change")
+		}
 	}
 	if n := openStreamsOf(s.gate); n != len(gone)+len(narrowed)+len(others) {
 		t.Errorf("%d streams are known to be open", n)
 	}
+	// Its lock is held until all streams are judged by the new keys.
+	generation := func() uint64 {
+		s.gate.mu.Lock()
+		defer s.gate.mu.Unlock()
+		return s.gate.generation
+	}
+	before := generation()
 	writeFile(t, file, []byte("narrowed store one\nstays store one\n"))
+	eventually(t, "the keys are in force", func() bool { return generation() > before })
+	for _, store := range []string{"one", "two"} {
+		if _, err := c.WriteTuples(as(testContext(t), "operator"), &pembav1.WriteTuplesRequest{Store: store, Updates: touch(8000, 8001)}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, x := range []struct {
 		calls  []openCall
 		code   codes.Code
@@ -369,9 +392,9 @@ func TestKeyRemoved(t *testing.T) {
 			}
 		}
 	}
-	for _, alive := range others {
-		if !alive() {
-			t.Error("a watch of another key tells of changes")
+	// The others are told of it.
+	for _, told := range others {
+		for !told() {
 		}
 	}
 	// Nothing is left of those that ended.

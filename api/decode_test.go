@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -51,15 +53,59 @@ func TestUndecodable(t *testing.T) {
 	}
 }
 
-// A request that is too large says so with a reason.
+// A request that is too large says so with a reason, also where it opens a stream
+// or comes in the middle of one.
 func TestRequestTooLarge(t *testing.T) {
 	c := dial(t, testServer(t, Config{Limits: Limits{RequestBytes: 1 << 20}}))
-	for _, size := range []int{1<<20 + 1, 3 << 20} {
-		_, err := c.WriteSchema(t.Context(), &pembav1.WriteSchemaRequest{Schema: strings.Repeat(" ", size)})
-		e, _ := toItemError(err)
-		if status.Code(err) != codes.ResourceExhausted || e.GetReason() != "REQUEST_TOO_LARGE" {
-			t.Errorf("%d bytes: %v with reason %q, want REQUEST_TOO_LARGE", size, err, e.GetReason())
+	writeDocs(t, c, 0)
+	imported := func(ctx context.Context, messages ...*pembav1.ImportTuplesRequest) error {
+		stream, err := c.ImportTuples(ctx)
+		if err != nil {
+			return err
 		}
+		for _, m := range messages {
+			if err := stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
+				return err
+			}
+		}
+		_, err = stream.CloseAndRecv()
+		return err
+	}
+	for _, size := range []int{1<<20 + 1, 3 << 20} {
+		text := strings.Repeat(" ", size)
+		large := docs(0, 1)
+		large[0].Object.Id = text
+		header := &pembav1.ImportHeader{}
+		for what, ask := range map[string]func(context.Context) error{
+			"WriteSchema": func(ctx context.Context) error {
+				_, err := c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: text})
+				return err
+			},
+			"Watch": func(ctx context.Context) error {
+				stream, err := c.Watch(ctx, &pembav1.WatchRequest{From: &pembav1.WatchRequest_Cursor{Cursor: text}})
+				if err != nil {
+					return err
+				}
+				_, err = stream.Recv()
+				return err
+			},
+			"ImportTuples": func(ctx context.Context) error {
+				return imported(ctx, &pembav1.ImportTuplesRequest{Header: header, Tuples: large})
+			},
+			"ImportTuples, the second message": func(ctx context.Context) error {
+				return imported(ctx, &pembav1.ImportTuplesRequest{Header: header, Tuples: docs(0, 1)},
+					&pembav1.ImportTuplesRequest{Chunk: 1, Tuples: large})
+			},
+		} {
+			err := ask(testContext(t))
+			e, _ := toItemError(err)
+			if status.Code(err) != codes.ResourceExhausted || e.GetReason() != "REQUEST_TOO_LARGE" || e.GetMetadata()["limit"] != "1048576" {
+				t.Errorf("%s, %d bytes: %.500v with reason %q, want REQUEST_TOO_LARGE", what, size, err, e.GetReason())
+			}
+		}
+	}
+	if n := countDocs(t, c); n != 0 {
+		t.Errorf("%d tuples are there of imports that failed", n)
 	}
 }
 

@@ -2,9 +2,11 @@ package api
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math"
 	"strings"
 	"time"
@@ -62,7 +64,9 @@ func (h *Host) Store(ctx context.Context) (graph.StoreInfo, error) {
 	switch values := metadata.ValueFromIncomingContext(ctx, StoreHeader); len(values) {
 	case 0:
 	case 1:
-		name = values[0]
+		if name = values[0]; name == "" {
+			return graph.StoreInfo{}, malformed(StoreHeader, "it is empty; leave it out, or name a store")
+		}
 	default:
 		return graph.StoreInfo{}, malformed(StoreHeader, "it is given %d times; once is allowed", len(values))
 	}
@@ -100,6 +104,21 @@ func (h *Host) Change(ctx context.Context, store graph.StoreInfo, m *graph.Mutat
 	return h.server.change(ctx, store, m)
 }
 
+// WriteSchema replaces the schema of a store, unless judge returns an error of the
+// newest state. Between the two no other schema is written by this server, through
+// whichever API; in this version a cluster has one node, so by nobody. It waits its
+// turn for that. What the engine refuses is an error, an *engine.Refusal.
+func (h *Host) WriteSchema(ctx context.Context, store graph.StoreInfo, text string, judge func(newest *engine.Snapshot) error) (engine.Result, error) {
+	return h.server.writeSchema(ctx, store, &graph.Mutation{Schema: &graph.WriteSchema{Text: text}}, func() error {
+		newest, err := h.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
+		if err != nil {
+			return err
+		}
+		defer newest.Close()
+		return judge(newest)
+	})
+}
+
 // StreamStall is how long a result may wait for a client to take it.
 func (h *Host) StreamStall() time.Duration { return h.server.limits.StreamStall }
 
@@ -112,7 +131,9 @@ func (h *Host) Budget() engine.Budget { return h.server.limits.budget() }
 // Zookie returns the token of a state of this cluster. It says the same as that of
 // pemba.v1, which is read where this one is.
 func (h *Host) Zookie(revision graph.Revision, instant graph.Instant) string {
-	return standardToken(zookie{cluster: h.server.clusterID, revision: revision, instant: instant}.token())
+	z := zookie{cluster: h.server.clusterID, revision: revision, instant: instant}
+	b := z.appendState(make([]byte, 0, stateBytes+checksumBytes), zookieVersion)
+	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)))
 }
 
 // standardToken gives a token the alphabet and the padding that most programs take

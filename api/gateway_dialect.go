@@ -118,9 +118,9 @@ func (f *dialectForm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(err, 0)
 		return
 	}
-	// Without keys, the form is what a page of another site cannot send unasked. A
-	// caller with a key may call its JSON what it likes, as clients of the API do.
-	if who == nobody && r.Method == http.MethodPost {
+	// Without a key, the form is what a page of another site cannot send unasked. A
+	// caller with one may call its JSON what it likes, as clients of the API do.
+	if who.keyless() && r.Method == http.MethodPost {
 		if err := validateForm(r); err != nil {
 			refuse(err, http.StatusUnsupportedMediaType)
 			return

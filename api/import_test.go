@@ -483,7 +483,9 @@ func (n *swappingNode) Stage(store graph.StoreID, id graph.StageID) (graph.Stage
 }
 
 // TestImportSwapped: what another puts in the place of an import after its stream
-// has begun is not committed for it either, whether it sends more or not.
+// has begun is not committed for it either, whether it sends more or not; and the
+// stream ends with the first chunk that shows it, so that it adds no more to what is
+// not its own.
 func TestImportSwapped(t *testing.T) {
 	node := &swappingNode{Node: testNode(t)}
 	other := testServer(t, Config{Node: node.Node})
@@ -506,6 +508,10 @@ func TestImportSwapped(t *testing.T) {
 		expectStatus(t, fmt.Sprintf("up to chunk %d", to), err, codes.FailedPrecondition, "STAGE_MISMATCH")
 		if n := countDocs(t, theirs); n != 0 {
 			t.Fatalf("up to chunk %d: %d tuples of another are there", to, n)
+		}
+		info, err = theirs.GetImport(testContext(t), &pembav1.GetImportRequest{ImportId: "n"})
+		if err != nil || info.GetNextChunk() != min(uint32(to), 2) {
+			t.Errorf("up to chunk %d: the import of another has %d chunks (%v); at most one may be added", to, info.GetNextChunk(), err)
 		}
 		if _, err := theirs.AbortImport(testContext(t), &pembav1.AbortImportRequest{All: true}); err != nil {
 			t.Fatal(err)

@@ -3,7 +3,11 @@ package api
 import (
 	"fmt"
 	"math"
+	"strconv"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
@@ -39,12 +43,17 @@ type Limits struct {
 	TupleContextBytes int
 	// MetadataBytes bounds the metadata of a change, as JSON: 65,000.
 	MetadataBytes int
+	// AnswerBytes bounds the encoded size of an answer that grows with what is stored
+	// and comes as one message, the tree of an expand and the trace of a check: 4 MiB,
+	// for that is what clients take that are set to nothing else.
+	AnswerBytes int
 	// Steps and MemoryBytes are the budget of one question; zero leaves them to
 	// the engine: 10,000,000 and 256 MiB.
 	Steps       int
 	MemoryBytes int64
 	// Stores bounds how many stores there may be: 1000. It is judged by the node
-	// that is asked to make one, so that requests at once may exceed it a little.
+	// that is asked to make one, so that requests at once may exceed it a little. With
+	// Config.Testing zero means 10,000, and it is never exceeded.
 	Stores int
 	// Watches bounds the watches that the node has open: 1000. The keys that are
 	// bound to the same stores have at most half of them together, and a tenth is
@@ -90,6 +99,7 @@ func DefaultLimits() Limits {
 		ContextBytes:      64 << 10,
 		TupleContextBytes: 25_000,
 		MetadataBytes:     65_000,
+		AnswerBytes:       4 << 20,
 		Stores:            1000,
 		Watches:           1000,
 		OpenStreams:       2000,
@@ -133,6 +143,7 @@ func (l Limits) withDefaults() Limits {
 		{&l.ContextBytes, d.ContextBytes},
 		{&l.TupleContextBytes, d.TupleContextBytes},
 		{&l.MetadataBytes, d.MetadataBytes},
+		{&l.AnswerBytes, d.AnswerBytes},
 		{&l.Stores, d.Stores},
 		{&l.Watches, d.Watches},
 		{&l.OpenStreams, d.OpenStreams},
@@ -176,6 +187,7 @@ func (l Limits) Validate() error {
 		{"context bytes", int64(l.ContextBytes), 1 << 30},
 		{"tuple context bytes", int64(l.TupleContextBytes), 1 << 30},
 		{"metadata bytes", int64(l.MetadataBytes), 1 << 30},
+		{"answer bytes", int64(l.AnswerBytes), 1 << 30},
 		{"steps", int64(l.Steps), math.MaxInt64},
 		{"memory bytes", l.MemoryBytes, math.MaxInt64},
 		{"stores", int64(l.Stores), 1 << 30},
@@ -207,4 +219,18 @@ func (l Limits) Validate() error {
 // budget is what one question may cost.
 func (l Limits) budget() engine.Budget {
 	return engine.Budget{Steps: l.Steps, MemoryBytes: l.MemoryBytes}
+}
+
+// FitsAnswer refuses an answer that is larger than AnswerBytes; instead says what to
+// ask for instead.
+func (l *Limits) FitsAnswer(answer proto.Message, instead string) error {
+	got := proto.Size(answer)
+	if got <= l.AnswerBytes {
+		return nil
+	}
+	return &requestError{
+		code: codes.ResourceExhausted, reason: "ANSWER_TOO_LARGE",
+		message:  fmt.Sprintf("the answer has %d bytes, and %d are allowed: %s, or raise --limit-answer-bytes of the server and what the client takes", got, l.AnswerBytes, instead),
+		metadata: map[string]string{"limit": strconv.Itoa(l.AnswerBytes)},
+	}
 }

@@ -46,10 +46,16 @@ func (s *permissionService) Check(ctx context.Context, r *pembav1.CheckRequest) 
 	if err != nil {
 		return nil, err
 	}
-	return &pembav1.CheckResponse{
+	response := &pembav1.CheckResponse{
 		Decision: fromDecision(answer.Decision), Missing: answer.Missing,
 		CheckedAt: s.server.zookie(snapshot).proto(), Trace: trace,
-	}, nil
+	}
+	if trace != nil {
+		if err := limits.FitsAnswer(response, "ask without explain, or about a name or object further down"); err != nil {
+			return nil, err
+		}
+	}
+	return response, nil
 }
 
 func (s *permissionService) CheckBulk(ctx context.Context, r *pembav1.CheckBulkRequest) (*pembav1.CheckBulkResponse, error) {
@@ -131,7 +137,8 @@ func (s *permissionService) Expand(ctx context.Context, r *pembav1.ExpandRequest
 	if err != nil {
 		return nil, err
 	}
-	return &pembav1.ExpandResponse{Tree: tree, ExpandedAt: s.server.zookie(snapshot).proto()}, nil
+	response := &pembav1.ExpandResponse{Tree: tree, ExpandedAt: s.server.zookie(snapshot).proto()}
+	return response, s.server.limits.FitsAnswer(response, "read the tuples, or look the subjects up, which come one by one and in pages, or expand what is further down")
 }
 
 func (s *permissionService) LookupResources(r *pembav1.LookupResourcesRequest, stream grpc.ServerStreamingServer[pembav1.LookupResourcesResponse]) error {

@@ -3,9 +3,11 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"unicode/utf8"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
@@ -28,6 +30,48 @@ func (l *Limits) checkSchema(field, text string) error {
 	return nil
 }
 
+// writeSchema makes a change that is a schema unless judge returns an error. One is
+// under way at a time, from judge to its outcome, also when that comes after ctx has
+// ended.
+func (s *Server) writeSchema(ctx context.Context, store graph.StoreInfo, m *graph.Mutation, judge func() error) (engine.Result, error) {
+	select {
+	case s.schemaTurn <- struct{}{}:
+	case <-ctx.Done():
+		return engine.Result{}, fmt.Errorf("wait for another schema to be written: %w", context.Cause(ctx))
+	}
+	end := func() { <-s.schemaTurn }
+	written := false
+	defer func() {
+		if !written { // Also when judge panics.
+			end()
+		}
+	}()
+	err := judge()
+	if err == nil && ctx.Err() != nil {
+		err = fmt.Errorf("write a schema: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		return engine.Result{}, err
+	}
+	type outcome struct {
+		result engine.Result
+		err    error
+	}
+	done := make(chan outcome, 1)
+	written = true
+	go func() {
+		defer end()
+		result, err := s.change(context.WithoutCancel(ctx), store, m)
+		done <- outcome{result, err}
+	}()
+	select {
+	case o := <-done:
+		return o.result, o.err
+	case <-ctx.Done():
+		return engine.Result{}, fmt.Errorf("%w: %w", cluster.ErrOutcomeUnknown, context.Cause(ctx))
+	}
+}
+
 func (s *schemaService) WriteSchema(ctx context.Context, r *pembav1.WriteSchemaRequest) (*pembav1.WriteSchemaResponse, error) {
 	limits := &s.server.limits
 	store, err := s.server.store(ctx, r.GetStore())
@@ -46,7 +90,7 @@ func (s *schemaService) WriteSchema(ctx context.Context, r *pembav1.WriteSchemaR
 	if err := limits.setReasons(m, r.GetRecordedActor(), r.GetMetadata()); err != nil {
 		return nil, err
 	}
-	result, err := s.server.change(ctx, store, m)
+	result, err := s.server.writeSchema(ctx, store, m, func() error { return nil })
 	if err != nil {
 		return nil, err
 	}

@@ -89,6 +89,14 @@ type Config struct {
 	// It is read again when it changes; one that cannot be read leaves the keys as
 	// they are. Empty for none.
 	KeyFile string
+	// Testing makes a server for the tests of applications, of a Node that should be
+	// in memory: every key is let in, and has a store of its own, empty, which is made
+	// at the first call with the key and which no other key sees. A call without a key
+	// is about DefaultStoreName. Nobody is an operator, so that stores can be neither
+	// made nor changed nor deleted, and Limits.Stores bounds how many keys there may
+	// be. Keys and KeyFile must be empty. Whoever reaches an address may call: it need
+	// not be a loopback address, but should be one.
+	Testing bool
 	// TLSCert and TLSKey name the PEM files of the certificate (with its chain)
 	// and key that both addresses show; empty for no TLS. They are read again when
 	// they change, like KeyFile.
@@ -128,6 +136,9 @@ func (c *Config) Validate() error {
 	if len(c.Keys) > keysMax {
 		return fmt.Errorf("api: there are %d keys; at most %d are allowed", len(c.Keys), keysMax)
 	}
+	if c.Testing && c.hasKeys() {
+		return errors.New("api: Testing is set, and so is Keys or KeyFile: a server that lets every key in has none of its own")
+	}
 	if c.KeyFile != "" {
 		if _, err := c.readKeys(); err != nil {
 			return fmt.Errorf("api: %w", err)
@@ -143,7 +154,7 @@ func (c *Config) Validate() error {
 		if a.addr == "" && a.what == "HTTP" {
 			continue
 		}
-		if err := validateAddr(a.addr, c.hasKeys()); err != nil {
+		if err := validateAddr(a.addr, c.hasKeys() || c.Testing); err != nil {
 			return fmt.Errorf("api: %s address: %w", a.what, err)
 		}
 	}
@@ -233,6 +244,12 @@ type Server struct {
 	// among them.
 	watches, streams slots
 
+	// makingStore is held by who makes the store of a key: it has room for one.
+	makingStore chan struct{}
+
+	// schemaTurn holds an element while a schema is being written.
+	schemaTurn chan struct{}
+
 	// stopping is closed when Close begins.
 	stopping  chan struct{}
 	closeOnce sync.Once
@@ -250,10 +267,13 @@ func Listen(c Config) (*Server, error) {
 	}
 	s := &Server{
 		node: c.Node, clusterID: c.Node.ClusterID(), limits: c.Limits.withDefaults(),
-		logger: c.Logger, onFault: c.OnFault, stopping: make(chan struct{}),
+		logger: c.Logger, onFault: c.OnFault, makingStore: make(chan struct{}, 1), stopping: make(chan struct{}), schemaTurn: make(chan struct{}, 1),
 	}
 	if s.logger == nil {
 		s.logger = slog.Default()
+	}
+	if c.Testing && c.Limits.Stores == 0 {
+		s.limits.Stores = testingStores
 	}
 	s.spoken, s.dialects = c.Dialects, make(map[string]Dialect)
 	for _, d := range c.Dialects {
@@ -265,7 +285,7 @@ func Listen(c Config) (*Server, error) {
 	s.streams = slots{what: "streaming answers", reason: "TOO_MANY_STREAMS", limit: s.limits.OpenStreams}
 	s.metrics = newMetrics(s)
 	s.rate = newRates(s.limits.CallsPerSecond, s.metrics.rateLimited)
-	s.gate = &gate{metrics: s.metrics, dialect: s.dialect}
+	s.gate = &gate{testing: c.Testing, metrics: s.metrics, dialect: s.dialect}
 	if err := s.load(c); err != nil {
 		return nil, fmt.Errorf("api: %w", err)
 	}
@@ -287,11 +307,13 @@ func Listen(c Config) (*Server, error) {
 			return nil, errors.Join(err, s.grpcListener.Close(), s.tracer.close(context.Background()))
 		}
 	}
-	if s.tls == nil {
-		for _, l := range []*boundedListener{s.grpcListener, s.httpListener} {
-			if l != nil && !isLoopback(l.Addr()) {
-				s.logger.Warn("keys and answers cross the network in the clear: an address that other machines can reach has no TLS", "addr", l.Addr().String())
-			}
+	for _, l := range []*boundedListener{s.grpcListener, s.httpListener} {
+		switch {
+		case l == nil || isLoopback(l.Addr()):
+		case c.Testing:
+			s.logger.Warn("every key is let in on an address that other machines can reach", "addr", l.Addr().String())
+		case s.tls == nil:
+			s.logger.Warn("keys and answers cross the network in the clear: an address that other machines can reach has no TLS", "addr", l.Addr().String())
 		}
 	}
 	var ctx context.Context
@@ -729,6 +751,18 @@ func (c *countedStream) RecvMsg(m any) error {
 		}
 	}
 	return err
+}
+
+// SendMsg sends an answer, unless the key has ended: nothing that is written after
+// a key is gone is told to it. The one answer to a request that is a stream says
+// what became of it, and is not held back.
+func (c *countedStream) SendMsg(m any) error {
+	if c.open != nil && !c.many {
+		if refused := c.open.refused(); refused != nil {
+			return refused
+		}
+	}
+	return c.ServerStream.SendMsg(m)
 }
 
 // receive receives a request, unless the key ends first: a client may send

@@ -1,10 +1,12 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -112,6 +114,9 @@ var reasonCodes = map[engine.Reason]codes.Code{
 	engine.StageStale:         codes.Aborted,
 	engine.StageTooLarge:      codes.ResourceExhausted,
 	engine.StageMismatch:      codes.FailedPrecondition,
+	engine.CounterExists:      codes.FailedPrecondition,
+	engine.UnknownCounter:     codes.FailedPrecondition,
+	engine.TooManyCounters:    codes.ResourceExhausted,
 }
 
 // busyRetry is after what time a caller is told to try again who met a node that
@@ -232,24 +237,57 @@ func toRequestError(err error) (e requestError, fault bool) {
 	return e, true
 }
 
-// statusMessageBytesMax bounds the message of an error. gRPC sends it in the
-// trailer, once as it is and once or twice within the details, and some clients
-// take trailers of 8 KiB at most.
-const statusMessageBytesMax = 1500
+// statusMessageBytesMax and statusMetadataBytesMax bound the message of an error and
+// all of its metadata. gRPC sends both in the trailer, the message once as it is and
+// once or twice within the details, and some clients take trailers of 8 KiB at most:
+// they would see an internal error.
+const (
+	statusMessageBytesMax  = 1000
+	statusMetadataBytesMax = 1500
+)
+
+// StatusMessage returns the message of an error as it may be sent: valid UTF-8, and
+// cut where it is too long.
+func StatusMessage(message string) string { return cutText(message, statusMessageBytesMax) }
+
+// StatusMetadata returns the metadata of an error as it may be sent: valid UTF-8, and
+// with the longest values cut where all together are too long.
+func StatusMetadata(metadata map[string]string) map[string]string {
+	// Those that are short stay whole, for programs go by them.
+	names := slices.SortedFunc(maps.Keys(metadata), func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(metadata[a]), len(metadata[b])), strings.Compare(a, b))
+	})
+	sent := make(map[string]string, len(metadata))
+	left := statusMetadataBytesMax
+	for i, name := range names {
+		value := cutText(metadata[name], max(0, left/(len(names)-i)-len(name)))
+		sent[validUTF8(name)] = value
+		left -= len(name) + len(value)
+	}
+	return sent
+}
+
+// cutText returns a text as valid UTF-8, with three dots where it has more than most
+// bytes.
+func cutText(text string, most int) string {
+	if text = validUTF8(text); len(text) > most {
+		return strings.ToValidUTF8(text[:most], "") + "..."
+	}
+	return text
+}
 
 func newStatus(code codes.Code, reason, field, message string, metadata map[string]string) *status.Status {
-	if len(message) > statusMessageBytesMax {
-		message = strings.ToValidUTF8(message[:statusMessageBytesMax], "") + "..."
-	}
-	info := &errdetails.ErrorInfo{Reason: reason, Domain: ErrorDomain, Metadata: make(map[string]string, len(metadata)+1)}
-	for k, v := range metadata {
-		info.Metadata[validUTF8(k)] = validUTF8(v)
-	}
+	message = StatusMessage(message)
+	info := &errdetails.ErrorInfo{Reason: reason, Domain: ErrorDomain}
 	text := message
 	if field != "" {
 		text = field + ": " + message
-		info.Metadata["field"] = validUTF8(field)
+		if metadata = maps.Clone(metadata); metadata == nil {
+			metadata = make(map[string]string, 1)
+		}
+		metadata["field"] = field
 	}
+	info.Metadata = StatusMetadata(metadata)
 	st := status.New(code, validUTF8(text))
 	var detailed *status.Status
 	var err error

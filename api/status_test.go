@@ -202,6 +202,60 @@ func TestStatusIsBounded(t *testing.T) {
 	}
 }
 
+// TestAnswerTooLarge: a tree or trace that clients would not take is refused, and
+// the refusal says what to ask instead.
+func TestAnswerTooLarge(t *testing.T) {
+	s := testServer(t, Config{Limits: Limits{AnswerBytes: 2000, MemoryBytes: 64 << 10}})
+	c := dial(t, s)
+	ctx := testContext(t)
+	writeDocs(t, c, 0)
+	viewers := func(id string, n int) *pembav1.Object {
+		r := &pembav1.WriteTuplesRequest{}
+		for i := range n {
+			r.Updates = append(r.Updates, &pembav1.TupleUpdate{Operation: pembav1.TupleUpdate_OPERATION_TOUCH, Tuple: &pembav1.Tuple{
+				Object: &pembav1.Object{Type: "doc", Id: id}, Relation: "viewer",
+				Subject: &pembav1.Subject{Object: &pembav1.Object{Type: "user", Id: fmt.Sprintf("%s-%030d", id, i)}},
+			}})
+		}
+		if _, err := c.WriteTuples(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		return r.GetUpdates()[0].GetTuple().GetObject()
+	}
+	for _, test := range []struct {
+		id      string
+		viewers int
+		reason  string
+	}{
+		{"few", 5, ""},
+		{"many", 40, "ANSWER_TOO_LARGE"},
+		{"most", 900, "BUDGET_EXCEEDED"},
+	} {
+		object := viewers(test.id, test.viewers)
+		_, err := c.Expand(ctx, &pembav1.ExpandRequest{Object: object, Permission: "viewer"})
+		if test.reason == "" {
+			if err != nil {
+				t.Errorf("%s: %v", test.id, err)
+			}
+			continue
+		}
+		expectStatus(t, test.id, err, codes.ResourceExhausted, test.reason)
+		if !strings.Contains(err.Error(), "read the tuples, or look the subjects up") {
+			t.Errorf("%s: %v", test.id, err)
+		}
+	}
+	question := &pembav1.CheckRequest{
+		Object: &pembav1.Object{Type: "doc", Id: strings.Repeat("x", 1020)}, Permission: "view",
+		Subject: &pembav1.Subject{Object: &pembav1.Object{Type: "user", Id: "nobody"}},
+	}
+	if _, err := c.Check(ctx, question); err != nil {
+		t.Error(err)
+	}
+	question.Explain = true
+	_, err := c.Check(ctx, question)
+	expectStatus(t, "a trace", err, codes.ResourceExhausted, "ANSWER_TOO_LARGE")
+}
+
 // TestTooLargeHelps: what is over a limit of its size says what is allowed and what
 // to do, with a flag of serve that there is where one raises it; over HTTP it is
 // 413, also where the answer is a stream, and nothing else is.

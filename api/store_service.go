@@ -51,26 +51,31 @@ func (s *Server) administered(ctx context.Context, name string) (graph.StoreInfo
 
 // storeNamed finds a store that the caller may see, and counts nothing.
 func (s *Server) storeNamed(ctx context.Context, name string) (graph.StoreInfo, error) {
-	if name == "" {
-		name = DefaultStoreName
-	}
+	who := callerOf(ctx)
+	name = who.storeName(name)
 	if err := checkText("store", name, storeBytesMax); err != nil {
 		return graph.StoreInfo{}, err
 	}
-	if !callerOf(ctx).maySee(name) {
-		return graph.StoreInfo{}, unknownStore(name)
+	if !who.maySee(name) {
+		return graph.StoreInfo{}, unknownStoreTo(who, name)
 	}
 	store, found := s.node.StoreNamed(name)
-	if !found {
-		return graph.StoreInfo{}, unknownStore(name)
+	switch {
+	case found:
+		return store, nil
+	case name == who.own:
+		return s.ownStore(ctx, who)
 	}
-	return store, nil
+	return graph.StoreInfo{}, unknownStoreTo(who, name)
 }
 
-func unknownStore(name string) error {
+func unknownStore(name string) error { return unknownStoreTo(caller{}, name) }
+
+// unknownStoreTo is unknownStore for a caller who may have a store of its own.
+func unknownStoreTo(who caller, name string) error {
 	return &requestError{
 		code: codes.NotFound, reason: engine.UnknownStore.String(), field: "store",
-		message:  fmt.Sprintf("there is no store %q that the caller may see; an empty name means the store %q", name, DefaultStoreName),
+		message:  fmt.Sprintf("there is no store %q that the caller may see; an empty name means the store %q", name, who.storeName("")),
 		metadata: map[string]string{"store": name},
 	}
 }
@@ -83,6 +88,19 @@ func ofStore(store graph.StoreInfo, err error) error {
 		return unknownStore(store.Name)
 	}
 	return err
+}
+
+// roomForStore refuses to make one more store than are allowed.
+func (s *Server) roomForStore() error {
+	n := len(s.node.Stores())
+	if n < s.limits.Stores {
+		return nil
+	}
+	return &requestError{
+		code: codes.ResourceExhausted, reason: "TOO_MANY_STORES",
+		message:  fmt.Sprintf("there are %d stores, and at most %d are allowed", n, s.limits.Stores),
+		metadata: map[string]string{"limit": strconv.Itoa(s.limits.Stores)},
+	}
 }
 
 // change makes a change to a store and returns its result, or the refusal as an
@@ -139,12 +157,8 @@ func (s *storeService) CreateStore(ctx context.Context, r *pembav1.CreateStoreRe
 	if err := s.server.rate.allow(callerOf(ctx), graph.StoreInfo{}); err != nil {
 		return nil, err
 	}
-	if n := len(s.server.node.Stores()); n >= s.server.limits.Stores {
-		return nil, &requestError{
-			code: codes.ResourceExhausted, reason: "TOO_MANY_STORES",
-			message:  fmt.Sprintf("there are %d stores, and at most %d are allowed", n, s.server.limits.Stores),
-			metadata: map[string]string{"limit": strconv.Itoa(s.server.limits.Stores)},
-		}
+	if err := s.server.roomForStore(); err != nil {
+		return nil, err
 	}
 	change.Operation, change.Name = graph.CreateStore, r.GetName()
 	result, err := s.server.write(ctx, &graph.Mutation{StoreChange: change})
@@ -213,6 +227,11 @@ func (s *storeService) ListStores(ctx context.Context, r *pembav1.ListStoresRequ
 	// No store is asked about, so the key alone is counted.
 	if err := s.server.rate.allow(who, graph.StoreInfo{}); err != nil {
 		return nil, err
+	}
+	if who.own != "" { // It is made at the key's first call, which this may be.
+		if _, err := s.server.storeNamed(ctx, who.own); err != nil {
+			return nil, err
+		}
 	}
 	stores := s.server.node.Stores()
 	begin := sort.Search(len(stores), func(i int) bool { return stores[i].Name > after })

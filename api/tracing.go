@@ -94,11 +94,7 @@ func (t *tracer) annotate(ctx context.Context, request any, consistency consiste
 		return
 	}
 	if r, ok := request.(interface{ GetStore() string }); ok {
-		store := r.GetStore()
-		if store == "" {
-			store = DefaultStoreName
-		}
-		t.annotateStore(ctx, store)
+		t.annotateStore(ctx, callerOf(ctx).storeName(r.GetStore()))
 	}
 	if consistency != noConsistency {
 		span.SetAttributes(attribute.String("pemba.consistency", consistency.String()))

@@ -8,10 +8,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -452,8 +454,13 @@ func (d *driver) measure(ctx context.Context, t *target, w *workload) error {
 		return errors.New("the model is not written to, so it has no past to prune")
 	}
 	if w.questions > 0 || w.kind == resources || w.kind == subjects {
-		if _, _, err := runSlice(ctx, t.server, w.callers, w.rate, length/4, calls.pemba); err != nil {
-			return err
+		for _, call := range []callFunc{calls.native, calls.pemba} {
+			if call == nil {
+				continue
+			}
+			if _, _, err := runSlice(ctx, t.server, w.callers, w.rate, length/4, call); err != nil {
+				return err
+			}
 		}
 	}
 	var rounds []round
@@ -473,7 +480,10 @@ func (d *driver) measure(ctx context.Context, t *target, w *workload) error {
 			return fmt.Errorf("echo: %w", err)
 		}
 		r := round{echo: baseline}
-		if w.pruning {
+		if w.authzed {
+			// Each is the first in every other round.
+			r.native, r.pemba, err = d.bothWays(ctx, t, w, calls, len(rounds)%2 == 0)
+		} else if w.pruning {
 			r.without, r.pemba, err = d.whilePruning(ctx, t, w, calls, p)
 			if errors.Is(err, errPrunedEarly) && pastTuples < pastMax {
 				pastTuples = min(2*pastTuples, pastMax)
@@ -510,6 +520,29 @@ func (d *driver) beside(ctx context.Context, t *target, w *workload, made calls)
 	return measured, t.verifyWrites(ctx, callers)
 }
 
+// bothWays makes the calls through pemba.v1 and through authzed.api.v1, one after
+// the other. Questions that are asked once are others for each.
+func (d *driver) bothWays(ctx context.Context, t *target, w *workload, made calls, nativeFirst bool) (native, authzed *slice, err error) {
+	turns := []struct {
+		call     callFunc
+		measured **slice
+	}{{made.native, &native}, {made.pemba, &authzed}}
+	if !nativeFirst {
+		slices.Reverse(turns)
+	}
+	for i, turn := range turns {
+		if i > 0 {
+			if err := made.refill(); err != nil {
+				return nil, nil, err
+			}
+		}
+		if *turn.measured, _, err = runSlice(ctx, t.server, w.callers, w.rate, d.config.length(), turn.call); err != nil {
+			return nil, nil, err
+		}
+	}
+	return native, authzed, nil
+}
+
 // fileName makes a name one of a file.
 func fileName(name string) string {
 	text := []byte(name)
@@ -524,6 +557,9 @@ func fileName(name string) string {
 // calls are what the callers of a workload do.
 type calls struct {
 	pemba, echo callFunc
+	// native asks through pemba.v1 what pemba asks through another API; nil where
+	// that is pemba.v1 itself.
+	native callFunc
 	// refill makes new questions where each is asked once.
 	refill func() error
 }
@@ -556,6 +592,9 @@ func (d *driver) prepare(ctx context.Context, t *target, w *workload) (calls, er
 		}
 		if w.kind == check {
 			made.pemba = t.check(ask, source)
+			if w.authzed {
+				made.native, made.pemba = made.pemba, t.checkAuthzed(ask, source)
+			}
 		} else {
 			made.pemba = t.bulk(ask, w.batch, source)
 		}
@@ -687,6 +726,34 @@ func (t *target) check(ask *checks, next questions) callFunc {
 		}
 		c.items++
 		return ask.verify(q, answer.GetDecision())
+	}
+}
+
+// checkAuthzed makes the calls of check through authzed.api.v1.
+func (t *target) checkAuthzed(ask *checks, next questions) callFunc {
+	return func(ctx context.Context, c *caller, i uint64) error {
+		q, err := next(i)
+		if err != nil {
+			return err
+		}
+		answer, err := t.authzed.CheckPermission(ctx, &v1.CheckPermissionRequest{
+			Resource:   &v1.ObjectReference{ObjectType: ask.objectType, ObjectId: q.object},
+			Permission: ask.permission,
+			Subject:    &v1.SubjectReference{Object: &v1.ObjectReference{ObjectType: ask.subjectType, ObjectId: q.subject}},
+		})
+		if err != nil {
+			return err
+		}
+		c.items++
+		decision := pembav1.Decision_DECISION_UNSPECIFIED
+		switch answer.GetPermissionship() {
+		case v1.CheckPermissionResponse_PERMISSIONSHIP_HAS_PERMISSION:
+			decision = pembav1.Decision_DECISION_ALLOWED
+		case v1.CheckPermissionResponse_PERMISSIONSHIP_NO_PERMISSION:
+			decision = pembav1.Decision_DECISION_DENIED
+		default: // No question of the models is conditional.
+		}
+		return ask.verify(q, decision)
 	}
 }
 

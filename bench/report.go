@@ -18,6 +18,9 @@ type round struct {
 	// without is the same between the two, without pruning beside; nil for
 	// workloads that have none.
 	without *slice
+	// native is the same through pemba.v1, next to pemba; nil for workloads that
+	// are of that API themselves.
+	native *slice
 }
 
 // A measure is one figure of a workload, a line of the JSON output.
@@ -37,6 +40,10 @@ type measure struct {
 	// divided by that are; nil where there is no pruning.
 	Without  *spread `json:"without,omitempty"`
 	Slowdown *spread `json:"slowdown,omitempty"`
+	// Native is the same through pemba.v1, and Overhead what the rounds divided by
+	// that are; nil for workloads of that API.
+	Native   *spread `json:"native,omitempty"`
+	Overhead *spread `json:"overhead,omitempty"`
 }
 
 // A figure is how a measure is taken from a slice.
@@ -124,6 +131,9 @@ func measuresOf(w *workload, rounds []round) []measure {
 		}
 		if w.pruning && f.base != nil {
 			m.Without, m.Slowdown = compared(rounds, f, func(r round) float64 { return f.of(r.without) })
+		}
+		if w.authzed && f.base != nil {
+			m.Native, m.Overhead = compared(rounds, f, func(r round) float64 { return f.of(r.native) })
 		}
 		list = append(list, m)
 	}
@@ -364,6 +374,29 @@ func appendRow(text *strings.Builder, name string, list []measure) {
 	text.WriteByte('\n')
 }
 
+// appendOther writes a line of what the calls of a workload were compared with in
+// each round, called name, and one of what list is divided by that.
+func appendOther(text *strings.Builder, w *workload, rounds []round, list []measure, name, quotient string,
+	other func(round) *slice, ratio func(*measure) *spread,
+) {
+	plain, alone := *w, make([]round, len(rounds))
+	plain.pruning, plain.authzed = false, false
+	for i, r := range rounds {
+		alone[i] = round{echo: r.echo, pemba: other(r)}
+	}
+	appendRow(text, "    "+name, measuresOf(&plain, alone))
+	var ratios []string
+	for i := range list {
+		switch m := &list[i]; m.Measure {
+		case measureMedian, measureSlow, measureSlowest, measureProcessor:
+			if r := ratio(m); r != nil {
+				ratios = append(ratios, m.Measure+" "+r.text())
+			}
+		}
+	}
+	text.WriteString("    " + quotient + ": " + strings.Join(ratios, ", ") + "\n")
+}
+
 // measured reports the rounds of a workload.
 func (r *report) measured(w *workload, rounds []round) error {
 	list := measuresOf(w, rounds)
@@ -381,22 +414,12 @@ func (r *report) measured(w *workload, rounds []round) error {
 	}
 	appendRow(&text, w.name(), list)
 	if w.pruning {
-		plain, alone := *w, make([]round, len(rounds))
-		plain.pruning = false
-		for i, r := range rounds {
-			alone[i] = round{echo: r.echo, pemba: r.without}
-		}
-		appendRow(&text, "    the same without pruning", measuresOf(&plain, alone))
-		var slowdowns []string
-		for _, m := range list {
-			switch m.Measure {
-			case measureMedian, measureSlow, measureSlowest, measureProcessor:
-				if m.Slowdown != nil {
-					slowdowns = append(slowdowns, m.Measure+" "+m.Slowdown.text())
-				}
-			}
-		}
-		text.WriteString("    with/without: " + strings.Join(slowdowns, ", ") + "\n")
+		appendOther(&text, w, rounds, list, "the same without pruning", "with/without",
+			func(r round) *slice { return r.without }, func(m *measure) *spread { return m.Slowdown })
+	}
+	if w.authzed {
+		appendOther(&text, w, rounds, list, "the same through pemba.v1", "authzed/pemba",
+			func(r round) *slice { return r.native }, func(m *measure) *spread { return m.Overhead })
 	}
 	// What only some workloads have stands on a line of its own.
 	for _, m := range list {

@@ -19,10 +19,12 @@ import (
 	"strings"
 	"time"
 
+	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/api/authzed"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/graph"
@@ -223,7 +225,9 @@ func openPemba(dir string) (*cluster.Node, *api.Server, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	server, err := api.Listen(api.Config{Node: node, GRPCAddr: "127.0.0.1:0", Logger: logger, OnFault: fatal})
+	server, err := api.Listen(api.Config{
+		Node: node, GRPCAddr: "127.0.0.1:0", Logger: logger, OnFault: fatal, Dialects: []api.Dialect{authzed.Dialect{}},
+	})
 	if err != nil {
 		return nil, nil, errors.Join(err, node.Close(ctx))
 	}
@@ -281,6 +285,8 @@ type server struct {
 	schemas     pembav1.SchemaServiceClient
 	tuples      pembav1.TupleServiceClient
 	permissions pembav1.PermissionServiceClient
+	// authzed is the same server under its other API.
+	authzed v1.PermissionsServiceClient
 }
 
 // launch starts this program again as a server, and connects to it.
@@ -321,6 +327,7 @@ func launch(spec serveSpec) (s *server, err error) {
 	s.schemas = pembav1.NewSchemaServiceClient(s.conn)
 	s.tuples = pembav1.NewTupleServiceClient(s.conn)
 	s.permissions = pembav1.NewPermissionServiceClient(s.conn)
+	s.authzed = v1.NewPermissionsServiceClient(s.conn)
 	return s, nil
 }
 

@@ -65,6 +65,9 @@ type workload struct {
 	// pruning is whether, in each round, a past is made, the calls are made once,
 	// and then once more while that past is removed beside.
 	pruning bool
+	// authzed is whether the checks are asked through authzed.api.v1, and in each
+	// round as many through pemba.v1.
+	authzed bool
 	// quick workloads are part of the quick run.
 	quick bool
 }
@@ -95,6 +98,9 @@ func (w *workload) name() string {
 	if w.pruning {
 		parts = append(parts, "pruning")
 	}
+	if w.authzed {
+		parts = append(parts, "authzed")
+	}
 	if w.rate > 0 {
 		parts = append(parts, fmt.Sprintf("rate=%g", w.rate))
 	}
@@ -113,6 +119,9 @@ func (w *workload) parameters() map[string]any {
 	}
 	if w.pruning {
 		p["pruning"] = true
+	}
+	if w.authzed {
+		p["api"] = "authzed.api.v1"
 	}
 	for name, value := range map[string]float64{"batch": float64(w.batch), "rate": w.rate, "beside": w.beside} {
 		if value > 0 {
@@ -161,6 +170,13 @@ func workloads() []workload {
 		}
 		quick := s == middle
 		add(workload{source: s, kind: check, ask: "view", callers: 16, beside: 200, quick: quick})
+		if s == middle { // What the words of an API cost does not depend on the data.
+			for _, callers := range []int{1, 16} {
+				for _, questions := range []int{hotQuestions, 0} {
+					add(workload{source: s, kind: check, ask: "view", callers: callers, questions: questions, authzed: true, quick: callers == 16 && questions == 0})
+				}
+			}
+		}
 		for _, rate := range []float64{2000, 8000} {
 			add(workload{source: s, kind: check, ask: "view", callers: 64, rate: rate, quick: quick && rate == 2000})
 		}
@@ -168,7 +184,7 @@ func workloads() []workload {
 		add(workload{source: s, kind: bulk, ask: "view", callers: 16, batch: bulkBatch})
 		add(workload{source: s, kind: resources, ask: "few", callers: 1, quick: quick})
 		if s != large { // One call of it takes seconds there.
-			add(workload{source: s, kind: resources, ask: "all", callers: 1, quick: quick})
+			add(workload{source: s, kind: resources, ask: "all", callers: 1})
 		}
 		add(workload{source: s, kind: subjects, ask: "document", callers: 1, quick: quick})
 		for _, batch := range []int{0, writeBatch} {

@@ -340,8 +340,40 @@ func TestDamageIsFoundByReadingEverything(t *testing.T) {
 	mustBeStopped(t, n, faults, "verify the state", filepath.Base(table))
 }
 
-// A store that is dropped goes while another answers and its own past is just
-// being removed: nothing of it is left in the state, before and after a restart.
+// fill gives a store something of every kind that a node keeps for one: caveats
+// and lifetimes, a named counter, an import that is committed and one that is not.
+func fill(t *testing.T, n *Node, store graph.StoreID) {
+	t.Helper()
+	write(t, n, &graph.Mutation{Store: store, Schema: &graph.WriteSchema{Text: testSchema + `
+caveat by_day(day string) { day == "monday" }
+definition folder {
+    relation viewer: person with by_day
+}
+`}})
+	limited, ending := viewer("limited", "hanna"), viewer("ending", "hanna")
+	limited.Object.Type, limited.Caveat = "folder", "by_day"
+	ending.Relation, ending.ValidUntil = "guest", graph.Instant(time.Date(2040, 1, 2, 3, 4, 5, 0, time.UTC).UnixMicro())
+	m := create(limited, ending)
+	m.Store = store
+	write(t, n, m)
+	write(t, n, &graph.Mutation{Store: store, CounterChange: &graph.CounterChange{
+		Operation: graph.RegisterCounter, Name: "documents", Filter: graph.Filter{ObjectType: "document"},
+	}})
+	staged := func(id byte) graph.StageInfo {
+		m := create(viewer(fmt.Sprint("staged-", id), "hanna"))
+		m.Store, m.Stage = store, &graph.Stage{Operation: graph.StageUpdates, ID: graph.StageID{id}}
+		return write(t, n, m).Stage
+	}
+	done := staged(1)
+	write(t, n, &graph.Mutation{Store: store, Stage: &graph.Stage{
+		Operation: graph.StageCommit, ID: done.ID, Chunk: done.Chunks, Digest: done.Digest,
+	}})
+	staged(2)
+}
+
+// A store that is dropped goes while another answers, an import into it is under
+// way and its own past is just being removed: nothing of it is left in the state,
+// before and after a restart.
 func TestDroppedStoreIsRemoved(t *testing.T) {
 	t.Parallel()
 	now := newClock(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
@@ -363,6 +395,7 @@ func TestDroppedStoreIsRemoved(t *testing.T) {
 		}
 		write(t, n, m)
 	}
+	fill(t, n, store)
 	if _, err := n.db.Flush(); err != nil {
 		t.Fatal(err) // What is dropped is to stand in tables, not in memory alone.
 	}
@@ -395,7 +428,18 @@ func TestDroppedStoreIsRemoved(t *testing.T) {
 			}
 		}()
 	}()
-	now.advance(2 * time.Hour) // Its past begins to go.
+	now.advance(2 * time.Hour)
+	eventually(t, "the pruning", func() bool {
+		info, _ := n.db.StoreInfo(store)
+		return info.OldestHistory > 0
+	})
+	// Its past begins to go, and how far that has come is written down.
+	if _, err := n.db.Remove(store); err != nil {
+		t.Fatal(err)
+	}
+	if stages, err := n.Stages(store); err != nil || len(stages) != 1 {
+		t.Fatalf("the imports under way are %v, %v; want one", stages, err)
+	}
 	dropStore(t, n, store)
 	asked := checks.Load()
 	if _, ok, err := reader.Graph().Get(graph.Object{Type: "document", ID: "9-0"}, "viewer", check.Subject); err != nil || !ok {

@@ -282,6 +282,12 @@ func checkPrint(t *testing.T, s *Schema) {
 	if second := Print(again); second != text {
 		t.Fatalf("printing is no fixpoint; first\n%s\nthen\n%s", text, second)
 	}
+	// Lint must not complain of what Print writes.
+	for _, w := range Lint(f) {
+		if w.Rule == RuleMixedOperators {
+			t.Fatalf("the printed schema draws a warning: %v\n%s", w, text)
+		}
+	}
 	checkPrintInOrder(t, s)
 }
 

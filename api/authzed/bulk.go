@@ -22,24 +22,25 @@ import (
 const exportBatchBytes = 64 << 10
 
 func (s *permissionsService) ImportBulkRelationships(stream grpc.ClientStreamingServer[v1.ImportBulkRelationshipsRequest, v1.ImportBulkRelationshipsResponse]) error {
-	loaded, err := s.importAll(stream.Context(), func() ([]*v1.Relationship, error) {
-		r, err := stream.Recv()
-		if err == nil {
-			err = validate(r)
-		}
-		return r.GetRelationships(), err
-	})
+	loaded, err := s.importAll(stream.Context(), func() (importMessage, error) { return stream.Recv() })
 	if err != nil {
 		return err
 	}
 	return stream.SendAndClose(&v1.ImportBulkRelationshipsResponse{NumLoaded: loaded})
 }
 
+// An importMessage is one of the messages that an import is sent in.
+type importMessage interface {
+	Validate() error
+	GetRelationships() []*v1.Relationship
+}
+
 // importAll creates the relationships that receive gives until io.EOF, all of them
-// or none, and returns how many. Each message is staged before the next is
+// or none, and returns how many. An error that names a place names the message too,
+// of which the first is messages[0]. Each message is staged before the next is
 // received, so that the flow control of gRPC slows down a caller who is faster than
 // the disk.
-func (a *adapter) importAll(ctx context.Context, receive func() ([]*v1.Relationship, error)) (loaded uint64, err error) {
+func (a *adapter) importAll(ctx context.Context, receive func() (importMessage, error)) (loaded uint64, err error) {
 	store, err := a.host.Store(ctx)
 	if err != nil {
 		return 0, err
@@ -50,29 +51,35 @@ func (a *adapter) importAll(ctx context.Context, receive func() ([]*v1.Relations
 			staged.Forget()
 		}
 	}()
-	for {
-		relationships, err := receive()
+	for n := 0; ; n++ {
+		message, err := receive()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
 			return 0, err
 		}
-		for chunk := range slices.Chunk(relationships, a.host.Limits().ImportTuples) {
+		if err := message.Validate(); err != nil {
+			return 0, invalid("messages[%d]: %v", n, err)
+		}
+		before := 0 // How many of the message are in the chunks before.
+		for chunk := range slices.Chunk(message.GetRelationships(), a.host.Limits().ImportTuples) {
+			place := func(i int) string { return fmt.Sprintf("messages[%d].relationships[%d]", n, before+i) }
 			updates := make([]graph.Update, len(chunk))
 			for i, r := range chunk {
 				if err := r.HandwrittenValidate(); err != nil {
-					return 0, invalid("%v", err)
+					return 0, invalid("%s: %v", place(i), err)
 				}
-				t, err := toTuple(fmt.Sprintf("relationships[%d]", i), r)
+				t, err := toTuple(place(i), r)
 				if err != nil {
 					return 0, err
 				}
 				updates[i] = graph.Update{Operation: graph.Create, Tuple: t}
 			}
 			if err := staged.Add(ctx, updates); err != nil {
-				return 0, refusedImport(err, updates)
+				return 0, refusedImport(err, updates, place)
 			}
+			before += len(updates)
 			loaded += uint64(len(updates))
 		}
 	}
@@ -80,21 +87,29 @@ func (a *adapter) importAll(ctx context.Context, receive func() ([]*v1.Relations
 		return 0, nil
 	}
 	if _, err := staged.Commit(ctx); err != nil {
-		return 0, refusedImport(err, nil)
+		return 0, refusedImport(err, nil, nil)
 	}
 	return loaded, nil
 }
 
 // refusedImport is refusedChange for an import, where a relationship that comes
-// twice is one that was created already when it came again.
-func refusedImport(err error, updates []graph.Update) error {
+// twice is one that was created already when it came again. Place says where in the
+// import each of the updates stands.
+func refusedImport(err error, updates []graph.Update, place func(i int) string) error {
+	err = refusedChange(err, updates, nil)
 	var refusal *engine.Refusal
-	if errors.As(err, &refusal) && refusal.Reason == engine.DuplicateUpdate {
-		twice := *refusal
-		twice.Reason = engine.AlreadyExists
-		return &twice
+	if !errors.As(err, &refusal) {
+		return err
 	}
-	return refusedChange(err, updates, nil)
+	r := *refusal
+	if r.Reason == engine.DuplicateUpdate {
+		r.Reason = engine.AlreadyExists
+	}
+	var i int
+	if _, scan := fmt.Sscanf(r.Field, "updates[%d]", &i); scan == nil && i < len(updates) {
+		r.Field = place(i)
+	}
+	return &r
 }
 
 func (s *permissionsService) ExportBulkRelationships(r *v1.ExportBulkRelationshipsRequest, stream grpc.ServerStreamingServer[v1.ExportBulkRelationshipsResponse]) error {
@@ -167,13 +182,7 @@ func exportAll[M proto.Message](a *adapter, stream grpc.ServerStream, r interfac
 // still use.
 
 func (s *experimentalService) BulkImportRelationships(stream grpc.ClientStreamingServer[v1.BulkImportRelationshipsRequest, v1.BulkImportRelationshipsResponse]) error {
-	loaded, err := s.importAll(stream.Context(), func() ([]*v1.Relationship, error) {
-		r, err := stream.Recv()
-		if err == nil {
-			err = validate(r)
-		}
-		return r.GetRelationships(), err
-	})
+	loaded, err := s.importAll(stream.Context(), func() (importMessage, error) { return stream.Recv() })
 	if err != nil {
 		return err
 	}

@@ -12,9 +12,13 @@ import (
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/graph"
 )
 
 // importBulk sends each list as one message of an import.
@@ -82,6 +86,43 @@ func TestImportBulkRelationships(t *testing.T) {
 		})
 	}
 	wantAll(t, conn, stored...)
+
+	// An error that names a place counts messages, and in them relationships also
+	// beyond a chunk of the node.
+	plain := func(id string) *v1.Relationship { return parseRelationship(t, "document:"+id+"#viewer@user:place") }
+	form, star, large, past := plain("p1"), plain("p2"), plain("p3"), plain("p4")
+	form.Resource.ObjectId, star.Resource.ObjectId = "b.c", "*"
+	large.OptionalCaveat = &v1.ContextualizedCaveat{CaveatName: "soon", Context: nested(t, graph.MaxContextDepth+1)}
+	past.OptionalExpiresAt = &timestamppb.Timestamp{Seconds: -1}
+	for want, wrong := range map[string]*v1.Relationship{
+		"messages[1]: invalid ": form, "messages[1].relationships[3]: invalid ": star,
+		"messages[1].relationships[3].optional_caveat.context": large, "messages[1].relationships[3].optional_expires_at: ": past,
+	} {
+		stream, err := v1.NewPermissionsServiceClient(conn).ImportBulkRelationships(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, message := range [][]*v1.Relationship{{plain("q1")}, {plain("q2"), plain("q3"), plain("q4"), wrong}} {
+			if err := stream.Send(&v1.ImportBulkRelationshipsRequest{Relationships: message}); err != nil && !errors.Is(err, io.EOF) {
+				t.Fatal(err)
+			}
+		}
+		_, err = stream.CloseAndRecv()
+		if st := status.Convert(err); st.Code() != codes.InvalidArgument || !strings.Contains(st.Message(), want) {
+			t.Errorf("got %v, want InvalidArgument of %s", err, want)
+		}
+	}
+	wantAll(t, conn, stored...)
+}
+
+// nested is an object of so many levels.
+func nested(t testing.TB, levels int) *structpb.Struct {
+	t.Helper()
+	s := &structpb.Struct{}
+	for range levels {
+		s = &structpb.Struct{Fields: map[string]*structpb.Value{"in": structpb.NewStructValue(s)}}
+	}
+	return s
 }
 
 // TestImportCutOff: of an import that its client gives up nothing stays.

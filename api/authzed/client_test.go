@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -381,6 +382,7 @@ func TestHTTP(t *testing.T) {
 				t.Errorf("%s lists %s, which is answered with %d", path, p, a.status)
 			}
 		}
+		wantServed(t, path, a.body, s)
 	}
 
 	// What is too large is told so, whoever finds it.
@@ -690,5 +692,72 @@ func TestTokens(t *testing.T) {
 	}
 	if page := drain(t, read.Recv); len(page) != 1 {
 		t.Errorf("at the token of pemba.v1 there is %v", page)
+	}
+}
+
+// wantServed fails unless a description of the API lists what a server answers of
+// this dialect, by its registered services, and nothing else.
+func wantServed(t *testing.T, path, body string, s *api.Server) {
+	t.Helper()
+	var document struct {
+		Tags        []struct{ Name string }
+		Paths       map[string]map[string]struct{ OperationID string }
+		Definitions map[string]json.RawMessage
+	}
+	if err := json.Unmarshal([]byte(body), &document); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	var served, services, listed, tags []string
+	recorded := make(registered)
+	Dialect{}.Register(recorded, nil)
+	for name, methods := range recorded {
+		service := strings.TrimPrefix(name, "authzed.api.v1.")
+		services = append(services, service)
+		for _, method := range methods {
+			served = append(served, service+"_"+method)
+		}
+	}
+	for p, methods := range document.Paths {
+		for verb, operation := range methods {
+			listed = append(listed, operation.OperationID)
+			// The cursor has a watch refused, which would go on without; others ignore it.
+			a := send(t, s, strings.ToUpper(verb), p, `{"optionalStartCursor": {"token": "none"}}`)
+			if a.status == http.StatusNotImplemented || a.status == http.StatusNotFound {
+				t.Errorf("%s lists %s, which is answered with %s", path, p, a.body)
+			}
+		}
+	}
+	for _, tag := range document.Tags {
+		tags = append(tags, tag.Name)
+	}
+	for _, l := range []struct{ got, want []string }{{listed, served}, {tags, services}} {
+		slices.Sort(l.got)
+		slices.Sort(l.want)
+		if !slices.Equal(l.got, l.want) {
+			t.Errorf("%s lists %q; served are %q", path, l.got, l.want)
+		}
+	}
+	for name := range document.Definitions {
+		if !strings.Contains(body, `"#/definitions/`+name+`"`) {
+			t.Errorf("%s defines %s, to which nothing refers", path, name)
+		}
+	}
+	for _, reference := range regexp.MustCompile(`"#/definitions/([^"]+)"`).FindAllStringSubmatch(body, -1) {
+		if document.Definitions[reference[1]] == nil {
+			t.Errorf("%s refers to %s, which it does not define", path, reference[1])
+		}
+	}
+}
+
+// registered are the methods of the services that are registered with it.
+type registered map[string][]string
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (r registered) RegisterService(d *grpc.ServiceDesc, _ any) {
+	for _, m := range d.Methods {
+		r[d.ServiceName] = append(r[d.ServiceName], m.MethodName)
+	}
+	for _, m := range d.Streams {
+		r[d.ServiceName] = append(r[d.ServiceName], m.StreamName)
 	}
 }

@@ -45,8 +45,9 @@ type debugger struct {
 }
 
 // debugBytesMax bounds the debug information of one call: each step may repeat the
-// expression and the context of a caveat.
-const debugBytesMax = 4 << 20
+// expression and the context of a caveat. With the rest of the answer it stays below
+// the 4 MiB that clients take.
+const debugBytesMax = 3 << 20
 
 // stepBytes is the estimate of what a step takes besides names and evaluation.
 const stepBytes = 256
@@ -64,9 +65,13 @@ func (a *adapter) newDebugger(snapshot *engine.Snapshot) (*debugger, error) {
 	if err != nil {
 		return nil, err
 	}
+	text, err := printed(snapshot)
+	if err != nil {
+		return nil, err
+	}
 	cluster := a.host.Node().ClusterID()
 	return &debugger{
-		schema: s, text: schema.PrintInOrder(s), operation: fmt.Sprintf("%016x", rand.Uint64()),
+		schema: s, text: text, operation: fmt.Sprintf("%016x", rand.Uint64()),
 		source: "pemba:" + hex.EncodeToString(cluster[:]),
 	}, nil
 }
@@ -160,11 +165,7 @@ func (c *conversion) convert(t *engine.Trace) (converted, error) {
 		below = append(below, x)
 	}
 	result.evaluation = carried(hangsOn(t, below))
-	if err := c.take(proto.Size(result.evaluation)); err != nil {
-		return result, err
-	}
-	switch {
-	case t.Kind == engine.TraceName:
+	if t.Kind == engine.TraceName {
 		if again {
 			result.evaluation = c.shown[at]
 		}
@@ -173,6 +174,13 @@ func (c *conversion) convert(t *engine.Trace) (converted, error) {
 			result.evaluation = undecided(fmt.Sprintf("%s:%s#%s", t.Object.Type, t.Object.ID, t.Name), t.Verdict.Missing)
 		}
 		c.shown[at] = result.evaluation
+	}
+	// Also what was shown before stands in the message once more.
+	if err := c.take(proto.Size(result.evaluation)); err != nil {
+		return result, err
+	}
+	switch {
+	case t.Kind == engine.TraceName:
 		result.steps = []step{{trace: c.name(t, result.steps, result.evaluation, again)}}
 	case own != nil:
 		s := c.step(t, result.steps)
@@ -180,6 +188,9 @@ func (c *conversion) convert(t *engine.Trace) (converted, error) {
 		if e := result.evaluation; t.Verdict.Decision == engine.Conditional && own.GetResult() == v1.CaveatEvalInfo_RESULT_TRUE {
 			// The caveat holds, and what the tuple leads to is undecided.
 			s.CaveatEvaluationInfo = carried(undecided("("+own.GetExpression()+") && ("+e.GetExpression()+")", t.Verdict.Missing))
+			if err := c.take(proto.Size(s.CaveatEvaluationInfo)); err != nil {
+				return result, err
+			}
 		}
 		result.steps = []step{{trace: s, isTuple: true}}
 	}

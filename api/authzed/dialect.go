@@ -26,7 +26,6 @@ const (
 	metadataMax        = 65_000
 	exportPage         = 1000
 	lookupResourcesMax = 1000
-	schemaBytesMax     = 4 << 20
 )
 
 // A Dialect is authzed.api.v1 as an api.Dialect. The zero Dialect is ready.
@@ -78,8 +77,7 @@ type (
 
 // An adapter holds what the services share.
 type adapter struct {
-	host     *api.Host
-	expiring expiringNames
+	host *api.Host
 }
 
 // snapshot validates a request that asks something, resolves its store and gives

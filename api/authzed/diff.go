@@ -15,7 +15,7 @@ func (s *schemaService) DiffSchema(ctx context.Context, r *v1.DiffSchemaRequest)
 		return nil, err
 	}
 	text := r.GetComparisonSchema()
-	if err := s.checkSize("comparison_schema", text); err != nil {
+	if _, err := s.parse("comparison_schema", text); err != nil {
 		return nil, err
 	}
 	_, snapshot, err := s.snapshot(ctx, r.GetConsistency())
@@ -97,16 +97,16 @@ func reflectCaveatChange(c schema.Change, was, is *schema.Caveat) []*v1.Reflecti
 	var d v1.ReflectionSchemaDiff
 	switch c.Kind {
 	case schema.CaveatAdded:
-		d.Diff = &v1.ReflectionSchemaDiff_CaveatAdded{CaveatAdded: reflectCaveat(is)}
+		d.Diff = &v1.ReflectionSchemaDiff_CaveatAdded{CaveatAdded: reflectCaveat(is, is.CanonicalExpression())}
 	case schema.CaveatRemoved:
-		d.Diff = &v1.ReflectionSchemaDiff_CaveatRemoved{CaveatRemoved: reflectCaveat(was)}
+		d.Diff = &v1.ReflectionSchemaDiff_CaveatRemoved{CaveatRemoved: reflectCaveat(was, was.CanonicalExpression())}
 	case schema.CaveatDocChanged:
-		d.Diff = &v1.ReflectionSchemaDiff_CaveatDocCommentChanged{CaveatDocCommentChanged: reflectCaveat(is)}
+		d.Diff = &v1.ReflectionSchemaDiff_CaveatDocCommentChanged{CaveatDocCommentChanged: reflectCaveat(is, is.CanonicalExpression())}
 	case schema.CaveatExprChanged:
 		if was.CanonicalExpression() == is.CanonicalExpression() {
 			return nil // The same in another layout, in which the API never shows it.
 		}
-		d.Diff = &v1.ReflectionSchemaDiff_CaveatExprChanged{CaveatExprChanged: reflectCaveat(is)}
+		d.Diff = &v1.ReflectionSchemaDiff_CaveatExprChanged{CaveatExprChanged: reflectCaveat(is, is.CanonicalExpression())}
 	case schema.ParameterAdded:
 		d.Diff = &v1.ReflectionSchemaDiff_CaveatParameterAdded{CaveatParameterAdded: reflectParameter(c.Caveat, c.Name, c.New)}
 	case schema.ParameterRemoved:

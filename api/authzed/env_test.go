@@ -32,9 +32,15 @@ func newServer(t testing.TB) *grpc.ClientConn {
 // newNode opens a real node, which ends with the test.
 func newNode(t testing.TB) *cluster.Node {
 	t.Helper()
+	return newNodeIn(t, t.TempDir())
+}
+
+// newNodeIn is newNode with its data in a folder.
+func newNodeIn(t testing.TB, dir string) *cluster.Node {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	node, err := cluster.Open(ctx, cluster.Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	node, err := cluster.Open(ctx, cluster.Config{DataDir: dir, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,9 @@ func (s *permissionsService) ExpandPermissionTree(ctx context.Context, r *v1.Exp
 	if err != nil {
 		return nil, err
 	}
-	return &v1.ExpandPermissionTreeResponse{TreeRoot: fromTree(compiled, tree), ExpandedAt: s.token(snapshot)}, nil
+	response := &v1.ExpandPermissionTreeResponse{TreeRoot: fromTree(compiled, tree), ExpandedAt: s.token(snapshot)}
+	limits := s.host.Limits()
+	return response, limits.FitsAnswer(response, "use ReadRelationships or LookupSubjects, which come one by one, or expand what is further down")
 }
 
 var treeOperations = map[engine.TreeOperation]v1.AlgebraicSubjectSet_Operation{

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -23,24 +21,24 @@ import (
 // again, as of then, and so on until it is another answer. So the moment is that
 // at which the answer changes if nothing is written, and an answer that other
 // tuples keep has none. The search is bounded: where it ends before it knows, the
-// moment is the last at which the answer was seen to stand still, or none.
+// moment is the last at which the answer was seen to stand still, or none. It is
+// bounded by steps and not by time, so that a busy node says the same.
 
-// What the search may cost: how often the check is asked again, the steps of each
-// time, and the time it may take together.
+// What the search may cost: how often the check is asked again, and the steps of
+// each time.
 const (
 	expirationsMax  = 4
 	expirationSteps = 2000
-	expirationTime  = 50 * time.Millisecond
 )
 
 // expiringCheck asks a check and says when its answer expires: nil when it does
 // not, or when that takes too much to find out.
 func (a *adapter) expiringCheck(ctx context.Context, store graph.StoreInfo, snapshot *engine.Snapshot, q engine.Check) (engine.Answer, *timestamppb.Timestamp, error) {
-	compiled, _, err := snapshot.Schema()
+	names, err := snapshot.Derived(expiringNames{}, func(s *schema.Schema) any { return findExpiring(s) })
 	if err != nil {
 		return engine.Answer{}, nil, err
 	}
-	if !a.expiring.has(compiled, element{q.Object.Type, q.Name}) {
+	if expiring, _ := names.(map[element]bool); !expiring[element{q.Object.Type, q.Name}] {
 		answer, err := snapshot.Check(ctx, q)
 		return answer, nil, err
 	}
@@ -48,15 +46,13 @@ func (a *adapter) expiringCheck(ctx context.Context, store graph.StoreInfo, snap
 	if err != nil || answer.Steps > expirationSteps {
 		return answer, nil, err
 	}
-	search, cancel := context.WithTimeout(ctx, expirationTime)
-	defer cancel()
 	traced := q
 	traced.Trace = true
 	if most := traced.Budget.Steps; most == 0 || most > 2*expirationSteps {
 		traced.Budget.Steps = 2 * expirationSteps
 	}
-	held, err := a.expiration(search, store, snapshot, traced, answer)
-	if isOverBudget(err) || search.Err() != nil && ctx.Err() == nil {
+	held, err := a.expiration(ctx, store, snapshot, traced, answer)
+	if isOverBudget(err) {
 		err = nil // Nobody asked for more than the answer.
 	}
 	if err != nil || held == 0 {
@@ -80,16 +76,16 @@ func (a *adapter) expiration(ctx context.Context, store graph.StoreInfo, snapsho
 		if err != nil {
 			return held, err
 		}
-		moment, err := firstExpiration(ctx, at, later.Trace)
-		if err != nil {
+		moment, isWhole, err := firstExpiration(ctx, at, later.Trace)
+		if err != nil || !isWhole {
 			return held, err
 		}
 		if moment == 0 {
-			return 0, nil // Also where the trace leaves out what else there is.
+			return 0, nil
 		}
 		next, err := a.host.Node().Engine().Snapshot(store.ID, snapshot.Revision(), moment, graph.Overlay{})
 		if errors.Is(err, graph.ErrRevisionGone) || errors.Is(err, graph.ErrUnknownStore) {
-			return 0, nil // Both since the question was asked; the answer stands.
+			return held, nil // Both since the question was asked; the answer stands.
 		}
 		if err != nil {
 			return held, err
@@ -111,11 +107,10 @@ func (a *adapter) expiration(ctx context.Context, store graph.StoreInfo, snapsho
 	return held, nil
 }
 
-// firstExpiration returns the first moment at which a tuple of a trace expires; 0
-// when none does, or when the trace does not show all.
-func firstExpiration(ctx context.Context, at *engine.Snapshot, t *engine.Trace) (graph.Instant, error) {
-	var first graph.Instant
-	isWhole := true
+// firstExpiration returns the first moment at which a tuple of a trace expires, 0
+// when none does, and whether the trace shows all of them.
+func firstExpiration(ctx context.Context, at *engine.Snapshot, t *engine.Trace) (first graph.Instant, isWhole bool, err error) {
+	isWhole = true
 	var visit func(t *engine.Trace) error
 	visit = func(t *engine.Trace) error {
 		isWhole = isWhole && !strings.Contains(t.Note, engine.NoteDeeper)
@@ -138,41 +133,15 @@ func firstExpiration(ctx context.Context, at *engine.Snapshot, t *engine.Trace) 
 		}
 		return nil
 	}
-	if err := visit(t); err != nil || !isWhole {
-		return 0, err
-	}
-	return first, nil
+	err = visit(t)
+	return first, isWhole, err
 }
 
 // An element is a relation or permission of a type.
 type element struct{ typ, name string }
 
-// expiringNames knows which names of a schema can lead to tuples that expire. It
-// is safe for use by several goroutines.
-type expiringNames struct {
-	mu      sync.RWMutex
-	schemas map[*schema.Schema]map[element]bool
-}
-
-// expiringSchemasMax bounds how many schemas are remembered: those of as many
-// stores.
-const expiringSchemasMax = 64
-
-func (x *expiringNames) has(s *schema.Schema, e element) bool {
-	x.mu.RLock()
-	names, known := x.schemas[s]
-	x.mu.RUnlock()
-	if !known {
-		names = findExpiring(s)
-		x.mu.Lock()
-		if x.schemas == nil || len(x.schemas) >= expiringSchemasMax {
-			x.schemas = make(map[*schema.Schema]map[element]bool)
-		}
-		x.schemas[s] = names
-		x.mu.Unlock()
-	}
-	return names[e]
-}
+// expiringNames is the key of what findExpiring derives from a schema.
+type expiringNames struct{}
 
 // findExpiring returns the names that can lead to tuples that expire: relations
 // that store such, and what refers to them.

@@ -33,10 +33,10 @@ const (
 )
 
 // A call is one operation: the node that is asked answers it alone, and out of no
-// cache of answers.
-const (
-	dispatchedOperations = "1"
-	cachedOperations     = "0"
+// cache of answers. gRPC copies them, so that they stand here once.
+var (
+	dispatchedOperations = []string{"1"}
+	cachedOperations     = []string{"0"}
 )
 
 // Begin implements api.Dialect: it gives the answer the metadata that clients of
@@ -56,9 +56,10 @@ func (Dialect) Begin(ctx context.Context) error {
 			}
 		}
 	}
+	ids := []string{id}
 	if err := grpc.SetTrailer(ctx, metadata.MD{
-		requestIDKey: {id}, requestIDTrailerLegacy: {id},
-		dispatchedTrailer: {dispatchedOperations}, cachedTrailer: {cachedOperations},
+		requestIDKey: ids, requestIDTrailerLegacy: ids,
+		dispatchedTrailer: dispatchedOperations, cachedTrailer: cachedOperations,
 	}); err != nil {
 		return fmt.Errorf("authzed: set the trailer: %w", err)
 	}
@@ -71,7 +72,9 @@ func newRequestID() string {
 	var id [16]byte
 	binary.BigEndian.PutUint64(id[:], rand.Uint64())
 	binary.BigEndian.PutUint64(id[8:], rand.Uint64())
-	return hex.EncodeToString(id[:])
+	var text [2 * len(id)]byte
+	hex.Encode(text[:], id[:])
+	return string(text[:])
 }
 
 // serverVersion is what the API's tools are told of the version, or "" for a build

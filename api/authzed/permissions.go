@@ -3,6 +3,7 @@ package authzed
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/authzed/authzed-go/pkg/requestmeta"
@@ -18,8 +19,10 @@ import (
 // This file holds the checks of the PermissionsService.
 
 func (s *permissionsService) CheckPermission(ctx context.Context, r *v1.CheckPermissionRequest) (*v1.CheckPermissionResponse, error) {
-	if err := validate(r); err != nil {
-		return nil, err
+	if r.GetConsistency().Validate() != nil || !isPlainQuestion(r) {
+		if err := validate(r); err != nil {
+			return nil, err
+		}
 	}
 	q, err := s.toCheck(r.GetResource(), r.GetPermission(), r.GetSubject(), r.GetContext())
 	if err != nil {
@@ -31,7 +34,10 @@ func (s *permissionsService) CheckPermission(ctx context.Context, r *v1.CheckPer
 		return nil, err
 	}
 	defer snapshot.Close()
-	began := time.Now()
+	var began time.Time
+	if q.Trace {
+		began = time.Now()
+	}
 	answer, expiresAt, err := s.expiringCheck(ctx, store, snapshot, q)
 	if err != nil {
 		return nil, err
@@ -52,10 +58,13 @@ func (s *permissionsService) CheckPermission(ctx context.Context, r *v1.CheckPer
 }
 
 func (s *permissionsService) CheckBulkPermissions(ctx context.Context, r *v1.CheckBulkPermissionsRequest) (*v1.CheckBulkPermissionsResponse, error) {
-	if err := validate(r); err != nil {
-		return nil, err
-	}
 	items := r.GetItems()
+	odd := func(item *v1.CheckBulkPermissionsRequestItem) bool { return !isPlainQuestion(item) }
+	if r.GetConsistency().Validate() != nil || len(items) == 0 || slices.ContainsFunc(items, odd) {
+		if err := validate(r); err != nil {
+			return nil, err
+		}
+	}
 	if len(items) > checksMax {
 		return nil, withReason(codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_UNSPECIFIED,
 			fmt.Sprintf("request has %d checks; at most %d are allowed", len(items), checksMax),

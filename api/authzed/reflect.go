@@ -40,7 +40,11 @@ func (s *schemaService) ReflectSchema(ctx context.Context, r *v1.ReflectSchemaRe
 	}
 	for _, c := range compiled.Caveats {
 		if filters.caveat(c.Name) {
-			response.Caveats = append(response.Caveats, reflectCaveat(c))
+			expression, err := expressionOf(snapshot, c)
+			if err != nil {
+				return nil, err
+			}
+			response.Caveats = append(response.Caveats, reflectCaveat(c, expression))
 		}
 	}
 	return response, nil
@@ -157,8 +161,9 @@ func reflectSubjectType(t schema.SubjectType) *v1.ReflectionTypeReference {
 	return reflected
 }
 
-func reflectCaveat(c *schema.Caveat) *v1.ReflectionCaveat {
-	reflected := &v1.ReflectionCaveat{Name: c.Name, Comment: c.Doc, Expression: c.CanonicalExpression()}
+// reflectCaveat is given the caveat's canonical expression, which takes long to print.
+func reflectCaveat(c *schema.Caveat, expression string) *v1.ReflectionCaveat {
+	reflected := &v1.ReflectionCaveat{Name: c.Name, Comment: c.Doc, Expression: expression}
 	for _, p := range c.SortedParameters() {
 		reflected.Parameters = append(reflected.Parameters, reflectParameter(c.Name, p.Name, p.Type))
 	}
@@ -169,23 +174,35 @@ func reflectParameter(caveat, name, typ string) *v1.ReflectionCaveatParameter {
 	return &v1.ReflectionCaveatParameter{Name: name, Type: typ, ParentCaveatName: caveat}
 }
 
-// ComputablePermissions returns the relations and permissions that lead, over any
-// number of steps, from the subjects of a type, or from a relation or permission.
-func (s *schemaService) ComputablePermissions(ctx context.Context, r *v1.ComputablePermissionsRequest) (*v1.ComputablePermissionsResponse, error) {
+// members gives what the questions about one member of a schema begin with: the
+// schema, which has that member, and the token of the state. A member without a name
+// is the objects of a type, where those may be asked about.
+func (s *schemaService) members(ctx context.Context, r interface {
+	Validate() error
+	GetConsistency() *v1.Consistency
+}, start member, typeAlone bool,
+) (*schema.Schema, *v1.ZedToken, error) {
 	if err := validate(r); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	_, snapshot, err := s.snapshot(ctx, r.GetConsistency())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer snapshot.Close()
 	compiled, _, err := snapshot.Schema()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	return compiled, s.token(snapshot), checkMember(compiled, start, typeAlone && start.name == "")
+}
+
+// ComputablePermissions returns the relations and permissions that lead, over any
+// number of steps, from the subjects of a type, or from a relation or permission.
+func (s *schemaService) ComputablePermissions(ctx context.Context, r *v1.ComputablePermissionsRequest) (*v1.ComputablePermissionsResponse, error) {
 	start := member{r.GetDefinitionName(), r.GetRelationName()}
-	if err := checkMember(compiled, start, start.name == ""); err != nil {
+	compiled, readAt, err := s.members(ctx, r, start, true)
+	if err != nil {
 		return nil, err
 	}
 	users := make(map[member][]member)
@@ -196,7 +213,7 @@ func (s *schemaService) ComputablePermissions(ctx context.Context, r *v1.Computa
 			}
 		})
 	}
-	response := &v1.ComputablePermissionsResponse{ReadAt: s.token(snapshot)}
+	response := &v1.ComputablePermissionsResponse{ReadAt: readAt}
 	for _, ref := range references(compiled, start, reach(start, func(m member) []member { return users[m] })) {
 		if strings.HasPrefix(ref.GetDefinitionName(), r.GetOptionalDefinitionNameFilter()) {
 			response.Permissions = append(response.Permissions, ref)
@@ -208,20 +225,9 @@ func (s *schemaService) ComputablePermissions(ctx context.Context, r *v1.Computa
 // DependentRelations returns the relations and permissions that a permission is
 // computed of, over any number of steps.
 func (s *schemaService) DependentRelations(ctx context.Context, r *v1.DependentRelationsRequest) (*v1.DependentRelationsResponse, error) {
-	if err := validate(r); err != nil {
-		return nil, err
-	}
-	_, snapshot, err := s.snapshot(ctx, r.GetConsistency())
-	if err != nil {
-		return nil, err
-	}
-	defer snapshot.Close()
-	compiled, _, err := snapshot.Schema()
-	if err != nil {
-		return nil, err
-	}
 	start := member{r.GetDefinitionName(), r.GetPermissionName()}
-	if err := checkMember(compiled, start, false); err != nil {
+	compiled, readAt, err := s.members(ctx, r, start, false)
+	if err != nil {
 		return nil, err
 	}
 	if compiled.Definition(start.definition).Relation(start.name) != nil {
@@ -244,7 +250,7 @@ func (s *schemaService) DependentRelations(ctx context.Context, r *v1.DependentR
 	for m := range walked {
 		found[m] = true
 	}
-	return &v1.DependentRelationsResponse{Relations: references(compiled, start, found), ReadAt: s.token(snapshot)}, nil
+	return &v1.DependentRelationsResponse{Relations: references(compiled, start, found), ReadAt: readAt}, nil
 }
 
 // A member is a relation or permission of a definition; without a name it is the

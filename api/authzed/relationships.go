@@ -256,7 +256,7 @@ func (s *permissionsService) DeleteRelationships(ctx context.Context, r *v1.Dele
 	result, err := s.host.Change(ctx, store, m)
 	if err != nil {
 		var refusal *engine.Refusal
-		if errors.As(err, &refusal) && (refusal.Reason == engine.TooManyMatches || refusal.Reason == engine.TooMuchToRead && r.GetOptionalLimit() == 0) {
+		if errors.As(err, &refusal) && refusal.Reason == engine.TooManyMatches {
 			return nil, tooManyToDelete(limit, r.GetRelationshipFilter())
 		}
 		return nil, refusedChange(err, nil, r.GetOptionalPreconditions())

@@ -39,21 +39,54 @@ func (s *schemaService) ReadSchema(ctx context.Context, r *v1.ReadSchemaRequest)
 		return nil, err
 	}
 	defer snapshot.Close()
-	compiled, err := schemaOf(snapshot)
-	if err != nil {
+	text, err := printed(snapshot)
+	if err != nil && !isNoSchema(err) {
 		return nil, err
 	}
-	if len(compiled.Definitions) == 0 && len(compiled.Caveats) == 0 {
+	if text == "" {
 		return nil, errNoSchema
 	}
-	return &v1.ReadSchemaResponse{SchemaText: schema.PrintInOrder(compiled), ReadAt: s.token(snapshot)}, nil
+	return &v1.ReadSchemaResponse{SchemaText: text, ReadAt: s.token(snapshot)}, nil
+}
+
+// printedSchema and canonicalCaveats are the keys of what printed and expressionOf
+// derive from a schema: a large one takes a third of a second to print.
+type (
+	printedSchema    struct{}
+	canonicalCaveats struct{}
+)
+
+// printed returns the text of the schema of a snapshot as the API shows it, empty
+// for a schema without declarations.
+func printed(snapshot *engine.Snapshot) (string, error) {
+	derived, err := snapshot.Derived(printedSchema{}, func(s *schema.Schema) any { return schema.PrintInOrder(s) })
+	text, _ := derived.(string)
+	return text, err
+}
+
+// expressionOf returns the expression of a caveat of the schema of a snapshot as the
+// API shows it.
+func expressionOf(snapshot *engine.Snapshot, c *schema.Caveat) (string, error) {
+	derived, err := snapshot.Derived(canonicalCaveats{}, func(s *schema.Schema) any {
+		m := make(map[string]string, len(s.Caveats))
+		for _, c := range s.Caveats {
+			m[c.Name] = c.CanonicalExpression()
+		}
+		return m
+	})
+	expressions, _ := derived.(map[string]string)
+	return expressions[c.Name], err
+}
+
+func isNoSchema(err error) bool {
+	var refusal *engine.Refusal
+	return errors.As(err, &refusal) && refusal.Reason == engine.NoSchema
 }
 
 // schemaOf returns the schema of a snapshot, an empty one if there is none.
 func schemaOf(snapshot *engine.Snapshot) (*schema.Schema, error) {
 	compiled, _, err := snapshot.Schema()
-	var refusal *engine.Refusal
-	if errors.As(err, &refusal) && refusal.Reason == engine.NoSchema {
+	if isNoSchema(err) {
 		return schema.New(nil, nil)
 	}
 	return compiled, err
@@ -69,25 +102,35 @@ func (s *schemaService) WriteSchema(ctx context.Context, r *v1.WriteSchemaReques
 		return nil, err
 	}
 	text := r.GetSchema()
-	if err := s.checkSize("schema", text); err != nil {
-		return nil, err
-	}
-	file, err := schema.Parse("schema", text)
+	file, err := s.parse("schema", text)
 	if err != nil {
-		_, err := engine.CompileSchema("schema", text)
-		return nil, schemaError(text, err)
-	}
-	if err := checkNames(file); err != nil {
 		return nil, err
 	}
-	if err := s.checkParameters(ctx, store, file); err != nil {
-		return nil, err
-	}
-	result, err := s.host.Change(ctx, store, &graph.Mutation{Schema: &graph.WriteSchema{Text: text}})
+	result, err := s.host.WriteSchema(ctx, store, text, func(newest *engine.Snapshot) error {
+		old, err := schemaOf(newest)
+		if err != nil {
+			return err
+		}
+		return checkParameters(old, file)
+	})
 	if err != nil {
 		return nil, schemaError(text, err)
 	}
 	return &v1.WriteSchemaResponse{WrittenAt: s.writtenAt(result)}, nil
+}
+
+// parse reads the text of a schema that a request gives in a field, and refuses what
+// this API does not take, whatever the schema is for.
+func (s *schemaService) parse(field, text string) (*schema.File, error) {
+	if err := s.checkSize(field, text); err != nil {
+		return nil, err
+	}
+	file, err := schema.Parse(field, text)
+	if err != nil {
+		_, err := engine.CompileSchema(field, text)
+		return nil, schemaError(text, err)
+	}
+	return file, checkNames(file)
 }
 
 // checkSize refuses a text that is larger than this server allows: a schema is
@@ -120,13 +163,13 @@ func checkNames(file *schema.File) error {
 			return nil
 		}
 		return parseError(file.Source, n.Pos, n.End, fmt.Sprintf(
-			"schema:%s: `%s` cannot be the name of %s in this API: names match %s and have at most %d bytes", n.Pos, n.Text, what, form, typeBytesMax))
+			"%s:%s: `%s` cannot be the name of %s in this API: names match %s and have at most %d bytes", file.Name, n.Pos, n.Text, what, form, typeBytesMax))
 	}
 	for _, item := range file.Items {
 		switch item := item.(type) {
 		case *schema.Import:
 			return parseError(file.Source, item.Pos, item.End, fmt.Sprintf(
-				"schema:%s: a server cannot follow the import of `%s`; compile the files to one schema and write that", item.Pos, item.Path.Text))
+				"%s:%s: a server cannot follow the import of `%s`; compile the files to one schema and write that", file.Name, item.Pos, item.Path.Text))
 		case *schema.CaveatDecl:
 			if err := name("a caveat", item.Name, caveatName); err != nil {
 				return err
@@ -156,19 +199,9 @@ func checkNames(file *schema.File) error {
 
 // checkParameters refuses a schema in which a caveat has lost a parameter of the
 // newest one, or has it with another type: in this API that is never allowed,
-// whatever is stored. The engine judges, in the order of the log, whether what is
-// stored fits; this rule is about two texts, and a schema that another client
-// writes in between may pass it.
-func (s *schemaService) checkParameters(ctx context.Context, store graph.StoreInfo, file *schema.File) error {
-	snapshot, err := s.host.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
-	if err != nil {
-		return err
-	}
-	defer snapshot.Close()
-	old, err := schemaOf(snapshot)
-	if err != nil {
-		return err
-	}
+// whatever is stored. The engine, which judges whether what is stored fits, knows
+// no such rule.
+func checkParameters(old *schema.Schema, file *schema.File) error {
 	for _, item := range file.Items {
 		c, ok := item.(*schema.CaveatDecl)
 		if !ok || old.Caveat(c.Name.Text) == nil {

@@ -1,6 +1,7 @@
 package authzed
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -151,6 +152,9 @@ func TestSchemaParseErrors(t *testing.T) {
 			if c.place != "" && place != c.place || c.source != "" && m["source_code"] != c.source || m["source_code"] == "" || message == "" {
 				t.Errorf("at %s %q: %s", place, m["source_code"], message)
 			}
+			// What cannot be written cannot be compared with either.
+			_, err := v1.NewSchemaServiceClient(conn).DiffSchema(testContext(t), &v1.DiffSchemaRequest{Consistency: fullyConsistent, ComparisonSchema: c.text})
+			wantRefusal(t, err, codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_SCHEMA_PARSE_ERROR.String())
 		})
 	}
 	if _, err := v1.NewSchemaServiceClient(conn).ReadSchema(testContext(t), &v1.ReadSchemaRequest{}); status.Code(err) != codes.NotFound {
@@ -280,4 +284,62 @@ func TestParametersStay(t *testing.T) {
 	writeSchema(t, conn, "caveat odd(more bool, m int, n int) {\n\tmore || n % m == 1\n}")
 	writeSchema(t, conn, "definition user {}")
 	writeSchema(t, conn, "caveat odd(n int) {\n\tn % 2 == 1\n}")
+}
+
+// TestParametersStayAtOnce holds the same of schemas that are written at the same
+// time: of several that each add a parameter of their own, none takes that of
+// another away.
+func TestParametersStayAtOnce(t *testing.T) {
+	conn := newServer(t)
+	client := v1.NewSchemaServiceClient(conn)
+	const writers = 8
+	for range 10 {
+		writeSchema(t, conn, "definition user {}") // The caveat may go as a whole.
+		writeSchema(t, conn, "caveat odd(n int) {\n\tn % 2 == 1\n}")
+		ctx, failed := testContext(t), make(chan error, writers)
+		for w := range writers {
+			go func() {
+				_, err := client.WriteSchema(ctx, &v1.WriteSchemaRequest{
+					Schema: fmt.Sprintf("caveat odd(n int, more%d int) {\n\tn %% 2 == more%d\n}", w, w),
+				})
+				failed <- err
+			}()
+		}
+		written := 0
+		for range writers {
+			if err := <-failed; err == nil {
+				written++
+			} else {
+				wantRefusal(t, err, codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_SCHEMA_TYPE_ERROR.String())
+			}
+		}
+		if written != 1 {
+			t.Fatalf("%d of %d schemas were written, each without the parameter of the others; want 1", written, writers)
+		}
+	}
+}
+
+// TestPrintedSchema holds that what is kept of a printed schema is that of the
+// state that is asked about: of another schema, of none, and of the first again.
+func TestPrintedSchema(t *testing.T) {
+	conn := newServer(t)
+	for _, text := range []string{
+		"caveat odd(n int) {\n\tn % 2 == 1\n}", "definition user {}", "caveat odd(n int) {\n\tn % 2 == 0\n}", "caveat odd(n int) {\n\tn % 2 == 1\n}",
+	} {
+		writeSchema(t, conn, text)
+		for range 2 {
+			if got := readSchema(t, conn); got != text {
+				t.Errorf("got %q, want %q", got, text)
+			}
+			r, err := v1.NewSchemaServiceClient(conn).ReflectSchema(testContext(t), &v1.ReflectSchemaRequest{Consistency: fullyConsistent})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range r.GetCaveats() {
+				if c.GetExpression() == "" || !strings.Contains(text, c.GetExpression()) {
+					t.Errorf("%q has the expression %q", text, c.GetExpression())
+				}
+			}
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
@@ -20,7 +21,7 @@ const errorDomain = "authzed.com"
 // invalid is the error of a request that breaks the rules of its form; such an
 // error has no reason in this API.
 func invalid(format string, args ...any) error {
-	return status.Errorf(codes.InvalidArgument, format, args...)
+	return status.Error(codes.InvalidArgument, api.StatusMessage(fmt.Sprintf(format, args...)))
 }
 
 // errInvalidToken answers a token that no server made.
@@ -32,8 +33,8 @@ func withReason(code codes.Code, reason v1.ErrorReason, message string, metadata
 }
 
 func reasoned(code codes.Code, reason v1.ErrorReason, message string, metadata map[string]string) *status.Status {
-	st := status.New(code, message)
-	detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: reason.String(), Domain: errorDomain, Metadata: metadata})
+	st := status.New(code, api.StatusMessage(message))
+	detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: reason.String(), Domain: errorDomain, Metadata: api.StatusMetadata(metadata)})
 	if err != nil {
 		return st // Only a detail that cannot be encoded comes here; the code stands.
 	}
@@ -66,6 +67,8 @@ var refusals = map[engine.Reason]refusalStatus{
 	engine.WildcardSubject:    {codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_WILDCARD_NOT_ALLOWED},
 	engine.CaveatFailed:       {codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_CAVEAT_EVALUATION_ERROR},
 	engine.CursorInvalid:      {codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_INVALID_CURSOR},
+	engine.CounterExists:      {codes.FailedPrecondition, v1.ErrorReason_ERROR_REASON_COUNTER_ALREADY_REGISTERED},
+	engine.UnknownCounter:     {codes.FailedPrecondition, v1.ErrorReason_ERROR_REASON_COUNTER_NOT_REGISTERED},
 	// What an import has staged was overtaken by a schema, or dropped: begin again.
 	engine.StageStale:    {codes.Aborted, v1.ErrorReason_ERROR_REASON_SERIALIZATION_FAILURE},
 	engine.StageUnknown:  {codes.Aborted, v1.ErrorReason_ERROR_REASON_SERIALIZATION_FAILURE},
@@ -75,7 +78,7 @@ var refusals = map[engine.Reason]refusalStatus{
 // metadataNames says under which names the API carries what a refusal says.
 var metadataNames = map[string]string{
 	"type": "definition_name", "caveat": "caveat_name", "parameter": "parameter_name", "tuple": "relationship",
-	"given": "subject_type",
+	"given": "subject_type", "counter": "counter_name",
 }
 
 // Status implements api.Dialect.
@@ -94,7 +97,7 @@ func (Dialect) Status(err error, native *status.Status) *status.Status {
 	if errors.Is(err, graph.ErrInvalidPosition) || isCursorError(native) {
 		return reasoned(codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_INVALID_CURSOR, "invalid cursor: "+native.Message(), nil)
 	}
-	if errors.Is(err, graph.ErrRevisionGone) || errors.Is(err, graph.ErrRevisionAhead) {
+	if errors.Is(err, graph.ErrRevisionGone) || errors.Is(err, cluster.ErrRevisionUnknown) {
 		return status.New(codes.OutOfRange, "invalid revision: "+native.Message())
 	}
 	return native
@@ -129,6 +132,10 @@ func refusalText(r *engine.Refusal) string {
 		return fmt.Sprintf("cannot write a relationship to permission `%s` under definition `%s`", r.Metadata["name"], r.Metadata["type"])
 	case engine.AlreadyExists:
 		return fmt.Sprintf("could not CREATE relationship `%s`, as it already exists; if this is persistent, TOUCH it", refusalMetadata(r)["relationship"])
+	case engine.CounterExists:
+		return fmt.Sprintf("counter with name `%s` already registered", r.Metadata["counter"])
+	case engine.UnknownCounter:
+		return fmt.Sprintf("counter with name `%s` not found", r.Metadata["counter"])
 	case engine.StageStale:
 		return "the schema was changed while relationships were imported; import them again"
 	case engine.StageUnknown:
@@ -166,10 +173,10 @@ func refusalMetadata(r *engine.Refusal) map[string]string {
 	return m
 }
 
-// tupleMetadata says of a tuple, given as Pemba's text, what the API says.
 // decomposedMax is how long a relationship may be for its parts to be told too.
 const decomposedMax = 512
 
+// tupleMetadata says of a tuple, given as Pemba's text, what the API says.
 func tupleMetadata(m map[string]string, reason engine.Reason, text string) {
 	t, err := graph.ParseTuple(text)
 	if err != nil {

@@ -343,6 +343,10 @@ func newDialProblem(message string, encryption *tls.Config) *dialProblem {
 	return p
 }
 
+// Conn returns the connection itself, for services that a server has beside those
+// of Client. It is the client's: Close ends it, and nobody else may.
+func (c *Client) Conn() *grpc.ClientConn { return c.conn }
+
 // Close ends the connection and all calls on it.
 func (c *Client) Close() error { return c.conn.Close() }
 

@@ -125,6 +125,8 @@ func allowedValues(f *pflag.Flag) string {
 var clientVariables = []string{
 	"PEMBA_ADDR", "PEMBA_KEY", "PEMBA_STORE", "PEMBA_INSECURE_KEY",
 	"PEMBA_TLS", "PEMBA_CA_CERT", "PEMBA_CLIENT_CERT", "PEMBA_CLIENT_KEY",
+	"PEMBA_FROM", "PEMBA_FROM_KEY", "PEMBA_FROM_STORE", "PEMBA_FROM_INSECURE_KEY",
+	"PEMBA_FROM_TLS", "PEMBA_FROM_CA_CERT", "PEMBA_FROM_CLIENT_CERT", "PEMBA_FROM_CLIENT_KEY",
 }
 
 // serviceVariable matches what Kubernetes puts into the environment for a service

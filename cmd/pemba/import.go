@@ -405,14 +405,11 @@ func endOfImport(err error, committing bool) importEnd {
 // more: what nobody can go on with counts as staged for a day. An import that the
 // user named stays, whatever it failed by: the file may be mended.
 func (i *importer) left(c *client.Client, im *client.Import, config client.ImportConfig, err error) string {
-	end := endOfImport(err, i.committing)
 	if i.batches {
 		im.Cancel()
-		if end != importRefused {
-			return "; what is in earlier batches was written, and the last ones may have been"
-		}
-		return "; what is in earlier batches was written"
+		return leftOfBatches(err)
 	}
+	end := endOfImport(err, i.committing)
 	reason, _ := client.Reason(err)
 	// What is there under the ID is another import: it is neither gone on with nor
 	// forgotten.
@@ -448,6 +445,27 @@ func (i *importer) left(c *client.Client, im *client.Import, config client.Impor
 		return "; nothing can be seen of it; begin again after " + drop
 	}
 	return "; nothing can be seen of it; go on with --import-id " + config.ID
+}
+
+// leftOfBatches says what a failed import in batches wrote. The server tells how
+// many tuples it had written before a batch that it fails at. Nobody tells when it
+// was this side that failed, or the connection.
+func leftOfBatches(err error) string {
+	_, metadata := client.Reason(err)
+	written, told := metadata["written_tuples"]
+	// Each batch is a commit of its own, of which the outcome may be unknown.
+	uncertain := endOfImport(err, true) == importUncertain
+	switch {
+	case !told:
+		return "; earlier batches, if there were any, may have been written"
+	case written == "0" && uncertain:
+		return "; the first batch may have been written"
+	case written == "0":
+		return "; nothing was imported"
+	case uncertain:
+		return "; imported " + written + ", in earlier batches; the next one may have been written too"
+	}
+	return "; imported " + written + ", in earlier batches"
 }
 
 // known reports whether a server has anything of an import. When it does not say so

@@ -90,7 +90,7 @@ Begin with "pemba demo", which needs nothing else.`,
 		commands  []*cobra.Command
 	}{
 		{"server", "Servers:", []*cobra.Command{newDemo(), newServe(), newKeygen()}},
-		{"data", "What is stored:", []*cobra.Command{newSchema(), newTuple(), newStore(), newWatch(), newChanges()}},
+		{"data", "What is stored:", []*cobra.Command{newSchema(), newTuple(), newStore(), newMigrate(), newWatch(), newChanges()}},
 		{"question", "What follows from it:", []*cobra.Command{newCheck(), newExpand(), newLookup(), newTest()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.id, Title: group.title})

@@ -36,7 +36,7 @@ const (
 // serveFlags are the flags of serve.
 type serveFlags struct {
 	dataDir, grpcAddr, httpAddr, nodeID, config string
-	bootstrap                                   bool
+	bootstrap, testing                          bool
 	keys                                        []string
 	keyFile, tlsCert, tlsKey, clientCA          string
 	otlpEndpoint                                string
@@ -59,6 +59,10 @@ any other address. With keys, every call must present one of them. The keys of
 line each, "KEY" or "KEY store NAME,NAME". The files of keys and of TLS are read
 again when they change.
 
+With --testing the server keeps everything in memory and lets every key in; each
+has a store of its own, which is empty at first and which no other key sees. It is
+for the tests of applications: one server for all, and a new key for each test.
+
 Every flag is also an environment variable, PEMBA_ with the flag's name in
 capitals and _ for -, as PEMBA_TLS_CERT, and a key of the YAML file that --config
 names. The command line wins over the environment, and that over the file. The
@@ -66,7 +70,8 @@ keys of the server are PEMBA_SERVE_KEY, separated by blanks.
 
 SIGTERM and SIGINT end it within 10 seconds; a second one kills it.`,
 		Example: `  pemba serve
-  PEMBA_SERVE_KEY=$(pemba keygen) pemba serve --data-dir /var/lib/pemba --tls-cert cert.pem --tls-key key.pem`,
+  PEMBA_SERVE_KEY=$(pemba keygen) pemba serve --data-dir /var/lib/pemba --tls-cert cert.pem --tls-key key.pem
+  pemba serve --testing`,
 		Args: noArguments,
 	}
 	flags := cmd.Flags()
@@ -76,6 +81,7 @@ SIGTERM and SIGINT end it within 10 seconds; a second one kills it.`,
 	flags.StringVar(&f.httpAddr, "http-addr", "", "the `address` of HTTP: the protocol as JSON, /healthz, /readyz and /metrics; empty for port "+httpPort+" likewise, \"none\" for none")
 	flags.StringVar(&f.nodeID, "node-id", "", "the node's `id`; decided at the first start, made up when empty")
 	flags.BoolVar(&f.bootstrap, "bootstrap", false, "make a cluster of one out of an empty directory, which is done without it too")
+	flags.BoolVar(&f.testing, "testing", false, "keep everything in memory, let every key in and give each a store of its own")
 	flags.StringArrayVar(&f.keys, "key", nil, "a `key` that callers may present; may be repeated. Other users of this machine can see it: PEMBA_SERVE_KEY and --config are safer")
 	flags.StringVar(&f.keyFile, "key-file", "", "a `file` of further keys, a line each: KEY, or KEY store NAME,NAME")
 	flags.StringVar(&f.tlsCert, "tls-cert", "", "speak TLS with the certificate in this PEM `file`")
@@ -88,6 +94,14 @@ SIGTERM and SIGINT end it within 10 seconds; a second one kills it.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := completeFlags(cmd); err != nil {
 			return err
+		}
+		if f.testing {
+			if err := checkTesting(cmd.Flags()); err != nil {
+				return err
+			}
+			if !cmd.Flags().Changed("limit-stores") {
+				f.limits.Stores = 0 // It has another default then.
+			}
 		}
 		return serve(cmd, &f)
 	}
@@ -108,9 +122,10 @@ func addLimitFlags(flags *pflag.FlagSet, l *api.Limits) {
 	flags.IntVar(&l.ContextBytes, "limit-context-bytes", d.ContextBytes, "how large the context of a question may be")
 	flags.IntVar(&l.TupleContextBytes, "limit-tuple-context-bytes", d.TupleContextBytes, "how large the context of a tuple may be")
 	flags.IntVar(&l.MetadataBytes, "limit-metadata-bytes", d.MetadataBytes, "how large the metadata of a change may be")
+	flags.IntVar(&l.AnswerBytes, "limit-answer-bytes", d.AnswerBytes, "how large the tree of an expand and the trace of a check may be")
 	flags.IntVar(&l.Steps, "limit-steps", 0, "how many steps a question may take; 0 for 10,000,000")
 	flags.Int64Var(&l.MemoryBytes, "limit-memory-bytes", 0, "how much memory a question may take; 0 for 256 MiB")
-	flags.IntVar(&l.Stores, "limit-stores", d.Stores, "how many stores there may be")
+	flags.IntVar(&l.Stores, "limit-stores", d.Stores, "how many stores there may be; with --testing 10,000 unless it is set")
 	flags.IntVar(&l.Watches, "limit-watches", d.Watches, "how many watches may be open")
 	flags.IntVar(&l.OpenStreams, "limit-open-streams", d.OpenStreams, "how many streaming answers may be open")
 	flags.DurationVar(&l.WatchHeartbeat, "limit-watch-heartbeat", d.WatchHeartbeat, "after how long without a change a watch says that it is alive")
@@ -185,11 +200,14 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 	}
 	node := f.node
 	node.DataDir, node.NodeID, node.Logger = f.dataDir, f.nodeID, logger
+	if f.testing {
+		node.DataDir, node.InMemory = "", true
+	}
 	node.WatchersMax = f.limits.Watches // One limit is enough.
 	running, err := start(cmd.Context(), startConfig{
 		cluster: node,
 		api: api.Config{
-			GRPCAddr: f.grpcAddr, HTTPAddr: f.httpAddr, Keys: f.keys, KeyFile: f.keyFile,
+			GRPCAddr: f.grpcAddr, HTTPAddr: f.httpAddr, Keys: f.keys, KeyFile: f.keyFile, Testing: f.testing,
 			TLSCert: f.tlsCert, TLSKey: f.tlsKey, ClientCA: f.clientCA, OTLPEndpoint: f.otlpEndpoint,
 			Limits: f.limits, Logger: logger, Dialects: []api.Dialect{authzed.Dialect{}},
 		},
@@ -197,7 +215,11 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 	if err != nil {
 		return err
 	}
-	if err := printf(cmd, "%s\n", running.where()); err != nil {
+	said := running.where() + "\n"
+	if f.testing {
+		said += testingSentence + "\n"
+	}
+	if err := printf(cmd, "%s", said); err != nil {
 		return errors.Join(err, running.close())
 	}
 	return running.wait(cmd.Context(), logger)
@@ -220,6 +242,8 @@ type startConfig struct {
 type running struct {
 	node   *cluster.Node
 	server *api.Server
+	// patience is how long calls that are open may go on when it is closed.
+	patience time.Duration
 	// failed gets the first fault of the node, and what ended Serve.
 	failed chan error
 }
@@ -236,7 +260,10 @@ func start(ctx context.Context, c startConfig) (*running, error) {
 			return nil, err
 		}
 	}
-	r := &running{failed: make(chan error, 2)}
+	r := &running{patience: closeServerPatience, failed: make(chan error, 2)}
+	if c.api.Testing {
+		r.patience = 0 // What they would change is gone anyway.
+	}
 	fail := func(err error) {
 		select {
 		case r.failed <- err:
@@ -311,7 +338,7 @@ func (r *running) wait(ctx context.Context, logger *slog.Logger) error {
 
 // close stops the server, then the node: calls end before what answers them.
 func (r *running) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), closeServerPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), r.patience)
 	defer cancel()
 	return errors.Join(r.server.Close(ctx), closeNode(r.node))
 }

@@ -1,0 +1,564 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/pembadb/pemba/api/authzed"
+	"github.com/pembadb/pemba/api/client"
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
+)
+
+func newMigrate() *cobra.Command {
+	return newGroup("migrate", "Copy schema and tuples from another server", newMigrateFromSpiceDB())
+}
+
+func newMigrateFromSpiceDB() *cobra.Command {
+	m := migration{heldMax: heldDefault}
+	cmd := &cobra.Command{
+		Use:   "from-spicedb",
+		Short: "Copy schema and relationships from a SpiceDB, and compare answers",
+		Long: `From-spicedb copies schema and relationships from a server that speaks
+authzed.api.v1, a SpiceDB or a Pemba, to a store that has no tuples, and no schema
+or the same. What is copied is the state of the source at one revision; what is
+written there later is not. Relationships that have expired are left out.
+
+All tuples become visible at one revision, or none does, up to as many as the
+server allows (10,000,000 unless it was started otherwise). With --batches there
+may be more: they are written in batches, each at a revision of its own.
+
+When the source is lost it goes on behind the last page, for --from-patience.
+However else it is cut off, it can be gone on with: it says the command line, with
+--import-id and --from-revision, that reads the source at the same revision again
+and sends what the store does not have. The store forgets an import that nobody
+goes on with for 24 hours, and the source its revision after some time of its own.
+
+At the end the tuples are counted, and --verify questions asked of both servers at
+the revisions that were read and written, without context: for relationships drawn
+at random, a relation or permission of the object, and its subject or another.
+Each relation and permission of every type that has relationships is asked for.
+When answers differ, differences are listed and the command fails; what was copied
+stays. Questions that the source refuses, as those about cycles, are counted. The
+same --seed draws the same questions.`,
+		Example: `  pemba migrate from-spicedb --from spicedb.internal:50051 --from-tls --from-key $KEY
+  pemba migrate from-spicedb --from 127.0.0.1:50051 --from-key $KEY --addr 127.0.0.1:50061 --store blog --verify 10000`,
+		Args: noArguments,
+	}
+	m.addFlags(cmd)
+	m.from.addFlags(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&m.batches, "batches", false, "write in batches, each at a revision of its own")
+	f.StringVar(&m.id, "import-id", "", "go on with the import of this `id`")
+	f.StringVar(&m.revision, "from-revision", "", "go on with the migration of this revision of the source, the `token` that it named")
+	f.IntVar(&m.verify, "verify", 1000, "how many questions to ask of both servers; 0 for none")
+	f.Uint64Var(&m.seed, "seed", 0, "the seed by which questions are drawn; 0 for any")
+	addQuiet(cmd, &m.quiet)
+	before(cmd, func() error {
+		switch {
+		case m.batches && f.Changed("import-id"):
+			return errors.New("--batches and --import-id exclude each other: what is written in batches is gone on with by --from-revision alone")
+		case m.id != "" && m.revision == "":
+			return errors.New("--import-id needs the --from-revision of the same migration")
+		case m.revision != "" && m.id == "" && !m.batches:
+			return errors.New("--from-revision goes on with a migration, and needs its --import-id or --batches")
+		case m.verify < 0 || m.verify > verifyMax:
+			return fmt.Errorf("--verify %d: 0 to %d are allowed", m.verify, verifyMax)
+		}
+		return needTexts(cmd, "import-id", "from-revision")
+	})
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return m.run(cmd) }
+	return cmd
+}
+
+// A migration holds the flags of migrate from-spicedb, and what becomes of it.
+type migration struct {
+	connection
+	from sourceConnection
+
+	batches      bool
+	id, revision string
+	verify       int
+	seed         uint64
+	quiet        bool
+
+	cmd    *cobra.Command
+	source *source
+	target *client.Client
+
+	// committing says that everything was handed over and the commit asked for.
+	committing bool
+	// held are the tuples with an expiration, heldBytes about how much memory they
+	// take; overflowed says that they were too many, and are read once more.
+	// Invariant: heldBytes <= heldMax, or overflowed.
+	held       []graph.Tuple
+	heldBytes  int
+	heldMax    int
+	overflowed bool
+	// recent are the last tuples that were added, for the one that the server
+	// refuses. Invariant: added is their count, and tuple n < added is
+	// recent[n % len(recent)] if added - n <= len(recent).
+	recent []graph.Tuple
+	added  uint64
+	// skipped counts the relationships that the source gave although they had
+	// expired.
+	skipped uint64
+	expiry  expirations
+	sample  *sample
+}
+
+// heldDefault bounds the memory of the tuples that are held.
+const heldDefault = 64 << 20
+
+// recentTuples is how many tuples can be on the way to the server at most, and some.
+const recentTuples = 64 << 10
+
+func (m *migration) run(cmd *cobra.Command) (err error) {
+	m.cmd = cmd
+	for m.seed == 0 {
+		m.seed = rand.Uint64() //nolint:gosec // It draws questions; nothing has to be hard to guess.
+	}
+	if m.source, err = m.from.dial(cmd.Context()); err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := m.source.client.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	return m.call(cmd, m.migrate)
+}
+
+func (m *migration) migrate(ctx ctx, target *client.Client) error {
+	m.target = target
+	goneOn := m.revision != ""
+	if goneOn {
+		if err := m.judgeGoneOn(ctx); err != nil {
+			return err
+		}
+	} else if err := m.writeSchema(ctx); err != nil {
+		return err
+	}
+	if !goneOn && !m.batches {
+		m.id = client.NewImportID()
+	}
+	// Who kills the process hears of nothing at its end.
+	if err := m.tell("if it is cut off, this goes on with it%s:\n  %s\n", m.sameKeys(), m.commandAgain()); err != nil {
+		return err
+	}
+	answer, err := m.copy(ctx)
+	if err != nil {
+		return err
+	}
+	result := migrationJSON{
+		Relationships: m.added, Changed: answer.GetChanged(), Expired: m.skipped, Zookie: answer.GetWrittenAt().GetToken(),
+		FromRevision: m.revision, Seed: m.seed,
+	}
+	if err := m.compare(ctx, answer.GetWrittenAt(), &result); err != nil {
+		return fmt.Errorf("all is copied and visible at zookie %s, and could not be verified: %s; %s",
+			result.Zookie, explainError(m.cmd, err), m.again("verifies it again"))
+	}
+	if err := m.print(&result); err != nil {
+		return err
+	}
+	return result.verdict()
+}
+
+// tell writes to the standard error what somebody may want to know meanwhile.
+func (m *migration) tell(format string, args ...any) error {
+	if m.quiet {
+		return nil
+	}
+	_, err := fmt.Fprintf(m.cmd.ErrOrStderr(), format, args...)
+	return err
+}
+
+// again says what a command line does that goes on with this migration.
+func (m *migration) again(does string) string {
+	return "this " + does + m.sameKeys() + ": " + m.commandAgain()
+}
+
+// sameKeys names the keys that the command line needs and does not show.
+func (m *migration) sameKeys() string {
+	var given []string
+	for _, name := range []string{"key", "from-key"} {
+		if m.cmd.Flags().Changed(name) {
+			given = append(given, "--"+name)
+		}
+	}
+	if len(given) == 0 {
+		return ""
+	}
+	return ", with the same " + strings.Join(given, " and ")
+}
+
+// commandAgain is the command line that goes on with this migration.
+func (m *migration) commandAgain() string {
+	line := commandAgain(m.cmd, "key", "from-key", "import-id", "from-revision", "seed")
+	if m.id != "" {
+		line += " --import-id " + m.id
+	}
+	// It draws the same questions as this one.
+	return line + fmt.Sprintf(" --from-revision %s --seed %d", shellQuote(m.revision), m.seed)
+}
+
+// forgetting is the command line that forgets what the store has of the import.
+func (m *migration) forgetting() string {
+	line := "pemba tuple import"
+	m.cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Changed && slices.Contains([]string{"addr", "store", "tls", "ca-cert", "client-cert", "client-key", "insecure-key"}, f.Name) {
+			line += " --" + f.Name + "=" + shellQuote(f.Value.String())
+		}
+	})
+	return line + " --abort --import-id " + m.id
+}
+
+// stored returns the schema of the store, empty if it has none, and how many tuples
+// it has.
+func (m *migration) stored(ctx ctx) (schema string, tuples uint64, err error) {
+	answer, err := m.target.Stores.GetStore(ctx, &pembav1.GetStoreRequest{Store: m.store})
+	if err != nil {
+		return "", 0, err
+	}
+	written, err := m.target.Schemas.ReadSchema(ctx, &pembav1.ReadSchemaRequest{Store: m.store, Consistency: client.Linearizable()})
+	if reason, _ := client.Reason(err); err != nil && reason != engine.NoSchema.String() {
+		return "", 0, err
+	}
+	return written.GetSchema(), answer.GetStore().GetTuples(), nil
+}
+
+// where names the store that is written to.
+func (m *migration) where() string {
+	if m.store == "" {
+		return "the default store at " + m.addr
+	}
+	return fmt.Sprintf("the store %q at %s", m.store, m.addr)
+}
+
+// otherStore is what helps when a store cannot be written to.
+const otherStore = "name an empty store by --store; \"pemba store create NAME\" makes one"
+
+// writeSchema reads the schema of the source and the revision to copy, and writes it
+// to a store that has none.
+func (m *migration) writeSchema(ctx ctx) error {
+	text, revision, err := m.source.readSchema(ctx)
+	if err != nil {
+		return err
+	}
+	stored, tuples, err := m.stored(ctx)
+	switch {
+	case err != nil:
+		return err
+	case tuples > 0:
+		return fmt.Errorf("%s has %d tuples already; %s (a migration that was cut off is gone on with by the --import-id and --from-revision that it named)",
+			m.where(), tuples, otherStore)
+	case stored == "":
+		if _, err := m.target.Schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Store: m.store, Schema: text}); err != nil {
+			return fmt.Errorf("the schema of the source is refused: %s; nothing was copied", explainError(m.cmd, err))
+		}
+	default:
+		difference, err := m.target.Schemas.DiffSchema(ctx, &pembav1.DiffSchemaRequest{
+			Store: m.store, To: &pembav1.DiffSchemaRequest_ToSchema{ToSchema: text},
+		})
+		if err != nil {
+			return fmt.Errorf("the schema of the source cannot be compared with that of %s: %s", m.where(), explainError(m.cmd, err))
+		}
+		if changes := difference.GetChanges(); len(changes) > 0 {
+			return fmt.Errorf("%s has a schema already, and that of the source differs in %d places, the first: %s; %s",
+				m.where(), len(changes), changes[0].GetText(), otherStore)
+		}
+	}
+	m.revision = revision
+	return nil
+}
+
+// judgeGoneOn refuses to go on with a migration of which the store knows nothing.
+func (m *migration) judgeGoneOn(ctx ctx) error {
+	stored, tuples, err := m.stored(ctx)
+	switch {
+	case err != nil:
+		return err
+	case stored == "":
+		return fmt.Errorf("%s has no schema, so that no migration to it was begun; leave out --from-revision and --import-id to begin one", m.where())
+	case m.batches || tuples == 0 || known(ctx, m.target, client.ImportConfig{Store: m.store, ID: m.id}):
+		return nil
+	}
+	return fmt.Errorf("%s has %d tuples already, and nothing of the import %s; --addr and --store name the store of the migration that is gone on with",
+		m.where(), tuples, m.id)
+}
+
+// copy reads the relationships and sends them.
+func (m *migration) copy(ctx ctx) (*pembav1.ImportTuplesResponse, error) {
+	p := startProgress(m.cmd, m.quiet)
+	defer p.close()
+	if !m.quiet {
+		p.whole.Store(m.source.count(ctx))
+	}
+	im, err := m.target.Import(ctx, client.ImportConfig{Store: m.store, Batches: m.batches, ID: m.id})
+	if err != nil {
+		return nil, err
+	}
+	defer im.Cancel()
+	if err := m.send(ctx, im, p); err != nil {
+		return nil, m.failed(im, err)
+	}
+	if m.added == 0 && im.Known() == 0 {
+		return &pembav1.ImportTuplesResponse{}, nil // There is nothing to make visible.
+	}
+	p.last.Store(!m.batches)
+	m.committing = true
+	answer, err := im.Commit()
+	if err != nil {
+		return nil, m.failed(im, err)
+	}
+	return answer, nil
+}
+
+// send adds all relationships, those that never expire first: whoever goes on with
+// an import must add again what it began with, and what expired since is no longer
+// to be had.
+func (m *migration) send(ctx ctx, im *client.Import, p *progress) error {
+	// What is expired by then is not worth the way.
+	began := time.Now()
+	m.expiry = newExpirations(began)
+	m.sample = newSample(m.seed, m.verify)
+	m.recent = make([]graph.Tuple, 0, recentTuples)
+	add := func(t graph.Tuple) error {
+		if err := im.Add(t); err != nil {
+			return err
+		}
+		m.remember(t)
+		p.done.Add(1)
+		p.part.Add(1)
+		return nil
+	}
+	for t, err := range m.tuples(ctx) {
+		switch {
+		case err != nil:
+			return err
+		case t.ValidUntil == 0:
+			err = add(t)
+		case !t.ValidUntil.Time().After(began):
+			m.skipped++
+			continue
+		default:
+			m.hold(t)
+		}
+		if err != nil {
+			return err
+		}
+		m.sample.add(t)
+	}
+	if !m.overflowed {
+		for _, t := range m.held {
+			m.expiry.add(t.ValidUntil.Time())
+			if err := add(t); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for t, err := range m.tuples(ctx) {
+		if err != nil {
+			return err
+		}
+		if t.ValidUntil != 0 && t.ValidUntil.Time().After(began) {
+			m.expiry.add(t.ValidUntil.Time())
+			if err := add(t); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tuples yields the relationships of the source as tuples, and at last an error if
+// there is one.
+func (m *migration) tuples(ctx ctx) func(yield func(graph.Tuple, error) bool) {
+	return func(yield func(graph.Tuple, error) bool) {
+		for page, err := range m.source.relationships(ctx, m.revision) {
+			if err != nil {
+				yield(graph.Tuple{}, err)
+				return
+			}
+			for _, r := range page {
+				t, err := authzed.Tuple(r)
+				if err != nil {
+					err = fmt.Errorf("the relationship %s of the source: %s", relationshipText(r), status.Convert(err).Message())
+				}
+				if !yield(t, err) || err != nil {
+					return
+				}
+			}
+		}
+	}
+}
+
+// relationshipText names a relationship.
+func relationshipText(r *v1.Relationship) string {
+	t := graph.Tuple{
+		Object:   graph.Object{Type: r.GetResource().GetObjectType(), ID: r.GetResource().GetObjectId()},
+		Relation: r.GetRelation(),
+		Subject: graph.Subject{
+			Object:   graph.Object{Type: r.GetSubject().GetObject().GetObjectType(), ID: r.GetSubject().GetObject().GetObjectId()},
+			Relation: r.GetSubject().GetOptionalRelation(),
+		},
+	}
+	return t.String()
+}
+
+// hold keeps a tuple that expires, until there are too many of them.
+func (m *migration) hold(t graph.Tuple) {
+	if m.overflowed {
+		return
+	}
+	m.held = append(m.held, t)
+	m.heldBytes += 200 + len(t.Object.ID) + len(t.Subject.ID) + len(t.Context)
+	if m.heldBytes > m.heldMax {
+		m.held, m.overflowed = nil, true
+	}
+}
+
+// remember keeps the name of a tuple that was added.
+func (m *migration) remember(t graph.Tuple) {
+	t = graph.Tuple{Object: t.Object, Relation: t.Relation, Subject: t.Subject}
+	if len(m.recent) < recentTuples {
+		m.recent = append(m.recent, t)
+	} else {
+		m.recent[m.added%recentTuples] = t
+	}
+	m.added++
+}
+
+// failed says what an error of an import was about, and what is left of it. What is
+// of no use any more is forgotten, unless the user named it.
+func (m *migration) failed(im *client.Import, err error) error {
+	// The context of the command may have ended, and this is short.
+	ctx, cancel := context.WithTimeout(context.Background(), forgetPatience)
+	defer cancel()
+	reason, metadata := client.Reason(err)
+	text := explainImport(m.cmd, err)
+	var refused *client.ImportError
+	if errors.As(err, &refused) && refused.Number < m.added && m.added-refused.Number <= uint64(len(m.recent)) {
+		text = m.recent[refused.Number%recentTuples].String() + ": " + text
+	}
+	if limit := metadata["limit"]; reason == engine.StageTooLarge.String() && limit != "" {
+		text = "the source has more than the " + limit + " relationships that may become visible at once; migrate with --batches"
+		if metadata["field"] == "" { // It is not about what is sent.
+			text = m.where() + " has " + limit + " imports that were not committed, and no more are allowed; \"pemba tuple import --abort --all\" forgets them"
+		}
+		text += " (" + reason + ")"
+	}
+	var fromSource *sourceError
+	end := endOfImport(err, m.committing)
+	if errors.As(err, &fromSource) && !slices.Contains(lasting, fromSource.code) {
+		end = importHindered
+	}
+	goneOn := m.cmd.Flags().Changed("from-revision")
+	left := ""
+	switch {
+	case errors.As(err, &fromSource) && fromSource.code == codes.OutOfRange && goneOn && m.batches:
+		left = "the source does not have the revision any more at which the migration began; begin anew with an empty store"
+	case errors.As(err, &fromSource) && fromSource.code == codes.OutOfRange && goneOn:
+		left = "the source does not have the revision any more at which the migration began; begin anew, without --from-revision and --import-id, after: " + m.forgetting()
+	case m.batches:
+		left = strings.TrimPrefix(leftOfBatches(err), "; ") + "; " + m.again("goes over it again, and on")
+	case reason == engine.StageMismatch.String(), errors.Is(err, client.ErrImportMismatch):
+		left = "what the store has of the migration is not what the source gives now, as when relationships have expired since, or another version of this command began it; " +
+			"begin anew, without --from-revision and --import-id, after: " + m.forgetting()
+	case reason == engine.StageStale.String():
+		left = "nothing can be seen of it; begin anew, without --from-revision and --import-id, after: " + m.forgetting()
+	case end == importUncertain:
+		left = "whether it is visible is not known; " + m.again("finishes it, or says that it was")
+	case end == importHindered || goneOn:
+		left = "nothing can be seen of it; " + m.again("goes on with it")
+	default:
+		left = "no relationships were copied"
+		if err := im.Forget(ctx); err != nil {
+			left += "; what the store has of them is forgotten in some time, or by: " + m.forgetting()
+		}
+	}
+	im.Cancel()
+	return fmt.Errorf("%s; %s", text, left)
+}
+
+// A migrationJSON is what became of a migration in the form of -o json.
+type migrationJSON struct {
+	// Relationships is how many were read and sent, Changed how many tuples that
+	// made or changed; Expired were read and left out.
+	Relationships uint64 `json:"relationships"`
+	Changed       uint64 `json:"changed"`
+	Expired       uint64 `json:"expired"`
+	// Counted is how many tuples the store has at Zookie.
+	Counted uint64 `json:"counted"`
+	// Checks is how many questions were asked and answered by both servers,
+	// Differing how many of them otherwise; RefusedAtSource come besides.
+	Checks          int              `json:"checks"`
+	Differing       int              `json:"differing"`
+	RefusedAtSource int              `json:"refused_at_source"`
+	Seed            uint64           `json:"seed,string"`
+	Zookie          string           `json:"zookie"`
+	FromRevision    string           `json:"from_revision"`
+	Differences     []differenceJSON `json:"differences,omitempty"`
+
+	// countWrong says that Counted is not what was sent, less what has expired
+	// since.
+	countWrong bool
+}
+
+// A differenceJSON is a question that the servers answer differently.
+type differenceJSON struct {
+	Question string `json:"question"`
+	Source   string `json:"source"`
+	Target   string `json:"target"`
+}
+
+func (m *migration) print(r *migrationJSON) error {
+	if m.json() {
+		return printJSON(m.cmd, r)
+	}
+	text := fmt.Sprintf("copied %d relationships, changed %d, zookie %s\n", r.Relationships, r.Changed, r.Zookie)
+	if r.Zookie == "" {
+		text = "copied the schema; there are no relationships\n"
+	}
+	if r.Expired > 0 {
+		text += fmt.Sprintf("left out %d that have expired\n", r.Expired)
+	}
+	if m.verify > 0 {
+		text += fmt.Sprintf("checks compared: %d, differing: %d, refused at the source: %d, seed %d\n", r.Checks, r.Differing, r.RefusedAtSource, r.Seed)
+	}
+	for _, d := range r.Differences {
+		text += fmt.Sprintf("  %s: %s at the source, %s here\n", printable(d.Question), printable(d.Source), printable(d.Target))
+	}
+	if more := r.Differing - len(r.Differences); more > 0 {
+		text += fmt.Sprintf("  and %d more\n", more)
+	}
+	return printf(m.cmd, "%s", text)
+}
+
+// verdict is the error of a migration that was found to differ.
+func (r *migrationJSON) verdict() error {
+	var found []string
+	if r.countWrong {
+		found = append(found, fmt.Sprintf("%d relationships were copied, and the store has %d tuples", r.Relationships, r.Counted))
+	}
+	if r.Differing > 0 {
+		found = append(found, fmt.Sprintf("%d of %d checks have another answer than at the source", r.Differing, r.Checks))
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	return errors.New("the store is not like the source: " + strings.Join(found, "; "))
+}

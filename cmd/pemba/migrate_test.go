@@ -1,0 +1,748 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+
+	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/api/authzed"
+	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
+)
+
+// A sourceServer is a Pemba that is copied from, with a key of its own.
+type sourceServer struct {
+	t    *testing.T
+	addr string
+}
+
+const sourceKey = "theirs"
+
+// startMigration starts a source and the server that is written to, and names both in
+// the environment.
+func startMigration(t *testing.T, change ...func(*startConfig)) (sourceServer, *running) {
+	t.Helper()
+	from := testStart(t, func(c *startConfig) {
+		c.api.Keys, c.api.Dialects = []string{sourceKey}, []api.Dialect{authzed.Dialect{}}
+	})
+	r := testStart(t, change...)
+	s := sourceServer{t, from.server.GRPCAddr().String()}
+	t.Setenv("PEMBA_FROM", s.addr)
+	t.Setenv("PEMBA_FROM_KEY", sourceKey)
+	return s, r
+}
+
+// must runs a command at the source.
+func (s sourceServer) must(stdin string, args ...string) string {
+	s.t.Helper()
+	return must(s.t, stdin, append(args, "--addr", s.addr, "--key", sourceKey)...)
+}
+
+const migrateSchema = `use expiration
+
+caveat within(where map<any>, day string) {
+	where.site.name == "hamburg" && day == "monday"
+}
+
+definition user {}
+
+definition group {
+	relation member: user | group#member
+}
+
+definition folder {
+	relation viewer: user | user:* | group#member
+}
+
+definition document {
+	relation parent: folder
+	relation viewer: user | user:* | group#member | user with within | user with expiration | user with within and expiration
+	relation blocked: user
+	permission view = (viewer + parent->viewer) - blocked
+}
+`
+
+// manyDocuments are n relationships without an end, in folders whose viewers are a
+// group.
+func manyDocuments(n int) string {
+	var b strings.Builder
+	for i := range 10 {
+		fmt.Fprintf(&b, "group:g%d#member@user:%06d\nfolder:f%d#viewer@group:g%d#member\n", i, i, i, i)
+	}
+	for i := range n - 20 {
+		if i%2 == 0 {
+			fmt.Fprintf(&b, "document:%06d#parent@folder:f%d\n", i, i%7)
+		} else {
+			fmt.Fprintf(&b, "document:%06d#viewer@user:%06d\n", i, i%97)
+		}
+	}
+	return b.String()
+}
+
+// everyKind has a relationship of every kind.
+const everyKind = `document:kinds#viewer@group:g1#member
+document:kinds#viewer@user:*
+document:kinds#viewer@user:plain[within]
+document:kinds#viewer@user:nested[within:{"where":{"site":{"floors":[1,2.5,{"deep":null}],"name":"hamburg"}}}]
+document:kinds#viewer@user:ends[expiration:2100-01-01T00:00:00.123456Z]
+document:kinds#viewer@user:both[within:{"day":"monday"}][expiration:2100-01-01T00:00:00Z]
+document:kinds#blocked@user:000001
+group:loop#member@group:loop#member
+`
+
+// migrated runs a migration that has to succeed.
+func migrated(t *testing.T, args ...string) migrationJSON {
+	t.Helper()
+	var r migrationJSON
+	text := must(t, "", append([]string{"migrate", "from-spicedb", "-o", "json", "-q"}, args...)...)
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return r
+}
+
+var againPattern = regexp.MustCompile(`this (?:goes on with it|finishes it, or says that it was|goes over it again, and on)(?:, with the same [a-z -]+)?: pemba (.*)\n`)
+
+// goOn returns the command line that a failed migration says.
+func goOn(t *testing.T, said string) []string {
+	t.Helper()
+	found := againPattern.FindStringSubmatch(said)
+	if found == nil {
+		t.Fatalf("no command goes on: %s", said)
+	}
+	return splitLine(found[1])
+}
+
+// TestMigrate: every kind of relationship arrives as it was, but for those that have
+// expired; a store that has anything else is refused.
+func TestMigrate(t *testing.T) {
+	from, _ := startMigration(t)
+	from.must(migrateSchema, "schema", "write", "-")
+	lines := manyDocuments(6000) + everyKind
+	from.must(lines+"document:kinds#viewer@user:gone[expiration:2020-01-01T00:00:00Z]\n", "tuple", "import", "-", "-q")
+	r := migrated(t, "--seed", "7")
+	if r.Relationships != 6008 || r.Changed != 6008 || r.Counted != 6008 || r.Differing != 0 || r.RefusedAtSource != 0 || r.Checks != 1000 || r.Seed != 7 || r.Zookie == "" {
+		t.Errorf("migrated: %+v", r)
+	}
+	if got := sortLines(must(t, "", "tuple", "export")); got != sortLines(lines) || got != sortLines(from.must("", "tuple", "export")) {
+		t.Error("what was migrated is not what the source has")
+	}
+	for _, change := range schema.Diff(compiledSchema(t, migrateSchema), compiledSchema(t, must(t, "", "schema", "read"))) {
+		t.Errorf("the schema that was migrated differs: %s", change)
+	}
+	// Once more, into what is there.
+	if said := fails(t, "", "migrate", "from-spicedb"); !strings.Contains(said, "the default store at ") || !strings.Contains(said, "has 6008 tuples already; name an empty store by --store") {
+		t.Errorf("into a store with tuples: %s", said)
+	}
+	must(t, "", "store", "create", "other")
+	must(t, "definition user {}", "schema", "write", "-", "--store", "other")
+	if said := fails(t, "", "migrate", "from-spicedb", "--store", "other"); !strings.Contains(said, "has a schema already, and that of the source differs in ") || !strings.Contains(said, "the first: ") {
+		t.Errorf("into a store with another schema: %s", said)
+	}
+	// Another one, for people, into a store that has the same schema.
+	must(t, "", "store", "create", "same")
+	must(t, migrateSchema, "schema", "write", "-", "--store", "same")
+	stdout, stderr, code := pemba("", "migrate", "from-spicedb", "--store", "same", "--verify", "50", "--seed", "8")
+	if want := "checks compared: 50, differing: 0, refused at the source: 0, seed 8\n"; code != 0 || !strings.HasPrefix(stdout, "copied 6008 relationships, changed 6008, zookie ") || !strings.HasSuffix(stdout, want) {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+	if !strings.Contains(stderr, "this goes on with it:\n  pemba migrate from-spicedb --store same --verify 50 --import-id ") || strings.Contains(stderr, sourceKey) {
+		t.Errorf("nobody who kills it knows how it goes on: %s", stderr)
+	}
+	// What was committed is gone on with without harm, and verified again.
+	again := regexp.MustCompile(`pemba (migrate .*)`).FindStringSubmatch(stderr)
+	a, b := zookiePattern.ReplaceAllString(must(t, "", splitLine(again[1])...), "ZOOKIE"), zookiePattern.ReplaceAllString(stdout, "ZOOKIE")
+	if a != b {
+		t.Errorf("again: %s, and not %s", a, b)
+	}
+}
+
+func compiledSchema(t *testing.T, text string) *schema.Schema {
+	t.Helper()
+	file, err := schema.Parse("schema", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiled, err := schema.Check(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return compiled
+}
+
+// A lossyWay is a way from a server that is lost after some bytes.
+type lossyWay struct {
+	listener net.Listener
+	server   string
+	// received counts what came from the server. At each multiple of cutEvery, if that
+	// is not zero, all connections are cut, after due, if that is set.
+	received, cutEvery atomic.Int64
+	cuts               atomic.Int64
+	// gone keeps the way from being found again behind a cut.
+	gone atomic.Bool
+	due  func() bool
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+	work  sync.WaitGroup
+}
+
+func startLossyWay(t *testing.T, server string) *lossyWay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &lossyWay{listener: l, server: server, conns: make(map[net.Conn]bool)}
+	w.work.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return // It was closed.
+			}
+			w.work.Go(func() { w.forward(near) })
+		}
+	})
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		w.cut()
+		w.work.Wait()
+	})
+	return w
+}
+
+func (w *lossyWay) addr() string { return w.listener.Addr().String() }
+
+func (w *lossyWay) forward(near net.Conn) {
+	far, err := net.Dial("tcp", w.server)
+	if err != nil || w.gone.Load() && w.cuts.Load() > 0 {
+		_ = near.Close() // Nobody was told anything yet.
+		if err == nil {
+			_ = far.Close()
+		}
+		return
+	}
+	w.mu.Lock()
+	w.conns[near], w.conns[far] = true, true
+	w.mu.Unlock()
+	w.work.Go(func() {
+		_, _ = io.Copy(far, near) // It ends when either side does.
+		_ = far.Close()
+	})
+	b := make([]byte, 4<<10)
+	for {
+		n, err := far.Read(b)
+		every := w.cutEvery.Load()
+		before := w.received.Load()
+		if after := w.received.Add(int64(n)); every > 0 && after/every > before/every {
+			if w.due != nil {
+				for end := time.Now().Add(20 * time.Second); !w.due() && time.Now().Before(end); {
+					time.Sleep(time.Millisecond)
+				}
+			}
+			w.cuts.Add(1)
+			w.cut()
+		}
+		if _, writeErr := near.Write(b[:n]); err != nil || writeErr != nil {
+			break
+		}
+	}
+	_, _ = near.Close(), far.Close()
+}
+
+func (w *lossyWay) cut() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for conn := range w.conns {
+		_ = conn.Close() // It may have ended before.
+		delete(w.conns, conn)
+	}
+}
+
+// staged reports whether a server has a part of an import.
+func staged(r *running) func() bool {
+	return func() bool {
+		stages, err := r.node.Stages(graph.DefaultStore)
+		return err != nil || len(stages) > 0 && stages[0].Tuples > 0
+	}
+}
+
+// TestMigrateLosesSource: a source that is lost now and then is found again; one that
+// stays away is gone on with, from what the store has, also when something expired.
+func TestMigrateLosesSource(t *testing.T) {
+	from, r := startMigration(t)
+	from.must(migrateSchema, "schema", "write", "-")
+	lines := manyDocuments(12_000) + everyKind
+	from.must(lines, "tuple", "import", "-", "-q")
+	way := startLossyWay(t, from.addr)
+	must(t, "", "store", "create", "first")
+	way.cutEvery.Store(250 << 10)
+	target := startCutter(t, r.server.GRPCAddr().String())
+	if got := migrated(t, "--from", way.addr(), "--addr", target.addr(), "--store", "first", "--verify", "0"); got.Relationships != 12_008 || way.cuts.Load() < 2 {
+		t.Errorf("cut %d times: %+v", way.cuts.Load(), got)
+	}
+	if got := sortLines(must(t, "", "tuple", "export", "--store", "first")); got != sortLines(lines) {
+		t.Error("what was migrated over lost connections is not what the source has")
+	}
+
+	// These expire before it is gone on with, and stand before all others.
+	ends := time.Now().Add(1500 * time.Millisecond)
+	var soon strings.Builder
+	for i := range 100 {
+		fmt.Fprintf(&soon, "document:%06d#viewer@user:soon[expiration:%s]\n", i, ends.UTC().Format(time.RFC3339Nano))
+	}
+	from.must(soon.String(), "tuple", "import", "-", "-q")
+	way.gone.Store(true)
+	way.received.Store(0)
+	way.cuts.Store(0)
+	way.cutEvery.Store(500 << 10)
+	way.due = staged(r)
+	said := fails(t, "", "migrate", "from-spicedb", "-q", "--from", way.addr(), "--from-patience", "200ms", "--verify", "100", "-o", "json")
+	if !strings.Contains(said, "the source at "+way.addr()) || !strings.Contains(said, "nothing can be seen of it; this goes on with it: ") {
+		t.Fatalf("a source that is gone: %s", said)
+	}
+	if got := must(t, "", "tuple", "count"); got != "0\n" {
+		t.Errorf("%s tuples of a migration that was cut off can be seen", got)
+	}
+	way.gone.Store(false)
+	way.cutEvery.Store(0)
+	time.Sleep(time.Until(ends))
+	whole := target.sent.Swap(0)
+	var got migrationJSON
+	text := must(t, "", append(goOn(t, said), "--addr", target.addr())...)
+	if err := json.Unmarshal([]byte(text), &got); err != nil || got.Relationships != 12_008 || got.Counted != 12_008 || got.Differing != 0 || got.Checks != 100 {
+		t.Errorf("gone on with: %s, %v", text, err)
+	}
+	if got := sortLines(must(t, "", "tuple", "export")); got != sortLines(lines) {
+		t.Error("what was gone on with is not what the source has")
+	}
+	// Of the chunks at least one was known.
+	if again := target.sent.Load(); again > whole*9/10 {
+		t.Errorf("%d bytes of %d were sent again", again, whole)
+	}
+}
+
+// TestMigrateLosesTarget: a migration whose server is lost can be gone on with, and
+// what somebody else wrote there meanwhile is found.
+func TestMigrateLosesTarget(t *testing.T) {
+	from, r := startMigration(t)
+	from.must(migrateSchema, "schema", "write", "-")
+	from.must(manyDocuments(12_000), "tuple", "import", "-", "-q")
+	way := startCutter(t, r.server.GRPCAddr().String())
+	way.due = staged(r)
+	way.cutAt.Store(300 << 10)
+	said := fails(t, "", "migrate", "from-spicedb", "-q", "--addr", way.addr(), "--seed", "11")
+	way.cutAt.Store(0)
+	line := goOn(t, said)
+	if got := must(t, "", "tuple", "count"); got != "0\n" {
+		t.Errorf("%s tuples of a migration that was cut off can be seen", got)
+	}
+	var beside strings.Builder
+	for i := range 10 {
+		fmt.Fprintf(&beside, "folder:f%d#viewer@user:*\n", i)
+	}
+	// Another store knows nothing of it.
+	must(t, "", "store", "create", "other")
+	if said := fails(t, "", append(slices.Clone(line), "--store", "other")...); !strings.Contains(said, "has no schema, so that no migration to it was begun") {
+		t.Errorf("another store: %s", said)
+	}
+	must(t, migrateSchema, "schema", "write", "-", "--store", "other")
+	must(t, beside.String(), "tuple", "import", "-", "--store", "other")
+	if said := fails(t, "", append(slices.Clone(line), "--store", "other")...); !strings.Contains(said, "has 10 tuples already, and nothing of the import ") {
+		t.Errorf("another store with tuples: %s", said)
+	}
+	must(t, beside.String(), "tuple", "import", "-")
+	stdout, stderr, code := pemba("", line...)
+	if code != 1 || !strings.Contains(stderr, "12000 relationships were copied, and the store has 12010 tuples; ") || !strings.Contains(stderr, " of 1000 checks have another answer than at the source") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	if n := strings.Count(stdout, ": denied at the source, allowed here\n"); n != differencesMax || !strings.Contains(stdout, " more\n") || !strings.Contains(stdout, "seed 11\n") {
+		t.Errorf("%d differences: %s", n, stdout)
+	}
+	// What was seen to differ once is seen to again.
+	again, _, _ := pemba("", line...)
+	if a, b := zookiePattern.ReplaceAllString(again, "ZOOKIE"), zookiePattern.ReplaceAllString(stdout, "ZOOKIE"); a != b {
+		t.Errorf("again:\n%s\nfirst:\n%s", a, b)
+	}
+}
+
+// TestMigrateHolds: relationships that expire are sent behind the others, also when
+// they are too many to be held.
+func TestMigrateHolds(t *testing.T) {
+	from, r := startMigration(t)
+	from.must(migrateSchema, "schema", "write", "-")
+	var lines strings.Builder
+	for i := range 1500 {
+		fmt.Fprintf(&lines, "document:%06d#viewer@user:always\ndocument:%06d#viewer@user:ends[expiration:2100-01-01T00:00:00Z]\n", i, i)
+	}
+	from.must(lines.String(), "tuple", "import", "-", "-q")
+	for i, heldMax := range []int{heldDefault, 10_000} {
+		store := fmt.Sprintf("held%d", i)
+		must(t, "", "store", "create", store)
+		cmd := newMigrateFromSpiceDB()
+		var stdout strings.Builder
+		cmd.SetOut(&stdout)
+		cmd.SetContext(t.Context())
+		m := migration{heldMax: heldMax, verify: 100, quiet: true}
+		m.connection = connection{addr: r.server.GRPCAddr().String(), key: "s3cret", store: store}
+		m.from = sourceConnection{addr: from.addr, key: sourceKey, patience: time.Second}
+		if err := m.run(cmd); err != nil {
+			t.Fatal(err)
+		}
+		if m.overflowed != (i == 1) || m.added != 3000 {
+			t.Errorf("of at most %d bytes: overflowed %v, %d added", heldMax, m.overflowed, m.added)
+		}
+		for n, tuple := range m.recent {
+			if want := []string{"always", "ends"}[n/1500]; tuple.Subject.ID != want {
+				t.Fatalf("of at most %d bytes: tuple %d is %s, expected one for %s", heldMax, n, tuple, want)
+			}
+		}
+		if got := must(t, "", "tuple", "export", "--store", store); sortLines(got) != sortLines(lines.String()) {
+			t.Error("what was migrated is not what the source has")
+		}
+	}
+}
+
+// TestMigrateInterrupted: who is interrupted is told how to go on.
+func TestMigrateInterrupted(t *testing.T) {
+	from, r := startMigration(t)
+	from.must(migrateSchema, "schema", "write", "-")
+	from.must(manyDocuments(12_000), "tuple", "import", "-", "-q")
+	ctx, cancel := context.WithCancel(t.Context())
+	way := startLossyWay(t, from.addr)
+	way.cutEvery.Store(500 << 10)
+	way.due = func() bool {
+		if staged(r)() {
+			cancel()
+			return true
+		}
+		return false
+	}
+	var stdout, stderr strings.Builder
+	if code := execute(ctx, []string{"migrate", "from-spicedb", "-q", "--from", way.addr()}, strings.NewReader(""), &stdout, &stderr); code != 1 {
+		t.Fatalf("exit %d: %s", code, stdout.String())
+	}
+	way.cutEvery.Store(0)
+	if got := must(t, "", goOn(t, stderr.String())...); !strings.HasPrefix(got, "copied 12000 relationships, changed 12000, ") {
+		t.Errorf("gone on with: %s", got)
+	}
+}
+
+// TestMigrateBatches: what is too large for one import is refused with a word of
+// batches, which can be gone over again.
+func TestMigrateBatches(t *testing.T) {
+	from, _ := startMigration(t, func(c *startConfig) { c.api.Limits.ImportTotal = 550 })
+	from.must(migrateSchema, "schema", "write", "-")
+	lines := manyDocuments(1000) + everyKind
+	from.must(lines, "tuple", "import", "-", "-q")
+	said := fails(t, "", "migrate", "from-spicedb", "-q")
+	if !strings.Contains(said, "the source has more than the 550 relationships that may become visible at once; migrate with --batches (STAGE_TOO_LARGE); no relationships were copied") {
+		t.Errorf("too many: %s", said)
+	}
+	r := migrated(t, "--batches")
+	if r.Relationships != 1008 || r.Changed != 1008 || r.Counted != 1008 || r.Differing != 0 || r.Zookie == "" {
+		t.Errorf("in batches: %+v", r)
+	}
+	must(t, "", "tuple", "delete", "document:kinds#viewer@user:*")
+	if r = migrated(t, "--batches", "--from-revision", r.FromRevision); r.Relationships != 1008 || r.Changed != 1 || r.Counted != 1008 || r.Differing != 0 {
+		t.Errorf("over again: %+v", r)
+	}
+	if got := sortLines(must(t, "", "tuple", "export")); got != sortLines(lines) {
+		t.Errorf("what was migrated is not what the source has:\n%s\n\n%s", got, sortLines(lines))
+	}
+}
+
+// TestMigrateMistakes: what is wrong with the source is told from what is wrong with
+// the server that is written to, with the flags of each.
+func TestMigrateMistakes(t *testing.T) {
+	from, r := startMigration(t)
+	expect := func(want string, args ...string) {
+		t.Helper()
+		if said := fails(t, "", append([]string{"migrate", "from-spicedb"}, args...)...); !strings.Contains(said, want) {
+			t.Errorf("%v: %s, expected %s", args, said, want)
+		}
+	}
+	expect("there is nothing to copy, for the source has no schema")
+	expect("invalid preshared key: invalid token; the key was given by --from-key", "--from-key", "wrong")
+	expect("the key is not one of this server's; it was given by --key", "--key", "wrong", "--from-revision", "x", "--import-id", "y")
+	// The server that is written to has no dialect.
+	expect("it does not speak authzed.api.v1, or too old a version of it", "--from", r.server.GRPCAddr().String(), "--from-key", "s3cret")
+	expect("speak TLS with --from-tls or --from-ca-cert, or allow it with --from-insecure-key", "--from", "192.0.2.1:50051", "--from-key", "x")
+	expect("the server does not seem to encrypt; leave out --from-tls, --from-ca-cert and --from-client-cert (PEMBA_FROM_TLS, PEMBA_FROM_CA_CERT,", "--from-tls")
+	expect("missing.pem", "--from-ca-cert", "missing.pem")
+	expect("--from-revision goes on with a migration, and needs its --import-id or --batches", "--from-revision", "x")
+	expect("--import-id needs the --from-revision", "--import-id", "x")
+	expect("exclude each other", "--import-id", "x", "--batches")
+	expect("--verify -1: 0 to 1000000 are allowed", "--verify", "-1")
+	expect("--from-patience -1s: it is negative", "--from-patience", "-1s")
+	expect("takes no arguments", "extra")
+	must(t, "definition user {}", "schema", "write", "-")
+	expect("the token is garbled, or was made by another server (InvalidArgument); nothing can be seen of it; this goes on with it, with the same --key: pemba migrate from-spicedb --import-id y --from-revision x --seed ", "--from-revision", "x", "--import-id", "y", "--key", "s3cret")
+	t.Setenv("PEMBA_FROM_KEY", "")
+	expect("it wants a key; give it by --from-key or PEMBA_FROM_KEY")
+	t.Setenv("PEMBA_FROM_TLS", "maybe")
+	expect(`PEMBA_FROM_TLS is "maybe"; true and false are allowed`)
+	t.Setenv("PEMBA_FROM_TLS", "")
+	t.Setenv("PEMBA_FROM", "")
+	expect("name the server to copy from by --from or PEMBA_FROM")
+	// A schema and no relationships.
+	from.must("definition user {}", "schema", "write", "-")
+	if got := must(t, "", "migrate", "from-spicedb", "--from", from.addr, "--from-key", sourceKey, "--seed", "1"); !strings.HasPrefix(got, "copied the schema; there are no relationships\n") {
+		t.Errorf("without relationships: %s", got)
+	}
+}
+
+// A fakeSource answers as it is told.
+type fakeSource struct {
+	v1.UnimplementedSchemaServiceServer
+	v1.UnimplementedPermissionsServiceServer
+	schema    string
+	revision  *v1.ZedToken
+	export    func(*v1.ExportBulkRelationshipsRequest, grpc.ServerStreamingServer[v1.ExportBulkRelationshipsResponse]) error
+	checkBulk func(*v1.CheckBulkPermissionsRequest) (*v1.CheckBulkPermissionsResponse, error)
+}
+
+func (f *fakeSource) ReadSchema(context.Context, *v1.ReadSchemaRequest) (*v1.ReadSchemaResponse, error) {
+	return &v1.ReadSchemaResponse{SchemaText: f.schema, ReadAt: f.revision}, nil
+}
+
+func (f *fakeSource) ExportBulkRelationships(r *v1.ExportBulkRelationshipsRequest, stream grpc.ServerStreamingServer[v1.ExportBulkRelationshipsResponse]) error {
+	return f.export(r, stream)
+}
+
+func (f *fakeSource) CheckBulkPermissions(_ context.Context, r *v1.CheckBulkPermissionsRequest) (*v1.CheckBulkPermissionsResponse, error) {
+	return f.checkBulk(r)
+}
+
+// startFakeSource serves f until the test ends, and names it in the environment.
+func startFakeSource(t *testing.T, f *fakeSource) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	v1.RegisterSchemaServiceServer(server, f)
+	v1.RegisterPermissionsServiceServer(server, f)
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Setenv("PEMBA_FROM", l.Addr().String())
+}
+
+// TestMigrateAnswers: what the source refuses is counted and not compared, item by
+// item or as a whole; missing context is compared as a set.
+func TestMigrateAnswers(t *testing.T) {
+	testStart(t)
+	relationship := func(id, subject string, caveat *v1.ContextualizedCaveat) *v1.Relationship {
+		return &v1.Relationship{
+			Resource: &v1.ObjectReference{ObjectType: "document", ObjectId: id}, Relation: "viewer", OptionalCaveat: caveat,
+			Subject: &v1.SubjectReference{Object: &v1.ObjectReference{ObjectType: "user", ObjectId: subject}},
+		}
+	}
+	calls := 0
+	f := &fakeSource{
+		schema:   `caveat both(first bool, second bool) { first && second } definition user {} definition document { relation viewer: user | user with both }`,
+		revision: &v1.ZedToken{Token: "revision 1"},
+	}
+	f.export = func(r *v1.ExportBulkRelationshipsRequest, stream grpc.ServerStreamingServer[v1.ExportBulkRelationshipsResponse]) error {
+		if got := r.GetConsistency().GetAtExactSnapshot().GetToken(); got != "revision 1" {
+			return grpcstatus.Errorf(codes.InvalidArgument, "asked at %q", got)
+		}
+		calls++
+		switch cursor := r.GetOptionalCursor().GetToken(); cursor {
+		case "":
+			first := []*v1.Relationship{relationship("free", "anne", nil), relationship("deep", "anne", nil)}
+			return errors.Join(
+				stream.Send(&v1.ExportBulkRelationshipsResponse{Relationships: first, AfterResultCursor: &v1.Cursor{Token: "second"}}),
+				grpcstatus.Error(codes.DeadlineExceeded, "the stream was idle"))
+		case "second":
+			last := []*v1.Relationship{relationship("bound", "anne", &v1.ContextualizedCaveat{CaveatName: "both"})}
+			return stream.Send(&v1.ExportBulkRelationshipsResponse{Relationships: last, AfterResultCursor: &v1.Cursor{Token: "end"}})
+		default:
+			return grpcstatus.Errorf(codes.InvalidArgument, "cursor %q", cursor)
+		}
+	}
+	answers := map[string]*v1.CheckBulkPermissionsResponseItem{
+		"free":  {Permissionship: v1.CheckPermissionResponse_PERMISSIONSHIP_HAS_PERMISSION},
+		"bound": {Permissionship: v1.CheckPermissionResponse_PERMISSIONSHIP_CONDITIONAL_PERMISSION, PartialCaveatInfo: &v1.PartialCaveatInfo{MissingRequiredContext: []string{"second", "first", "second"}}},
+	}
+	tooDeep := grpcstatus.New(codes.FailedPrecondition, "maximum depth exceeded")
+	whole := false
+	f.checkBulk = func(r *v1.CheckBulkPermissionsRequest) (*v1.CheckBulkPermissionsResponse, error) {
+		answer := &v1.CheckBulkPermissionsResponse{}
+		for _, item := range r.GetItems() {
+			pair := &v1.CheckBulkPermissionsPair{Request: item}
+			if item.GetResource().GetObjectId() == "deep" {
+				if whole {
+					return nil, tooDeep.Err()
+				}
+				pair.Response = &v1.CheckBulkPermissionsPair_Error{Error: &status.Status{Code: int32(tooDeep.Code()), Message: tooDeep.Message()}}
+			} else {
+				pair.Response = &v1.CheckBulkPermissionsPair_Item{Item: answers[item.GetResource().GetObjectId()]}
+			}
+			answer.Pairs = append(answer.Pairs, pair)
+		}
+		return answer, nil
+	}
+	startFakeSource(t, f)
+	for i, asked := range []bool{false, true} {
+		store := fmt.Sprintf("store%d", i)
+		must(t, "", "store", "create", store)
+		whole = asked
+		got := migrated(t, "--store", store)
+		if got.Relationships != 3 || got.Checks != 2 || got.RefusedAtSource != 1 || got.Differing != 0 {
+			t.Errorf("refused as a whole %v: %+v", asked, got)
+		}
+	}
+	if calls < 4 {
+		t.Errorf("the export was asked for %d times, for two copies over a lost stream each", calls)
+	}
+	// The same source that answers otherwise.
+	must(t, "", "store", "create", "differs")
+	answers["bound"].PartialCaveatInfo.MissingRequiredContext = []string{"first"}
+	stdout, stderr, code := pemba("", "migrate", "from-spicedb", "--store", "differs", "-q")
+	if code != 1 || !strings.Contains(stdout, "  document:bound#viewer@user:anne: conditional on first at the source, conditional on first, second here\n") {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+	// A source that cannot be asked at all.
+	must(t, "", "store", "create", "copied")
+	f.checkBulk = func(*v1.CheckBulkPermissionsRequest) (*v1.CheckBulkPermissionsResponse, error) {
+		return nil, grpcstatus.Error(codes.Unimplemented, "no bulk checks")
+	}
+	said := fails(t, "", "migrate", "from-spicedb", "--store", "copied", "-q")
+	if !strings.Contains(said, "all is copied and visible at zookie ") || !strings.Contains(said, "could not be verified: ") || !strings.Contains(said, "no bulk checks") {
+		t.Errorf("without checks: %s", said)
+	}
+}
+
+// TestMigrateTooLate: a revision that the source does not have any more is said to be
+// gone, with what forgets the import; so is a source that tells no revision.
+func TestMigrateTooLate(t *testing.T) {
+	testStart(t)
+	f := &fakeSource{schema: "definition user {} definition document { relation viewer: user }", revision: &v1.ZedToken{Token: "old"}}
+	fail := codes.Unavailable
+	f.export = func(_ *v1.ExportBulkRelationshipsRequest, stream grpc.ServerStreamingServer[v1.ExportBulkRelationshipsResponse]) error {
+		return grpcstatus.Error(fail, "no such state")
+	}
+	startFakeSource(t, f)
+	said := fails(t, "", "migrate", "from-spicedb", "-q", "--from-patience", "10ms")
+	line := goOn(t, said)
+	fail = codes.OutOfRange
+	said = fails(t, "", line...)
+	if !strings.Contains(said, "no such state (OutOfRange); the source does not have the revision any more at which the migration began; begin anew, without --from-revision and --import-id, after: pemba tuple import --abort --import-id ") {
+		t.Errorf("too late: %s", said)
+	}
+	// A page behind which nobody could go on, and a relationship that no server takes.
+	page := &v1.ExportBulkRelationshipsResponse{Relationships: []*v1.Relationship{{
+		Resource: &v1.ObjectReference{ObjectType: "document", ObjectId: "readme"}, Relation: "owner",
+		Subject: &v1.SubjectReference{Object: &v1.ObjectReference{ObjectType: "user", ObjectId: "anne"}},
+	}}}
+	f.export = func(_ *v1.ExportBulkRelationshipsRequest, stream grpc.ServerStreamingServer[v1.ExportBulkRelationshipsResponse]) error {
+		return stream.Send(page)
+	}
+	if said := fails(t, "", "migrate", "from-spicedb", "-q"); !strings.Contains(said, "a page of the export has no cursor") {
+		t.Errorf("no cursor: %s", said)
+	}
+	page.AfterResultCursor = &v1.Cursor{Token: "end"}
+	if said := fails(t, "", "migrate", "from-spicedb", "-q"); !strings.Contains(said, "document:readme#owner@user:anne: ") || !strings.Contains(said, `"owner"`) || !strings.Contains(said, "no relationships were copied") {
+		t.Errorf("a relation that there is not: %s", said)
+	}
+	f.revision = nil
+	if said := fails(t, "", "migrate", "from-spicedb", "-q"); !strings.Contains(said, "does not tell the revision of its schema") {
+		t.Errorf("no revision: %s", said)
+	}
+}
+
+// TestSample: a sample is repeated by its seed, asks for every name of every type, and
+// never for a wildcard.
+func TestSample(t *testing.T) {
+	compiled := compiledSchema(t, migrateSchema)
+	draw := func(seed uint64, size int) []question {
+		s := newSample(seed, size)
+		for line := range strings.Lines(manyDocuments(5000) + everyKind) {
+			tuple, err := graph.ParseTuple(strings.TrimSpace(line))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.add(tuple)
+		}
+		return s.questions(compiled)
+	}
+	first := draw(3, 200)
+	if again := draw(3, 200); !slices.Equal(first, again) {
+		t.Error("the same seed draws other questions")
+	}
+	if other := draw(4, 200); slices.Equal(first, other) {
+		t.Error("another seed draws the same questions")
+	}
+	if len(first) != 200 {
+		t.Errorf("%d questions", len(first))
+	}
+	if none := draw(3, 0); len(none) != 0 {
+		t.Errorf("%d questions of none", len(none))
+	}
+	// Also with fewer questions than names.
+	for _, list := range [][]question{first, draw(3, 2)} {
+		names := make(map[string]bool)
+		for _, q := range list {
+			names[q.object.Type+"#"+q.name] = true
+			if q.subject.ID == graph.Wildcard {
+				t.Errorf("%s cannot be asked", q)
+			}
+		}
+		want := "document#blocked document#parent document#view document#viewer folder#viewer group#member"
+		if got := strings.Join(slices.Sorted(maps.Keys(names)), " "); got != want {
+			t.Errorf("asked for %s", got)
+		}
+	}
+}
+
+// TestExpirations: what may have expired between two moments is counted to the
+// minute, and what ends long after a migration not at all.
+func TestExpirations(t *testing.T) {
+	began := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	e := newExpirations(began)
+	for _, after := range []time.Duration{0, time.Minute, time.Hour, 2 * time.Hour, 24 * 365 * time.Hour} {
+		e.add(began.Add(after))
+	}
+	for _, test := range []struct {
+		from, to    time.Duration
+		least, most uint64
+	}{
+		{-time.Hour, -30 * time.Minute, 0, 0},
+		{0, 0, 0, 2},
+		{30 * time.Minute, 31 * time.Minute, 2, 2},
+		{30 * time.Minute, 90 * time.Minute, 2, 3},
+		{3 * time.Hour, 24 * 400 * time.Hour, 4, 4},
+	} {
+		if least, most := e.between(began.Add(test.from), began.Add(test.to)); least != test.least || most != test.most {
+			t.Errorf("between %v and %v: %d to %d, expected %d to %d", test.from, test.to, least, most, test.least, test.most)
+		}
+	}
+}
