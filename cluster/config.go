@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,8 +25,9 @@ type Config struct {
 	// disk, nothing is synced, and all is gone after Close. Changes take the same
 	// way through Raft, its log and the graph as they do with a DataDir. There is
 	// no free space to run out of and there are no tables to verify. What bounds
-	// the memory is what is stored: the state with its past, and of the log what
-	// SnapshotBytes and TrailingLogs leave.
+	// the memory is what is stored, the state with its past, and some tens of MiB
+	// for the log, of which little is kept unless SnapshotBytes and TrailingLogs say
+	// otherwise: no node lags behind this one.
 	InMemory bool
 
 	// NodeID names the node within its cluster: 1 to 64 letters, digits, '-',
@@ -139,6 +141,11 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxAppendEntries == 0 {
 		c.MaxAppendEntries = 512
+	}
+	if c.InMemory {
+		c.SnapshotThreshold = cmp.Or(c.SnapshotThreshold, memorySnapshotThreshold)
+		c.SnapshotBytes = cmp.Or(c.SnapshotBytes, memorySnapshotBytes)
+		c.TrailingLogs = cmp.Or(c.TrailingLogs, memoryTrailingLogs)
 	}
 	if c.SnapshotThreshold == 0 {
 		c.SnapshotThreshold = 16 << 10

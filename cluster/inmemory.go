@@ -20,6 +20,13 @@ func newMemoryDir(_, wantNodeID string) (*dataDir, error) {
 	return &dataDir{path: memoryPath, nodeID: id}, nil
 }
 
+// How much of the log a node in memory has before it is cut, and what is left then.
+const (
+	memorySnapshotThreshold = 1024
+	memorySnapshotBytes     = 4 << 20
+	memoryTrailingLogs      = 64
+)
+
 // memoryCacheBytes is the size of the graph's cache in memory, unless another is
 // configured. The files are there already; it only saves taking blocks apart again.
 const memoryCacheBytes = 16 << 20

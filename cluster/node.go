@@ -43,6 +43,9 @@ type Node struct {
 	// zero when there is none. Invariant: leading <= raft's current term.
 	leading atomic.Uint64
 
+	// clockWas is the latest that the clock was when somebody read, to a second.
+	clockWas atomic.Int64
+
 	failed  chan struct{} // Closed at the first fault.
 	failure error         // Why; set before failed is closed.
 
@@ -121,6 +124,9 @@ func (n *Node) Ready() error {
 // Engine returns the engine, for what needs no consistency. Questions go to
 // Snapshot, changes to Write.
 func (n *Node) Engine() *engine.Engine { return n.engine }
+
+// InMemory reports whether the node keeps nothing on a disk.
+func (n *Node) InMemory() bool { return n.config.InMemory }
 
 // ClusterID returns the id of the cluster; it never changes.
 func (n *Node) ClusterID() [16]byte { return n.db.ClusterID() }

@@ -59,8 +59,8 @@ type Consistency struct {
 	// Instant is at which lifetimes are judged at the earliest; zero for none.
 	// The answer's instant is the latest of it, the node's clock and the newest
 	// stamp, so that no answer is from a moment before one that the caller saw; but
-	// at most ClockSkewMax later than the other two, since callers name it, and what
-	// has not passed anywhere must not end a lifetime.
+	// at most ClockSkewMax later than what those two ever were on this node, since
+	// callers name it, and what has not passed anywhere must not end a lifetime.
 	// With AsOf it is the moment itself, and needed.
 	Instant graph.Instant
 	// Pinned makes the answer's instant Instant itself, for the pages that
@@ -130,7 +130,7 @@ func (n *Node) Snapshot(ctx context.Context, store graph.StoreID, c Consistency,
 	if c.Mode == Exactly {
 		at = c.Revision
 	}
-	latest := max(n.now(), n.db.Applied().Stamp) + graph.Instant(ClockSkewMax.Microseconds())
+	latest := n.latestInstant() + graph.Instant(ClockSkewMax.Microseconds())
 	if c.Pinned {
 		if c.Instant > latest {
 			return nil, fmt.Errorf("%w: the answers are to be those of %s, and it is %s", ErrInstantAhead, c.Instant, n.now())
@@ -152,6 +152,18 @@ func (n *Node) Snapshot(ctx context.Context, store graph.StoreID, c Consistency,
 		at = applied.Revision
 	}
 	return n.engine.Snapshot(store, at, max(n.now(), applied.Stamp, c.Instant), overlay)
+}
+
+// latestInstant returns the latest of the clock, the newest stamp, and, to a second,
+// what the clock once was: what this node gave out before its clock was set back is
+// believed.
+func (n *Node) latestInstant() graph.Instant {
+	now, was := n.now(), graph.Instant(n.clockWas.Load())
+	if now > was+graph.Instant(time.Second.Microseconds()) {
+		// Not at each read, for all of them share it. Another who is here says the same.
+		n.clockWas.Store(int64(now))
+	}
+	return max(now, was, n.db.Applied().Stamp)
 }
 
 // readIndex returns a revision that holds everything acknowledged before the

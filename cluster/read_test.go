@@ -99,6 +99,41 @@ func TestConsistency(t *testing.T) {
 	}
 }
 
+// What a node gave out before its clock was set back it still believes: pages go on,
+// and no answer is of an earlier moment.
+func TestInstantsOfAnEarlierClock(t *testing.T) {
+	t.Parallel()
+	now := newClock(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
+	config := testConfig(t, t.TempDir())
+	config.Now = now.Now
+	n := open(t, config)
+	writeSchema(t, n)
+	now.advance(time.Hour)
+	ask := func(c Consistency) graph.Instant {
+		t.Helper()
+		s, err := n.Snapshot(testContext(t), graph.DefaultStore, c, graph.Overlay{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		return s.Instant()
+	}
+	given := ask(Consistency{})
+	now.advance(-time.Hour)
+	revision := n.db.Applied().Revision
+	for _, c := range []Consistency{
+		{Mode: Exactly, Revision: revision, Instant: given, Pinned: true},
+		{Mode: AtLeast, Revision: revision, Instant: given},
+	} {
+		if got := ask(c); got != given {
+			t.Errorf("%+v: the instant is %s, not %s", c, got, given)
+		}
+	}
+	if got := ask(Consistency{Instant: graph.MaxInstant}); got != given+10_000_000 {
+		t.Errorf("the instant is %s, ten seconds later than any clock was", got)
+	}
+}
+
 // A clock that was set back does not make an answer's instant fall below the
 // newest change.
 func TestInstantsDoNotFallBelowStamps(t *testing.T) {

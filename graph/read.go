@@ -69,14 +69,19 @@ type reader struct {
 
 	limit  int
 	tuples []Tuple
+	bytes  int    // about how much they take
 	last   rest   // of the last tuple
 	lastID string // of its object; planNames only
 	object string // whose ranges are walked; planNames only
 	more   bool   // whether there is one beyond the limit
 }
 
-// Read returns up to limit living tuples that match the filter, and the position
-// to read on from: pass it as after with the same filter, in any snapshot of the
+// readBytesMax bounds the tuples of one Read besides limit: their contexts may be
+// large, and whoever reads page by page may hold one for long.
+const readBytesMax = 64 << 10
+
+// Read returns up to limit living tuples that match the filter, fewer when they take
+// more than 64 KiB, and the position to read on from: pass it as after with the same filter, in any snapshot of the
 // same revision and overlay. It is nil at the end, and only then. A position that
 // no such Read returned gives ErrInvalidPosition. The order is that of numbers,
 // or of ids for a prefix; for one filter it is the same on every DB that has
@@ -399,7 +404,7 @@ func (r *reader) readSpan(s span) (done bool, err error) {
 			r.counted++
 			continue
 		}
-		if len(r.tuples) == r.limit {
+		if len(r.tuples) == r.limit || r.bytes >= readBytesMax {
 			r.more = true
 			return true, nil
 		}
@@ -415,6 +420,7 @@ func (r *reader) readSpan(s span) (done bool, err error) {
 			}
 		}
 		r.tuples = append(r.tuples, t)
+		r.bytes += len(t.Object.ID) + len(t.Subject.ID) + len(t.Context)
 		r.last, r.lastID = w.rest, r.object
 	}
 	return false, w.err
@@ -498,6 +504,11 @@ func (r *reader) readType(typ Shape, relations []Shape, from string, after *rest
 	slices.Sort(unknown)
 	stored := it.First()
 	for stored || len(unknown) > 0 {
+		// Also names without tuples take time: those that had some, and those of
+		// imports that were never committed.
+		if err := r.s.look(); err != nil {
+			return false, err
+		}
 		var id string
 		var n Number
 		if stored {

@@ -50,15 +50,23 @@ type Snapshot struct {
 	looked int
 }
 
-// guardEvery is how many tuples a read looks at before it asks the guard.
+// guardEvery is how many tuples and names a read looks at before it asks the guard.
 const guardEvery = 1024
 
-// Guard has f asked, while Read looks through tuples, after every 1,024 of them
-// (whether they match or not), with how many they were since the snapshot was
+// Guard has f asked, while Read looks through tuples, and through names where it goes
+// by these, after every 1,024 of them (whether they match or not), with how many they were since the snapshot was
 // made. An error of f ends the read and is its error. At the newest revision and
 // without an overlay the count depends on what is stored and asked alone, so a
 // limit on it means the same on every node.
 func (s *Snapshot) Guard(f func(looked int) error) { s.guard = f }
+
+// look counts what a read looks at, and asks the guard now and then.
+func (s *Snapshot) look() error {
+	if s.looked++; s.guard != nil && s.looked%guardEvery == 0 {
+		return s.guard(s.looked)
+	}
+	return nil
+}
 
 // ephemerals are the numbers that one snapshot gives to names that no stored
 // tuple has.

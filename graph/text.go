@@ -313,7 +313,7 @@ func (p *parser) id(what string) (id string, quoted bool) {
 		if c := p.peek(); id == "" {
 			p.fail(start, p.found(start), article(what)+`, in quotes if it has blanks or one of # @ : [ ] " \`)
 		} else if c != 0 && c != '#' && c != '[' {
-			p.fail(p.at, p.found(p.at), "what follows the "+what+", or quotes around it")
+			p.fail(p.at, p.found(p.at), "what follows the "+what+", or quotes around it"+quotedLike(p.text[start:]))
 		}
 	}
 	if p.err != nil || (id == Wildcard) {
@@ -323,6 +323,18 @@ func (p *parser) id(what string) (id string, quoted bool) {
 		p.err = err
 	}
 	return id, quoted
+}
+
+// quotedLike shows how an id is quoted that may go on as text does, up to what can
+// only follow an id.
+func quotedLike(text string) string {
+	if n := strings.IndexAny(text, `#["\`); n >= 0 {
+		text = text[:n]
+	}
+	if strings.IndexFunc(text, unicode.IsSpace) >= 0 || validateID("id", text) != nil {
+		return "" // It may well be something else that goes on.
+	}
+	return ", as " + string(appendID(nil, text))
 }
 
 // quoted reads a string in quotes with the escapes that JSON and Go have in

@@ -68,12 +68,10 @@ func (w *walk) begin(src *source, space keyspace, lo, hi *rest) {
 func (w *walk) settle(src *source, ok bool) {
 	src.ok, src.taken = false, false
 	for ; ok; ok = src.it.Next() {
-		var err error
-		if w.s.looked++; w.s.guard != nil && w.s.looked%guardEvery == 0 {
-			if err := w.s.guard(w.s.looked); err != nil {
-				w.err = err
-				return
-			}
+		err := w.s.look()
+		if err != nil {
+			w.err = err
+			return
 		}
 		if src.head, src.ended, err = parseEdgeKey(src.it.Key()); err == nil {
 			var value []byte
