@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
 	"google.golang.org/grpc"
@@ -62,11 +61,12 @@ func (a *adapter) importAll(ctx context.Context, receive func() (importMessage, 
 		if err := message.Validate(); err != nil {
 			return 0, invalid("messages[%d]: %v", n, err)
 		}
-		before := 0 // How many of the message are in the chunks before.
-		for chunk := range slices.Chunk(message.GetRelationships(), a.host.Limits().ImportTuples) {
-			place := func(i int) string { return fmt.Sprintf("messages[%d].relationships[%d]", n, before+i) }
-			updates := make([]graph.Update, len(chunk))
-			for i, r := range chunk {
+		relationships := message.GetRelationships()
+		for begin := 0; begin < len(relationships); {
+			end := chunkEnd(relationships, begin, a.host.Limits().ImportTuples)
+			place := func(i int) string { return fmt.Sprintf("messages[%d].relationships[%d]", n, begin+i) }
+			updates := make([]graph.Update, end-begin)
+			for i, r := range relationships[begin:end] {
 				if err := r.HandwrittenValidate(); err != nil {
 					return 0, invalid("%s: %v", place(i), err)
 				}
@@ -79,7 +79,7 @@ func (a *adapter) importAll(ctx context.Context, receive func() (importMessage, 
 			if err := staged.Add(ctx, updates); err != nil {
 				return 0, refusedImport(err, updates, place)
 			}
-			before += len(updates)
+			begin = end
 			loaded += uint64(len(updates))
 		}
 	}
@@ -90,6 +90,23 @@ func (a *adapter) importAll(ctx context.Context, receive func() (importMessage, 
 		return 0, refusedImport(err, nil, nil)
 	}
 	return loaded, nil
+}
+
+// importChunkBytes is about how much of a message is staged at once: each chunk is an
+// entry of the log, which takes some 900 KiB, and contexts are stored as JSON, which
+// may be longer than what is sent.
+const importChunkBytes = 128 << 10
+
+// chunkEnd returns where the chunk ends that begins at a place: behind at most most
+// relationships, and where they have importChunkBytes.
+func chunkEnd(relationships []*v1.Relationship, begin, most int) int {
+	bytes := 0
+	for i := begin; i < len(relationships); i++ {
+		if bytes += proto.Size(relationships[i]); i > begin && bytes > importChunkBytes || i-begin == most {
+			return i
+		}
+	}
+	return len(relationships)
 }
 
 // refusedImport is refusedChange for an import, where a relationship that comes

@@ -41,6 +41,19 @@ func importBulk(t testing.TB, conn *grpc.ClientConn, messages ...[]string) (uint
 	return response.GetNumLoaded(), err
 }
 
+// TestImportLargeMessage: a message may be larger than what the node stages at once.
+func TestImportLargeMessage(t *testing.T) {
+	conn := newServer(t)
+	writeSchema(t, conn, "caveat noted(note string) { note != \"\" }\ndefinition user {}\ndefinition document { relation viewer: user with noted }")
+	var message []string
+	for i := range 1000 {
+		message = append(message, fmt.Sprintf(`document:d%04d#viewer@user:anne[noted:{"note":"%s"}]`, i, strings.Repeat(`\u0001`, 1100)))
+	}
+	if n, err := importBulk(t, conn, message); n != 1000 || err != nil {
+		t.Fatalf("imported %d, %v", n, err)
+	}
+}
+
 func TestImportBulkRelationships(t *testing.T) {
 	// Messages larger than a chunk of the node are staged as several.
 	conn, _ := newServerWith(t, api.Config{Limits: api.Limits{ImportTuples: 2}})
