@@ -194,7 +194,7 @@ func workloads() []workload {
 		}
 		// The rate leaves processors free, so that the tail shows what pruning does
 		// and not how long the queue is; with 16 callers there is always one.
-		add(workload{source: s, kind: check, ask: "view", callers: 64, rate: 2000, pruning: true, quick: quick})
+		add(workload{source: s, kind: check, ask: "view", callers: 64, rate: 2000, pruning: true})
 		add(workload{source: s, kind: check, ask: "view", callers: 16, pruning: true})
 	}
 	for _, depth := range depths {
