@@ -68,7 +68,7 @@ go() {
   local verb=$1
   shift
   if [ "$verb" = build ]; then command go build -C "$MODULE" -o "$PWD/pemba" "$@"
-  elif [ "$verb" = run ] && [ -f "$1" ]; then command go run -C "$MODULE" "$PWD/$1"
+  elif [ "$verb" != build ] && [ -f "$1" ]; then command go "$verb" -C "$MODULE" "$PWD/$1"
   else command go "$verb" -C "$MODULE" "$@"; fi
 }
 `

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -496,6 +497,28 @@ func TestEndedStreamKeepsTheError(t *testing.T) {
 	} {
 		if got := because(test.err, test.refused); !errors.Is(got, test.want) || (got == nil) != (test.want == nil) {
 			t.Errorf("%v, %v: %v, expected %v", test.err, test.refused, got, test.want)
+		}
+	}
+}
+
+// TestStoreNotNamed: who names no store and may not see the default one is told to
+// name one, and who names one is not told of another.
+func TestStoreNotNamed(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys")
+	if err := os.WriteFile(file, []byte("operator\nbound store alpha,beta\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, testServer(t, Config{KeyFile: file}))
+	ctx := testContext(t)
+	for store, want := range map[string]string{
+		"":        `store: none is named, which means the store "default", and the key may not see that; name one in the field store`,
+		"default": `store: there is no store "default" that the caller may see`,
+		"alpha":   `store: there is no store "alpha" that the caller may see`,
+	} {
+		_, err := c.ReadSchema(as(ctx, "bound"), &pembav1.ReadSchemaRequest{Store: store})
+		expectStatus(t, "the store "+store, err, codes.NotFound, "UNKNOWN_STORE")
+		if said := status.Convert(err).Message(); said != want {
+			t.Errorf("of the store %q it says %s", store, said)
 		}
 	}
 }

@@ -75,6 +75,9 @@ func (h *Host) Store(ctx context.Context) (graph.StoreInfo, error) {
 			name = only
 		}
 	}
+	if who := callerOf(ctx); name == "" && !who.maySee(who.storeName("")) {
+		return graph.StoreInfo{}, storeNotNamed(who, "metadata "+StoreHeader)
+	}
 	store, err := h.server.store(ctx, name)
 	if err != nil {
 		return store, err
@@ -105,9 +108,10 @@ func (h *Host) Change(ctx context.Context, store graph.StoreInfo, m *graph.Mutat
 }
 
 // WriteSchema replaces the schema of a store, unless judge returns an error of the
-// newest state. Between the two no other schema is written by this server, through
-// whichever API; in this version a cluster has one node, so by nobody. It waits its
-// turn for that. What the engine refuses is an error, an *engine.Refusal.
+// newest state. Between the two no other schema of the store is written by this
+// server, through whichever API; in this version a cluster has one node, so by
+// nobody. It waits its turn for that. What the engine refuses is an error, an
+// *engine.Refusal.
 func (h *Host) WriteSchema(ctx context.Context, store graph.StoreInfo, text string, judge func(newest *engine.Snapshot) error) (engine.Result, error) {
 	return h.server.writeSchema(ctx, store, &graph.Mutation{Schema: &graph.WriteSchema{Text: text}}, func() error {
 		newest, err := h.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
@@ -209,27 +213,8 @@ const (
 // parseZookie reads a token of Zookie or of ChangesZookie; told is zero for the
 // former.
 func (h *Host) parseZookie(token string) (z zookie, told uint32, ours bool) {
-	if len(token) > cursorBytesMax {
-		return zookie{}, 0, false
-	}
-	token = nativeToken(token)
-	body := open(token, zookieVersion)
-	if body == nil {
-		if body = open(token, changesVersion); len(body) != stateBytes+toldBytes {
-			return zookie{}, 0, false
-		}
-		if told = binary.BigEndian.Uint32(body[stateBytes:]); told == 0 {
-			return zookie{}, 0, false
-		}
-		body = body[:stateBytes]
-	}
-	if len(body) != stateBytes {
-		return zookie{}, 0, false
-	}
-	if z = state(body); !z.valid() || z.cluster != h.server.clusterID {
-		return zookie{}, 0, false
-	}
-	return z, told, true
+	z, told, err := parseToldZookie(token, h.server.clusterID)
+	return z, told, err == nil
 }
 
 // A Cursor is a place in the results of a dialect's question, at one state.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"unicode/utf8"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
@@ -30,23 +31,70 @@ func (l *Limits) checkSchema(field, text string) error {
 	return nil
 }
 
-// writeSchema makes a change that is a schema unless judge returns an error. One is
-// under way at a time, from judge to its outcome, also when that comes after ctx has
-// ended.
-func (s *Server) writeSchema(ctx context.Context, store graph.StoreInfo, m *graph.Mutation, judge func() error) (engine.Result, error) {
-	select {
-	case s.schemaTurn <- struct{}{}:
-	case <-ctx.Done():
-		return engine.Result{}, fmt.Errorf("wait for another schema to be written: %w", context.Cause(ctx))
+// A storeTurns lets one at a time do something to a store; what is done to other
+// stores does not wait for it. Its zero value is ready. Many goroutines may use it.
+type storeTurns struct {
+	mu    sync.Mutex
+	turns map[graph.StoreID]*turn
+}
+
+// A turn is that of one store. It is there while somebody has it or waits for it.
+//
+// Invariant: 1 <= users.
+type turn struct {
+	// held has an element while somebody has the turn.
+	held chan struct{}
+	// users counts who has it and who waits for it, under the lock of storeTurns.
+	users int
+}
+
+// take waits until nobody has the turn of a store. Who has it must call end once.
+func (t *storeTurns) take(ctx context.Context, id graph.StoreID) (end func(), err error) {
+	t.mu.Lock()
+	this := t.turns[id]
+	if this == nil {
+		if t.turns == nil {
+			t.turns = make(map[graph.StoreID]*turn)
+		}
+		this = &turn{held: make(chan struct{}, 1)}
+		t.turns[id] = this
 	}
-	end := func() { <-s.schemaTurn }
+	this.users++
+	t.mu.Unlock()
+	leave := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if this.users--; this.users == 0 {
+			delete(t.turns, id)
+		}
+	}
+	select {
+	case this.held <- struct{}{}:
+		return func() {
+			<-this.held
+			leave()
+		}, nil
+	case <-ctx.Done():
+		leave()
+		return nil, context.Cause(ctx)
+	}
+}
+
+// writeSchema makes a change that is a schema unless judge returns an error. In each
+// store one is under way at a time, from judge to its outcome, also when that comes
+// after ctx has ended.
+func (s *Server) writeSchema(ctx context.Context, store graph.StoreInfo, m *graph.Mutation, judge func() error) (engine.Result, error) {
+	end, err := s.schemaTurns.take(ctx, store.ID)
+	if err != nil {
+		return engine.Result{}, fmt.Errorf("wait for another schema to be written: %w", err)
+	}
 	written := false
 	defer func() {
 		if !written { // Also when judge panics.
 			end()
 		}
 	}()
-	err := judge()
+	err = judge()
 	if err == nil && ctx.Err() != nil {
 		err = fmt.Errorf("write a schema: %w", context.Cause(ctx))
 	}
@@ -57,12 +105,24 @@ func (s *Server) writeSchema(ctx context.Context, store graph.StoreInfo, m *grap
 		result engine.Result
 		err    error
 	}
-	done := make(chan outcome, 1)
+	done := make(chan outcome)
 	written = true
 	go func() {
-		defer end()
-		result, err := s.change(context.WithoutCancel(ctx), store, m)
-		done <- outcome{result, err}
+		var o outcome
+		defer func() {
+			if p := recover(); p != nil {
+				o = outcome{err: s.panicked("WriteSchema", p)}
+			}
+			end()
+			select {
+			case done <- o:
+			case <-ctx.Done(): // Of its faults only the operator can learn then.
+				if _, fault := toStatus(o.err); fault {
+					s.fault("WriteSchema", o.err)
+				}
+			}
+		}()
+		o.result, o.err = s.change(context.WithoutCancel(ctx), store, m)
 	}()
 	select {
 	case o := <-done:

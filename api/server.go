@@ -67,6 +67,8 @@ type Node interface {
 	Metrics() (cluster.Metrics, error)
 	// Engine returns what evaluates, for its counts.
 	Engine() *engine.Engine
+	// InMemory reports whether the node keeps nothing on a disk.
+	InMemory() bool
 }
 
 // Config says what to serve and where.
@@ -89,7 +91,7 @@ type Config struct {
 	// It is read again when it changes; one that cannot be read leaves the keys as
 	// they are. Empty for none.
 	KeyFile string
-	// Testing makes a server for the tests of applications, of a Node that should be
+	// Testing makes a server for the tests of applications, of a Node that must be
 	// in memory: every key is let in, and has a store of its own, empty, which is made
 	// at the first call with the key and which no other key sees. A call without a key
 	// is about DefaultStoreName. Nobody is an operator, so that stores can be neither
@@ -122,8 +124,8 @@ type Config struct {
 	OnFault func(error)
 }
 
-// Validate says what is wrong with the configuration, but for Node, so that it
-// can be asked before there is one.
+// Validate says what is wrong with the configuration. It can be asked before there
+// is a Node; Listen asks it again.
 func (c *Config) Validate() error {
 	if err := c.Limits.Validate(); err != nil {
 		return fmt.Errorf("api: %w", err)
@@ -138,6 +140,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Testing && c.hasKeys() {
 		return errors.New("api: Testing is set, and so is Keys or KeyFile: a server that lets every key in has none of its own")
+	}
+	if c.Testing && c.Node != nil && !c.Node.InMemory() {
+		return errors.New("api: Testing is set, and Node keeps its data on a disk: a server that lets every key in serves a node in memory")
 	}
 	if c.KeyFile != "" {
 		if _, err := c.readKeys(); err != nil {
@@ -247,8 +252,8 @@ type Server struct {
 	// makingStore is held by who makes the store of a key: it has room for one.
 	makingStore chan struct{}
 
-	// schemaTurn holds an element while a schema is being written.
-	schemaTurn chan struct{}
+	// schemaTurns are the turns of those who write schemas.
+	schemaTurns storeTurns
 
 	// stopping is closed when Close begins.
 	stopping  chan struct{}
@@ -267,7 +272,7 @@ func Listen(c Config) (*Server, error) {
 	}
 	s := &Server{
 		node: c.Node, clusterID: c.Node.ClusterID(), limits: c.Limits.withDefaults(),
-		logger: c.Logger, onFault: c.OnFault, makingStore: make(chan struct{}, 1), stopping: make(chan struct{}), schemaTurn: make(chan struct{}, 1),
+		logger: c.Logger, onFault: c.OnFault, makingStore: make(chan struct{}, 1), stopping: make(chan struct{}),
 	}
 	if s.logger == nil {
 		s.logger = slog.Default()

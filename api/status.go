@@ -237,18 +237,40 @@ func toRequestError(err error) (e requestError, fault bool) {
 	return e, true
 }
 
-// statusMessageBytesMax and statusMetadataBytesMax bound the message of an error and
-// all of its metadata. gRPC sends both in the trailer, the message once as it is and
-// once or twice within the details, and some clients take trailers of 8 KiB at most:
-// they would see an internal error.
+// What bounds an error. gRPC sends it in the trailer, and some clients take trailers
+// of 8 KiB at most: they would see an internal error.
 const (
-	statusMessageBytesMax  = 1000
+	// statusMessageSentMax bounds what a message takes of the trailer, the path of its
+	// field before it included, as sentThirds counts it: 1,300 bytes of ASCII.
+	statusMessageSentMax = 4767
+	// statusFieldBytesMax bounds the path of a field, which may hold keys of a context.
+	statusFieldBytesMax = 300
+	// statusMetadataBytesMax bounds all of the metadata.
 	statusMetadataBytesMax = 1500
 )
 
+// sentThirds returns what a byte of a message takes of the trailer, in thirds of a
+// byte: it stands there by itself, where a byte that is not printable ASCII, and '%',
+// becomes three, and twice in the details, which are sent as base64.
+func sentThirds(c byte) int {
+	if c < ' ' || c > '~' || c == '%' {
+		return 3*3 + 2*4
+	}
+	return 3 + 2*4
+}
+
 // StatusMessage returns the message of an error as it may be sent: valid UTF-8, and
 // cut where it is too long.
-func StatusMessage(message string) string { return cutText(message, statusMessageBytesMax) }
+func StatusMessage(message string) string {
+	message = validUTF8(message)
+	left := 3 * statusMessageSentMax
+	for i := range len(message) {
+		if left -= sentThirds(message[i]); left < 0 {
+			return cutText(message, i)
+		}
+	}
+	return message
+}
 
 // StatusMetadata returns the metadata of an error as it may be sent: valid UTF-8, and
 // with the longest values cut where all together are too long.
@@ -277,25 +299,26 @@ func cutText(text string, most int) string {
 }
 
 func newStatus(code codes.Code, reason, field, message string, metadata map[string]string) *status.Status {
-	message = StatusMessage(message)
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: ErrorDomain}
-	text := message
+	text := StatusMessage(message)
 	if field != "" {
-		text = field + ": " + message
+		field = cutText(field, statusFieldBytesMax)
+		text = StatusMessage(field + ": " + message)
+		message = strings.TrimPrefix(text, field+": ")
 		if metadata = maps.Clone(metadata); metadata == nil {
 			metadata = make(map[string]string, 1)
 		}
 		metadata["field"] = field
 	}
 	info.Metadata = StatusMetadata(metadata)
-	st := status.New(code, validUTF8(text))
+	st := status.New(code, text)
 	var detailed *status.Status
 	var err error
 	if field == "" {
 		detailed, err = st.WithDetails(info)
 	} else {
 		detailed, err = st.WithDetails(info, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
-			{Field: validUTF8(field), Description: validUTF8(message), Reason: reason},
+			{Field: field, Description: message, Reason: reason},
 		}})
 	}
 	if err != nil {

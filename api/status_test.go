@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -329,6 +332,46 @@ func TestTooLargeHelps(t *testing.T) {
 	for _, reason := range append(reasonsOf(t, regexp.MustCompile(`tooMany\(.*"([A-Z_]+)"`)), "TOO_LARGE", "REQUEST_TOO_LARGE") {
 		if !isTooLarge(newStatus(codes.ResourceExhausted, reason, "", "", nil)) {
 			t.Errorf("%s is not taken for a reason of a size", reason)
+		}
+	}
+}
+
+// TestStatusFitsTrailer: what gRPC sends of an error that is as large as can be
+// leaves room for the rest of a trailer of 8 KiB, and what is short is whole.
+func TestStatusFitsTrailer(t *testing.T) {
+	const rest = 600 // The names and the other pairs, of which a dialect sends some.
+	sent := func(st *status.Status) int {
+		details, err := proto.Marshal(st.Proto())
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := base64.RawStdEncoding.EncodedLen(len(details))
+		for _, c := range []byte(st.Message()) {
+			if n++; c < ' ' || c > '~' || c == '%' {
+				n += 2
+			}
+		}
+		return n
+	}
+	for _, letter := range []string{"a", "%", "é", "漢", "😀", "\xff", "a漢"} {
+		long := strings.Repeat(letter, 5000)
+		for _, field := range []string{"", "updates[3].tuple.subject.object.id", long} {
+			e := &requestError{
+				code: codes.ResourceExhausted, reason: "TOO_MANY_PRECONDITIONS", field: field, message: long, retry: time.Hour,
+				metadata: map[string]string{"tuple": long, "given": long, "type": long, "suggestion": "abc"},
+			}
+			st, _ := toStatus(e)
+			if n := sent(st); n > 8<<10-rest || !utf8.ValidString(st.Message()) {
+				t.Errorf("an error of %q with the field %.20q takes %d bytes", letter, field, n)
+			}
+			if len(field) < 100 && !strings.HasPrefix(st.Message(), field) {
+				t.Errorf("the field %s is not named: %s", field, st.Message())
+			}
+		}
+		short := strings.Repeat(letter, 800/len(letter))
+		st, _ := toStatus(malformed("id", "%s", short))
+		if want := "id: " + strings.ToValidUTF8(short, "\uFFFD"); len(want) <= 830 && st.Message() != want {
+			t.Errorf("an error of %d bytes of %q is cut to %d", len(want), letter, len(st.Message()))
 		}
 	}
 }

@@ -52,12 +52,15 @@ func (s *Server) administered(ctx context.Context, name string) (graph.StoreInfo
 // storeNamed finds a store that the caller may see, and counts nothing.
 func (s *Server) storeNamed(ctx context.Context, name string) (graph.StoreInfo, error) {
 	who := callerOf(ctx)
+	if name == "" && !who.maySee(who.storeName("")) {
+		return graph.StoreInfo{}, storeNotNamed(who, "field store")
+	}
 	name = who.storeName(name)
 	if err := checkText("store", name, storeBytesMax); err != nil {
 		return graph.StoreInfo{}, err
 	}
 	if !who.maySee(name) {
-		return graph.StoreInfo{}, unknownStoreTo(who, name)
+		return graph.StoreInfo{}, unknownStore(name)
 	}
 	store, found := s.node.StoreNamed(name)
 	switch {
@@ -66,17 +69,26 @@ func (s *Server) storeNamed(ctx context.Context, name string) (graph.StoreInfo, 
 	case name == who.own:
 		return s.ownStore(ctx, who)
 	}
-	return graph.StoreInfo{}, unknownStoreTo(who, name)
+	return graph.StoreInfo{}, unknownStore(name)
 }
 
-func unknownStore(name string) error { return unknownStoreTo(caller{}, name) }
-
-// unknownStoreTo is unknownStore for a caller who may have a store of its own.
-func unknownStoreTo(who caller, name string) error {
+// unknownStore refuses a store that there is not, or that the caller may not see.
+func unknownStore(name string) error {
 	return &requestError{
 		code: codes.NotFound, reason: engine.UnknownStore.String(), field: "store",
-		message:  fmt.Sprintf("there is no store %q that the caller may see; an empty name means the store %q", name, who.storeName("")),
+		message:  fmt.Sprintf("there is no store %q that the caller may see", name),
 		metadata: map[string]string{"store": name},
+	}
+}
+
+// storeNotNamed refuses a call that names no store, of a caller who may not see the
+// one that is meant then; where says where a call names its store.
+func storeNotNamed(who caller, where string) error {
+	meant := who.storeName("")
+	return &requestError{
+		code: codes.NotFound, reason: engine.UnknownStore.String(), field: "store",
+		message:  fmt.Sprintf("none is named, which means the store %q, and the key may not see that; name one in the %s", meant, where),
+		metadata: map[string]string{"store": meant},
 	}
 }
 
@@ -128,13 +140,18 @@ func (s *Server) snapshot(ctx context.Context, store graph.StoreInfo, c *pembav1
 // operatorOnly refuses callers who may not administer stores, before anything is
 // looked at.
 func operatorOnly(ctx context.Context) error {
-	if callerOf(ctx).operator {
+	who := callerOf(ctx)
+	switch {
+	case who.operator:
 		return nil
+	case who.own != "":
+		return needsOperator("a server for tests makes a store for each key, at the first call with it; stores are not created, changed or deleted otherwise")
 	}
-	return &requestError{
-		code: codes.PermissionDenied, reason: "OPERATOR_ONLY",
-		message: "the key is bound to stores; creating, changing and deleting stores needs an operator's key",
-	}
+	return needsOperator("the key is bound to stores; creating, changing and deleting stores needs an operator's key")
+}
+
+func needsOperator(message string) error {
+	return &requestError{code: codes.PermissionDenied, reason: "OPERATOR_ONLY", message: message}
 }
 
 // storeService implements pemba.v1.StoreService.
@@ -206,7 +223,20 @@ func (s *storeService) GetStore(ctx context.Context, r *pembav1.GetStoreRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &pembav1.GetStoreResponse{Store: fromStore(store)}, nil
+	snapshot, err := s.server.snapshot(ctx, store, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	counters, err := snapshot.Graph().NamedCounters()
+	if err != nil {
+		return nil, ofStore(store, err)
+	}
+	response := &pembav1.GetStoreResponse{Store: fromStore(store)}
+	for _, c := range counters {
+		response.Counters = append(response.Counters, c.Name)
+	}
+	return response, nil
 }
 
 func (s *storeService) ListStores(ctx context.Context, r *pembav1.ListStoresRequest) (*pembav1.ListStoresResponse, error) {

@@ -72,7 +72,7 @@ func (s *Server) ownStore(ctx context.Context, who caller) (graph.StoreInfo, err
 	}
 	store, found := s.node.StoreNamed(who.own)
 	if !found {
-		return graph.StoreInfo{}, unknownStoreTo(who, who.own)
+		return graph.StoreInfo{}, unknownStore(who.own)
 	}
 	return store, nil
 }

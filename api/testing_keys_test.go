@@ -369,8 +369,14 @@ func TestTestingRefusals(t *testing.T) {
 		expectStatus(t, fmt.Sprintf("%.20q", test.headers), err, codes.Unauthenticated, test.reason)
 	}
 	for _, key := range []string{"", "x"} {
-		if a := send(t, http.MethodGet, httpURL(s, "/metrics"), "", "Authorization", bearerOf(key)); a.status != http.StatusForbidden {
-			t.Errorf("the metrics with the key %q: %d", key, a.status)
+		if a := send(t, http.MethodGet, httpURL(s, "/metrics"), "", "Authorization", bearerOf(key)); a.status != http.StatusForbidden ||
+			!strings.Contains(a.body, "tests shows no metrics") {
+			t.Errorf("the metrics with the key %q: %d %s", key, a.status, a.body)
+		}
+		_, err := c.CreateStore(asTester(ctx, key), &pembav1.CreateStoreRequest{Name: "another"})
+		expectStatus(t, "a store", err, codes.PermissionDenied, "OPERATOR_ONLY")
+		if said := status.Convert(err).Message(); !strings.Contains(said, "server for tests") || strings.Contains(said, "operator's key") {
+			t.Errorf("a store with the key %q is refused with %s", key, said)
 		}
 	}
 	if a := send(t, http.MethodGet, httpURL(s, "/readyz"), ""); a.status != http.StatusOK {
@@ -402,6 +408,15 @@ func TestTestingConfig(t *testing.T) {
 		c.Testing, c.GRPCAddr = true, "127.0.0.1:0"
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "Testing") || !strings.Contains(err.Error(), "Key") {
 			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	durable := Config{Testing: true, GRPCAddr: "127.0.0.1:0", Node: testNode(t), Logger: testLogger()}
+	if s, err := Listen(durable); err == nil || !strings.Contains(err.Error(), "Testing") || !strings.Contains(err.Error(), "memory") {
+		t.Errorf("of a node on a disk: %v", err)
+		if err == nil {
+			if err := s.Close(testContext(t)); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	c := Config{Testing: true, GRPCAddr: "0.0.0.0:0", HTTPAddr: "127.0.0.1:0"}

@@ -141,9 +141,12 @@ func (t *changeTeller) heartbeat(p graph.Position, at graph.Instant) error {
 
 // behind is the position behind everything up to a zookie.
 func (s *Server) behind(field string, p *pembav1.Zookie) (graph.Position, error) {
-	z, err := parseZookie(p, s.clusterID)
+	z, told, err := parseToldZookie(p.GetToken(), s.clusterID)
 	if err != nil {
 		return graph.Position{}, within(field, err)
+	}
+	if told > 0 { // It is that of a dialect's watch.
+		return graph.Position{Revision: z.revision, Offset: told}, nil
 	}
 	if z.revision == math.MaxUint64 {
 		return graph.Position{}, within(field, malformed("token", "its revision is the last one that there can be"))

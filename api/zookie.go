@@ -24,7 +24,7 @@ import (
 //	version 1 (1 byte) | cluster (16) | revision (8) | instant (8) | checksum (4)
 //
 // with integers in big-endian order and the checksum (CRC-32C) over all before
-// it. It guards against accidents, not against forgery: a zookie grants nothing,
+// it. A dialect gives it out in padded standard base64, and both are read alike. It guards against accidents, not against forgery: a zookie grants nothing,
 // for a node believes no instant that is far ahead of its clock.
 type zookie struct {
 	cluster  [16]byte
@@ -75,7 +75,8 @@ const (
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // strictBase64 refuses tokens with stray bits in the last character, so that no
-// two tokens mean the same.
+// two tokens of one alphabet mean the same. A zookie may also come in the alphabet
+// of a dialect: see nativeToken.
 var strictBase64 = base64.RawURLEncoding.Strict()
 
 func (z zookie) appendState(b []byte, version byte) []byte {
@@ -133,30 +134,48 @@ func (z zookie) announce(stream grpc.ServerStream) error {
 	return stream.SetHeader(metadata.Pairs(ZookieHeader, z.token()))
 }
 
-// parseZookie reads a token of the given cluster.
+// parseZookie reads a token of the given cluster, one that a dialect gave out
+// included.
 func parseZookie(p *pembav1.Zookie, cluster [16]byte) (zookie, error) {
+	z, _, err := parseToldZookie(p.GetToken(), cluster)
+	return z, err
+}
+
+// parseToldZookie is parseZookie for who goes on behind what is known: told is how
+// many of the revision's changes are, zero for all of them. Host.ChangesZookie makes
+// the others.
+func parseToldZookie(token string, cluster [16]byte) (z zookie, told uint32, err error) {
 	invalid := &requestError{
 		code: codes.InvalidArgument, reason: "ZOOKIE_INVALID", field: "token",
 		message: "this is not a zookie; send the token of an earlier answer unchanged",
 	}
-	if len(p.GetToken()) > cursorBytesMax {
-		return zookie{}, invalid
+	if len(token) > cursorBytesMax {
+		return zookie{}, 0, invalid
 	}
-	body := open(p.GetToken(), zookieVersion)
+	token = nativeToken(token)
+	body := open(token, zookieVersion)
+	if body == nil {
+		if body = open(token, changesVersion); len(body) != stateBytes+toldBytes {
+			return zookie{}, 0, invalid
+		}
+		if told = binary.BigEndian.Uint32(body[stateBytes:]); told == 0 {
+			return zookie{}, 0, invalid
+		}
+		body = body[:stateBytes]
+	}
 	if len(body) != stateBytes {
-		return zookie{}, invalid
+		return zookie{}, 0, invalid
 	}
-	z := state(body)
-	if !z.valid() {
-		return zookie{}, invalid
+	if z = state(body); !z.valid() {
+		return zookie{}, 0, invalid
 	}
 	if z.cluster != cluster {
-		return zookie{}, &requestError{
+		return zookie{}, 0, &requestError{
 			code: codes.FailedPrecondition, reason: "ZOOKIE_FOREIGN", field: "token",
 			message: "this zookie was made by another cluster; revisions of two clusters cannot be compared",
 		}
 	}
-	return z, nil
+	return z, told, nil
 }
 
 func (c *cursor) token() string {

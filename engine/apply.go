@@ -615,21 +615,35 @@ func edgeString(t *graph.Tuple) string {
 	return graph.Tuple{Object: t.Object, Relation: t.Relation, Subject: t.Subject}.String()
 }
 
-// filterString shows a filter in the order a tuple is written.
+// filterString shows a filter in the form of a tuple, without the parts that it
+// leaves open, but for any where the type is one. An id that ends in % is a prefix,
+// and a # with nothing behind it asks for subjects without a relation.
 func filterString(f graph.Filter) string {
-	or := func(s, otherwise string) string {
-		if s == "" {
-			return otherwise
+	side := func(typ, id, relation string) string {
+		if typ == "" && id+relation != "" {
+			typ = "any"
 		}
-		return s
+		if id != "" {
+			typ = graph.Object{Type: typ, ID: id}.String()
+		}
+		return typ + relation
 	}
-	id := or(f.ObjectID, "any")
+	id, relation, subjectRelation := f.ObjectID, "", ""
+	if f.Relation != "" {
+		relation = "#" + f.Relation
+	}
 	if f.ObjectIDPrefix != "" {
-		id = f.ObjectIDPrefix + "..."
+		id, relation = f.ObjectIDPrefix, "%"+relation
 	}
-	text := fmt.Sprintf("%s:%s#%s@%s:%s", or(f.ObjectType, "any"), id, or(f.Relation, "any"), or(f.SubjectType, "any"), or(f.SubjectID, "any"))
-	if f.SubjectRelation != nil && *f.SubjectRelation != "" {
-		text += "#" + *f.SubjectRelation
+	if f.SubjectRelation != nil {
+		subjectRelation = "#" + *f.SubjectRelation
+	}
+	text := side(f.ObjectType, id, relation)
+	if subject := side(f.SubjectType, f.SubjectID, subjectRelation); subject != "" {
+		text += "@" + subject
+	}
+	if text == "" {
+		return "the empty filter"
 	}
 	return text
 }

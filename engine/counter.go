@@ -34,7 +34,7 @@ func (j *judgement) counter(c *graph.CounterChange) (*Refusal, error) {
 		return nil, err
 	}
 	if count >= graph.NamedCountersMax {
-		return refuse(TooManyCounters, "", "the store has %d counters, and at most %d are allowed; unregister one of them",
+		return refuse(TooManyCounters, "", "the store has %d counters, and at most %d are allowed; unregister one of them, which GetStore lists",
 			count, graph.NamedCountersMax).with("limit", fmt.Sprint(graph.NamedCountersMax)), nil
 	}
 	j.commit.CounterChange = c

@@ -61,3 +61,37 @@ func TestDerived(t *testing.T) {
 		}
 	}
 }
+
+// TestDerivedPanics: what cannot be derived is no value, for nobody who asks, and
+// nobody waits for it.
+func TestDerivedPanics(t *testing.T) {
+	type key struct{}
+	e, err := enginetest.New(engine.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, err := e.Write(&graph.Mutation{Schema: &graph.WriteSchema{Text: "definition user {}"}}); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 {
+		func() {
+			snapshot, err := e.Engine.Snapshot(e.Store, 0, e.Now, graph.Overlay{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer snapshot.Close()
+			defer func() {
+				if p := recover(); p != "derive" {
+					t.Errorf("asked for the %d. time it panics with %v", n+1, p)
+				}
+			}()
+			got, err := snapshot.Derived(key{}, func(*schema.Schema) any { panic("derive") })
+			t.Errorf("asked for the %d. time it gives %v, %v", n+1, got, err)
+		}()
+	}
+}

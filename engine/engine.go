@@ -158,7 +158,8 @@ func (s *Snapshot) Schema() (*schema.Schema, graph.SchemaVersion, error) {
 // which it must be a function. It is made once for each key, when it is first asked
 // for, and forgotten with the compiled schema; who asks meanwhile waits. Keys are
 // told apart as those of contexts are: each user has a type of its own. The value is
-// shared and must not be changed. The errors are those of Schema.
+// shared and must not be changed. A derive that panics is not called again: the same
+// panic meets whoever asks for its key. The errors are those of Schema.
 func (s *Snapshot) Derived(key any, derive func(*schema.Schema) any) (any, error) {
 	p, err := s.program()
 	if err != nil {
@@ -166,11 +167,9 @@ func (s *Snapshot) Derived(key any, derive func(*schema.Schema) any) (any, error
 	}
 	entry, ok := p.derived.Load(key)
 	if !ok {
-		entry, _ = p.derived.LoadOrStore(key, new(derivation))
+		entry, _ = p.derived.LoadOrStore(key, sync.OnceValue(func() any { return derive(p.schema) }))
 	}
-	d := entry.(*derivation) //nolint:forcetypeassert // Nothing else is stored.
-	d.once.Do(func() { d.value = derive(p.schema) })
-	return d.value, nil
+	return entry.(func() any)(), nil //nolint:forcetypeassert // Nothing else is stored.
 }
 
 // program finds the compiled schema of the snapshot.

@@ -27,15 +27,9 @@ type program struct {
 	// They are where LookupResources starts.
 	direct map[graph.Shape][]*name
 	selves map[graph.Shape][]*name
-	// derived holds a *derivation by the key of Snapshot.Derived; only that writes
-	// it.
+	// derived holds a func() any by the key of Snapshot.Derived, which makes the value
+	// once, for the first who needs it; only that method writes it.
 	derived sync.Map
-}
-
-// A derivation is made once, by the first who needs it.
-type derivation struct {
-	once  sync.Once
-	value any
 }
 
 // An objectType is a definition of the schema.

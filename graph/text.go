@@ -328,10 +328,10 @@ func (p *parser) id(what string) (id string, quoted bool) {
 // quotedLike shows how an id is quoted that may go on as text does, up to what can
 // only follow an id.
 func quotedLike(text string) string {
-	if n := strings.IndexAny(text, `#["\`); n >= 0 {
+	if n := strings.IndexAny(text, "#["); n >= 0 {
 		text = text[:n]
 	}
-	if strings.IndexFunc(text, unicode.IsSpace) >= 0 || validateID("id", text) != nil {
+	if strings.ContainsFunc(text, unicode.IsSpace) || strings.ContainsAny(text, "\"\\") || validateID("id", text) != nil {
 		return "" // It may well be something else that goes on.
 	}
 	return ", as " + string(appendID(nil, text))

@@ -3,6 +3,7 @@ package authzed
 import (
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"regexp"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/pembadb/pemba/api"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
@@ -177,10 +179,11 @@ func TestErrorsFitTrailers(t *testing.T) {
 		Updates: []*pembav1.TupleUpdate{{Operation: pembav1.TupleUpdate_OPERATION_CREATE, Tuple: nativeTuple}},
 	})
 	_, nativeSchema := pembav1.NewSchemaServiceClient(conn).WriteSchema(testContext(t), &pembav1.WriteSchemaRequest{Schema: mistakes.String()})
-	for what, c := range map[string]struct {
+	type mistake struct {
 		err  error
 		want codes.Code
-	}{
+	}
+	all := map[string]mistake{
 		"create":           {write(nil, create), codes.AlreadyExists},
 		"twice":            {write(nil, again, again), codes.InvalidArgument},
 		"caveat":           {write(nil, update(t, v1.RelationshipUpdate_OPERATION_TOUCH, long+"[holds]")), codes.InvalidArgument},
@@ -192,7 +195,55 @@ func TestErrorsFitTrailers(t *testing.T) {
 		"orphaned":         {schemaError("definition user {}\ndefinition document { relation other: user }"), codes.InvalidArgument},
 		"pemba.v1, create": {nativeCreate, codes.AlreadyExists},
 		"pemba.v1, schema": {nativeSchema, codes.InvalidArgument},
-	} {
+	}
+	// What gRPC sends of a message takes three bytes for each that is not printable
+	// ASCII, and for each '%'.
+	for _, letter := range []string{"a", "%", "\"", "é", "漢", "😀"} {
+		id := strings.Repeat(letter, 1020/len(letter))
+		tuple := func(relation string) *pembav1.Tuple {
+			return &pembav1.Tuple{
+				Object: &pembav1.Object{Type: "document", Id: id}, Relation: relation,
+				Subject: &pembav1.Subject{Object: &pembav1.Object{Type: "user", Id: id}},
+			}
+		}
+		writeNative := func(operation pembav1.TupleUpdate_Operation, tuples ...*pembav1.Tuple) error {
+			r := new(pembav1.WriteTuplesRequest)
+			for _, tuple := range tuples {
+				r.Updates = append(r.Updates, &pembav1.TupleUpdate{Operation: operation, Tuple: tuple})
+			}
+			_, err := pembav1.NewTupleServiceClient(conn).WriteTuples(testContext(t), r)
+			return err
+		}
+		touch, create := pembav1.TupleUpdate_OPERATION_TOUCH, pembav1.TupleUpdate_OPERATION_CREATE
+		if err := writeNative(touch, tuple("viewer")); err != nil {
+			t.Fatal(err)
+		}
+		caveated := tuple("viewer")
+		caveated.Caveat = &pembav1.Caveat{Name: "holds"}
+		// The path of the field holds the key of a context.
+		keyed := tuple("viewer")
+		keyed.Caveat = &pembav1.Caveat{Name: "holds", Context: &structpb.Struct{Fields: map[string]*structpb.Value{
+			strings.Repeat(letter, 3000/len(letter)): structpb.NewNumberValue(math.Inf(1)),
+		}}}
+		nameless := tuple("viewer")
+		nameless.Object.Type = id
+		_, unknown := pembav1.NewSchemaServiceClient(conn).ReadSchema(testContext(t), &pembav1.ReadSchemaRequest{Store: id[:len(letter)*(250/len(letter))]})
+		for what, m := range map[string]mistake{
+			"create":  {writeNative(create, tuple("viewer")), codes.AlreadyExists},
+			"twice":   {writeNative(touch, tuple("viewer"), tuple("viewer")), codes.InvalidArgument},
+			"caveat":  {writeNative(touch, caveated), codes.InvalidArgument},
+			"context": {writeNative(touch, keyed), codes.InvalidArgument},
+			"type":    {writeNative(touch, nameless), codes.InvalidArgument},
+			"store":   {unknown, codes.NotFound},
+			"schema": {func() error {
+				_, err := pembav1.NewSchemaServiceClient(conn).WriteSchema(testContext(t), &pembav1.WriteSchemaRequest{Schema: strings.Repeat(letter, 4000)})
+				return err
+			}(), codes.InvalidArgument},
+		} {
+			all["pemba.v1, "+what+" with "+letter] = m
+		}
+	}
+	for what, c := range all {
 		if status.Code(c.err) != c.want {
 			t.Errorf("%s: %v", what, c.err)
 		}

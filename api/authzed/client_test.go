@@ -613,6 +613,9 @@ func TestStores(t *testing.T) {
 		if status.Code(err) != c.code || !strings.Contains(r.GetSchemaText(), c.want) {
 			t.Errorf("the key %s in the store %q: %v, %v", c.key, c.store, r, err)
 		}
+		if c.code == codes.NotFound && strings.Contains(err.Error(), "name one in the metadata "+api.StoreHeader) != (c.store == "") {
+			t.Errorf("the key %s in the store %q is told %v", c.key, c.store, err)
+		}
 		a := post(t, s, "/v1/schema/read", `{}`, "Authorization", "Bearer "+c.key, "Pemba-Store", c.store)
 		if (a.status == http.StatusOK) != (c.code == codes.OK) || !strings.Contains(a.body, c.want) {
 			t.Errorf("the key %s in the store %q over HTTP: %+v", c.key, c.store, a)

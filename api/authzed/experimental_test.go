@@ -231,6 +231,38 @@ func TestRelationshipCounterRefusals(t *testing.T) {
 	}
 }
 
+// TestRelationshipCountersAreListed: GetStore of pemba.v1 lists the counters of its
+// store, so that one whose name is lost can be unregistered.
+func TestRelationshipCountersAreListed(t *testing.T) {
+	conn := newServer(t)
+	writeSchema(t, conn, documents)
+	c := newCounters(t, conn)
+	stores := pembav1.NewStoreServiceClient(conn)
+	if _, err := stores.CreateStore(c.ctx, &pembav1.CreateStoreRequest{Name: "other"}); err != nil {
+		t.Fatal(err)
+	}
+	lists := func(want ...string) {
+		t.Helper()
+		for store, want := range map[string][]string{"": want, "other": nil} {
+			r, err := stores.GetStore(c.ctx, &pembav1.GetStoreRequest{Store: store})
+			if err != nil || !slices.Equal(r.GetCounters(), want) {
+				t.Errorf("the store %q lists %q (%v), not %q", store, r.GetCounters(), err, want)
+			}
+		}
+	}
+	lists()
+	for _, name := range []string{"viewers", "anne", "zoe_1"} {
+		if err := c.register(name, &v1.RelationshipFilter{ResourceType: "document"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lists("anne", "viewers", "zoe_1")
+	if err := c.unregister("viewers"); err != nil {
+		t.Fatal(err)
+	}
+	lists("anne", "zoe_1")
+}
+
 // TestRelationshipCountersInNoLog: no watch and no reading of the change log tells
 // of a counter, and the numbers of changes have no gap for it.
 func TestRelationshipCountersInNoLog(t *testing.T) {

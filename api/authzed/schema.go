@@ -159,11 +159,15 @@ const typeBytesMax = 128
 // checkNames refuses what a schema may hold and this API not.
 func checkNames(file *schema.File) error {
 	name := func(what string, n schema.Name, form *regexp.Regexp) error {
+		allowed := form.String()
+		if form == typeName { // The others bound the length by themselves.
+			allowed += fmt.Sprintf(" and have at most %d bytes", typeBytesMax)
+		}
 		if form.MatchString(n.Text) && len(n.Text) <= typeBytesMax {
 			return nil
 		}
 		return parseError(file.Source, n.Pos, n.End, fmt.Sprintf(
-			"%s:%s: `%s` cannot be the name of %s in this API: names match %s and have at most %d bytes", file.Name, n.Pos, n.Text, what, form, typeBytesMax))
+			"%s:%s: `%s` cannot be the name of %s in this API: names match %s", file.Name, n.Pos, n.Text, what, allowed))
 	}
 	for _, item := range file.Items {
 		switch item := item.(type) {

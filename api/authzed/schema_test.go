@@ -160,6 +160,17 @@ func TestSchemaParseErrors(t *testing.T) {
 	if _, err := v1.NewSchemaServiceClient(conn).ReadSchema(testContext(t), &v1.ReadSchemaRequest{}); status.Code(err) != codes.NotFound {
 		t.Errorf("after refused schemas: %v", err)
 	}
+	// A bound on the length is told where the form of the name has none.
+	for text, bounded := range map[string]bool{
+		"definition Abc {}": true,
+		"definition user {\n\trelation " + strings.Repeat("r", 65) + ": user\n}":   false,
+		"definition user {\n\tpermission " + strings.Repeat("p", 65) + " = nil\n}": false,
+	} {
+		_, message := refuseSchema(t, conn, text, codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_SCHEMA_PARSE_ERROR)
+		if !strings.Contains(message, "names match ^") || strings.Contains(message, "at most") != bounded {
+			t.Errorf("%.30s: %s", text, message)
+		}
+	}
 }
 
 // TestSchemaTypeErrors holds what is said of schemas that can be read and do not

@@ -169,12 +169,19 @@ func shellQuote(arg string) string {
 	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 }
 
+// fromEnvironment reports whether the value of a flag of a command that speaks to
+// a server came from its variable. The keys have no such values: see connection.dial.
+func fromEnvironment(f *pflag.Flag) bool {
+	name := envName(f.Name)
+	return !f.Changed && slices.Contains(clientVariables, name) && f.Value.String() != "" && fromEnv(name, "") != ""
+}
+
 // commandAgain is the command line that gives a command the flags again that it
-// was given, but for those that are left out.
+// was given, by flags or by the environment, but for those that are left out.
 func commandAgain(cmd *cobra.Command, without ...string) string {
-	line := cmd.CommandPath()
-	cmd.Flags().Visit(func(f *pflag.Flag) {
-		if slices.Contains(without, f.Name) {
+	line := typed(cmd.CommandPath())
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Changed && !fromEnvironment(f) || slices.Contains(without, f.Name) {
 			return
 		}
 		values := []string{f.Value.String()}

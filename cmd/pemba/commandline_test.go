@@ -45,7 +45,12 @@ func TestUnknownVariables(t *testing.T) {
 // TestCommandAgain: a shell makes of the line the flags that the command was given,
 // whatever is in them.
 func TestCommandAgain(t *testing.T) {
-	cmd := newWatch()
+	t.Setenv("PEMBA_ADDR", "[::1]:50051")
+	t.Setenv("PEMBA_KEY", "s3cret")
+	cmd, _, err := newRoot().Find([]string{"watch"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	args := []string{
 		"--store", "a b", "--type", "doc:it's", "--type", `doc:"$HOME"`, "--subject", "#x", "--schema", "--tls=false",
 		"--key", "s3cret", "--from", "x", "-o", "json",
@@ -59,7 +64,7 @@ func TestCommandAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "watch --output json --schema --store|a b|--subject|#x|--tls=false --type|doc:it's|--type|doc:\"$HOME\""
+	want := "pemba|watch --addr|[::1]:50051 --output json --schema --store|a b|--subject|#x|--tls=false --type|doc:it's|--type|doc:\"$HOME\""
 	if got := strings.TrimSpace(string(words)); got != strings.NewReplacer(" --", "\n--", "|", "\n", "output json", "output\njson").Replace(want) {
 		t.Errorf("%s\nbecame\n%s", line, got)
 	}
@@ -67,7 +72,7 @@ func TestCommandAgain(t *testing.T) {
 
 // TestWatchAgain: what a watch says at its end is the whole command that goes on.
 func TestWatchAgain(t *testing.T) {
-	testStart(t)
+	r := testStart(t)
 	must(t, "", "store", "create", "clinic")
 	must(t, watchSchema, "schema", "write", "-", "--store", "clinic")
 	w := startBackground(t, "watch", "--store", "clinic", "--type", "doc:a b", "--type", "doc:c", "--heartbeats", "-o", "json", "--key", "s3cret")
@@ -78,7 +83,7 @@ func TestWatchAgain(t *testing.T) {
 	}
 	w.end(t)
 	said := w.stderr.String()
-	const want = "\nto go on from here, with the --key as before: pemba watch --heartbeats --output json --store clinic --type 'doc:a b' --type doc:c --cursor "
+	want := "\nto go on from here, with the --key as before: pemba watch --addr " + r.server.GRPCAddr().String() + " --heartbeats --output json --store clinic --type 'doc:a b' --type doc:c --cursor "
 	if !strings.Contains("\n"+said, want) || strings.Contains(said, "s3cret") {
 		t.Fatalf("%s", said)
 	}

@@ -114,7 +114,7 @@ func (r *running) ask(cmd *cobra.Command, example *examples.Example, started tim
 	var first time.Duration
 	var suggestion string
 	for _, q := range example.Questions {
-		if err := printf(cmd, "\n%s\n  $ pemba %s\n", q.Sentence, quoteCommand(q.Command)); err != nil {
+		if err := printf(cmd, "\n%s\n  $ %s %s\n", q.Sentence, program, quoteCommand(q.Command)); err != nil {
 			return err
 		}
 		var out, errs strings.Builder
@@ -137,11 +137,11 @@ func (r *running) ask(cmd *cobra.Command, example *examples.Example, started tim
 	return printf(cmd, `
 The first answer came %d ms after the start. Ask more from a second shell:
 
-  pemba %s --addr %s
-  pemba tuple read --addr %s
+  %s %s --addr %s
+  %s tuple read --addr %s
 
 The server stays up until you press Ctrl-C.
-`, first.Milliseconds(), quoteCommand(suggestion), addr, addr)
+`, first.Milliseconds(), program, quoteCommand(suggestion), addr, program, addr)
 }
 
 // quoteCommand puts the arguments of a command into quotes that a shell needs.

@@ -143,7 +143,7 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 	case engine.SchemaData.String():
 		// The server names the first kind of tuples that it finds.
 		if cmd.Flags().Lookup("dry-run") != nil {
-			return message + "; there may be more: \"" + cmd.CommandPath() + " --dry-run\" lists all that do not fit"
+			return message + "; there may be more: \"" + typed(cmd.CommandPath()) + " --dry-run\" lists all that do not fit"
 		}
 	case "TOO_MANY_UPDATES", "REQUEST_TOO_LARGE":
 		if limit := metadata["limit"]; limit != "" && reason == "TOO_MANY_UPDATES" {
@@ -151,7 +151,7 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 		}
 		switch cmd.CommandPath() {
 		case "pemba tuple write":
-			return message + "; \"pemba tuple import\" writes any number"
+			return message + "; \"" + typed("pemba tuple import") + "\" writes any number"
 		case "pemba tuple delete":
 			return message + "; delete them by several commands, or by --filter"
 		}
@@ -163,9 +163,15 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 		}
 		if metadata["field"] == "" { // It is not about what is sent.
 			return "the store has " + limit + " imports that were not committed, and no more are allowed; go on with one of them by its --import-id, or forget it: \"" +
-				cmd.CommandPath() + " --abort --import-id ID\", or --all"
+				typed(cmd.CommandPath()) + " --abort --import-id ID\", or --all"
 		}
 		return "the file holds more than the " + limit + " tuples that may become visible at once; import it with --batches, or as several files"
+	case engine.TooManyMatches.String():
+		// The limit may be the server's, and the filter is shown as it was typed.
+		if flag := cmd.Flags().Lookup("filter"); flag != nil && metadata["limit"] != "" {
+			return "the filter " + shellQuote(flag.Value.String()) + " matches more than the " + metadata["limit"] +
+				" tuples that this may delete; --allow-partial deletes so many, and a narrower filter matches fewer"
+		}
 	case engine.DuplicateUpdate.String():
 		if metadata["tuple"] != "" {
 			return metadata["tuple"] + " is given twice; one command may name a tuple once"
@@ -176,7 +182,7 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 
 // tlsHints name the flags that mend what is wrong with TLS.
 var tlsHints = map[client.TLSProblem]string{
-	client.TLSMissing:               "speak TLS with --tls, or with --ca-cert where its authority is one of your own",
+	client.TLSMissing:               "speak TLS with --tls, or with --ca-cert where its authority is one of your own; or it is the server's HTTP address" + wantsGRPC,
 	client.TLSUnwanted:              "leave out --tls, --ca-cert and --client-cert (PEMBA_TLS, PEMBA_CA_CERT, PEMBA_CLIENT_CERT) to speak without TLS",
 	client.UnknownAuthority:         "name a file with the certificate of the authority that signed the server's by --ca-cert or PEMBA_CA_CERT",
 	client.OtherServer:              "name the server in --addr or PEMBA_ADDR as its certificate does",
@@ -199,7 +205,7 @@ func connectionHint(err error) error {
 	case failure.Answered:
 		return err
 	}
-	return fmt.Errorf("%w; \"pemba serve\" or \"pemba demo\" start a server, --addr or PEMBA_ADDR name another", err)
+	return fmt.Errorf("%w; %q or %q start a server, --addr or PEMBA_ADDR name another", err, typed("pemba serve"), typed("pemba demo"))
 }
 
 // printable makes what is to be read by people fit for a terminal, whose state

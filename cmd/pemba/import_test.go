@@ -321,7 +321,7 @@ func TestImportForgets(t *testing.T) {
 	}
 	// What was staged under another schema cannot be gone on with.
 	must(t, importSchema+" definition more {}", "schema", "write", "-")
-	if said := fails(t, longLines(510), "tuple", "import", "-", "-q", "--import-id", "mine-2"); !strings.Contains(said, "begin again after \"pemba tuple import --abort --import-id mine-2\"") {
+	if said := fails(t, longLines(510), "tuple", "import", "-", "-q", "--import-id", "mine-2"); !strings.Contains(said, "begin again after \"pemba tuple import --addr ") || !strings.Contains(said, " --abort --import-id mine-2\"") {
 		t.Errorf("%s", said)
 	}
 	if got := must(t, "", "tuple", "import", "--abort", "--all"); got != fmt.Sprintf("forgotten imports: %d\n", graph.StagesMax-2) {

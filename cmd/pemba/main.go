@@ -20,6 +20,7 @@ import (
 )
 
 func main() {
+	program = programName(os.Args[0])
 	// gRPC and its gateway would write a line to standard error for mistakes of
 	// callers. Who looks for a fault of theirs sets the variable.
 	if os.Getenv("GRPC_GO_LOG_SEVERITY_LEVEL") == "" {

@@ -389,9 +389,14 @@ func startProcess(t *testing.T, env []string, args ...string) *process {
 	return p
 }
 
-// line reads up to a line that holds the text and returns it.
+// processWait is how long a process may take for a line, and to end.
+const processWait = time.Minute
+
+// line reads up to a line that holds the text and returns it. It ends the process
+// when that does not come.
 func (p *process) line(t *testing.T, text string) string {
 	t.Helper()
+	defer p.endLater().Stop()
 	for p.stdout.Scan() {
 		if strings.Contains(p.stdout.Text(), text) {
 			return p.stdout.Text()
@@ -401,6 +406,11 @@ func (p *process) line(t *testing.T, text string) string {
 	return ""
 }
 
+// endLater kills the process after processWait, unless it is stopped before.
+func (p *process) endLater() *time.Timer {
+	return time.AfterFunc(processWait, func() { _ = p.cmd.Process.Kill() }) // It may have ended.
+}
+
 // end sends a signal and waits; it returns the rest of the output.
 func (p *process) end(t *testing.T, signal syscall.Signal, within time.Duration) {
 	t.Helper()
@@ -408,6 +418,7 @@ func (p *process) end(t *testing.T, signal syscall.Signal, within time.Duration)
 	if err := p.cmd.Process.Signal(signal); err != nil {
 		t.Fatal(err)
 	}
+	defer p.endLater().Stop()
 	for p.stdout.Scan() {
 	}
 	if err := p.cmd.Wait(); err != nil {
@@ -551,7 +562,7 @@ func TestDemoProcess(t *testing.T) {
 		if stdout, stderr, _ := pemba("", "tuple", "count", "--addr", addr, "--key=", "--store="); counts == nil || stdout != counts[3]+"\n" || counts[1] == counts[3] {
 			t.Errorf("there are %s%s, and it says: %s", stdout, stderr, line)
 		}
-		p.line(t, "pemba check person:nina#manage@person:hanna")
+		p.line(t, "$ "+shellQuote(os.Args[0])+" check person:nina#manage@person:hanna")
 		p.line(t, "allowed")
 		p.line(t, "denied")
 		p.line(t, "conditional")

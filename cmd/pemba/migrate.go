@@ -98,6 +98,12 @@ type migration struct {
 	source *source
 	target *client.Client
 
+	// schema is that of the source, as it was read by this command.
+	schema string
+	// committed is where the import became visible that is gone on with, nil if it did
+	// not before this command began; committedTuples is how many tuples it had.
+	committed       *pembav1.Zookie
+	committedTuples uint64
 	// committing says that everything was handed over and the commit asked for.
 	committing bool
 	// held are the tuples with an expiration, heldBytes about how much memory they
@@ -112,6 +118,9 @@ type migration struct {
 	// recent[n % len(recent)] if added - n <= len(recent).
 	recent []graph.Tuple
 	added  uint64
+	// keysRefused names the flags of keys that were refused, so that the same are of no
+	// use.
+	keysRefused []string
 	// skipped counts the relationships that the source gave although they had
 	// expired.
 	skipped uint64
@@ -158,22 +167,53 @@ func (m *migration) migrate(ctx ctx, target *client.Client) error {
 	if err := m.tell("if it is cut off, this goes on with it%s:\n  %s\n", m.sameKeys(), m.commandAgain()); err != nil {
 		return err
 	}
-	answer, err := m.copy(ctx)
-	if err != nil {
-		return err
+	written, changed := m.committed, uint64(0)
+	if m.committed != nil {
+		// What expired since cannot be sent again, and nothing has to be.
+		if err := m.recount(ctx); err != nil {
+			return m.unverified(m.committed, err)
+		}
+	} else {
+		answer, err := m.copy(ctx)
+		if err != nil {
+			return err
+		}
+		written, changed = answer.GetWrittenAt(), answer.GetChanged()
 	}
 	result := migrationJSON{
-		Relationships: m.added, Changed: answer.GetChanged(), Expired: m.skipped, Zookie: answer.GetWrittenAt().GetToken(),
-		FromRevision: m.revision, Seed: m.seed,
+		Relationships: m.added, Changed: changed, Expired: m.skipped, DoneBefore: m.committed != nil,
+		Zookie: written.GetToken(), FromRevision: m.revision, Seed: m.seed,
 	}
-	if err := m.compare(ctx, answer.GetWrittenAt(), &result); err != nil {
-		return fmt.Errorf("all is copied and visible at zookie %s, and could not be verified: %s; %s",
-			result.Zookie, explainError(m.cmd, err), m.again("verifies it again"))
+	if err := m.compare(ctx, written, &result); err != nil {
+		return m.unverified(written, err)
 	}
 	if err := m.print(&result); err != nil {
 		return err
 	}
 	return result.verdict()
+}
+
+// unverified is the error of a migration that is visible and could not be compared
+// with the source.
+func (m *migration) unverified(written *pembav1.Zookie, err error) error {
+	left := m.again("verifies it again")
+	var fromSource *sourceError
+	if errors.As(err, &fromSource) && fromSource.code == codes.OutOfRange {
+		left = "the source does not have the revision any more that was copied, so that nothing can be compared with it"
+	}
+	return fmt.Errorf("all is copied and visible at zookie %s, and could not be verified: %s; %s", written.GetToken(), m.explain(err), left)
+}
+
+// explain is explainError, and names the server that is written to where the
+// connection to it was lost: else nobody knew which of the two it was.
+func (m *migration) explain(err error) string { return m.named(err, explainError(m.cmd, err)) }
+
+func (m *migration) named(err error, text string) string {
+	var fromTarget interface{ GRPCStatus() *status.Status }
+	if reason, _ := client.Reason(err); reason == "" && errors.As(err, &fromTarget) {
+		return fmt.Sprintf("the server at %s: %s (%s)", m.addr, text, fromTarget.GRPCStatus().Code())
+	}
+	return text
 }
 
 // tell writes to the standard error what somebody may want to know meanwhile.
@@ -194,7 +234,7 @@ func (m *migration) again(does string) string {
 func (m *migration) sameKeys() string {
 	var given []string
 	for _, name := range []string{"key", "from-key"} {
-		if m.cmd.Flags().Changed(name) {
+		if m.cmd.Flags().Changed(name) && !slices.Contains(m.keysRefused, name) {
 			given = append(given, "--"+name)
 		}
 	}
@@ -216,9 +256,9 @@ func (m *migration) commandAgain() string {
 
 // forgetting is the command line that forgets what the store has of the import.
 func (m *migration) forgetting() string {
-	line := "pemba tuple import"
+	line := typed("pemba tuple import")
 	m.cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if f.Changed && slices.Contains([]string{"addr", "store", "tls", "ca-cert", "client-cert", "client-key", "insecure-key"}, f.Name) {
+		if (f.Changed || fromEnvironment(f)) && slices.Contains([]string{"addr", "store", "tls", "ca-cert", "client-cert", "client-key", "insecure-key"}, f.Name) {
 			line += " --" + f.Name + "=" + shellQuote(f.Value.String())
 		}
 	})
@@ -253,8 +293,8 @@ const otherStore = "name an empty store by --store; \"pemba store create NAME\" 
 // writeSchema reads the schema of the source and the revision to copy, and writes it
 // to a store that has none.
 func (m *migration) writeSchema(ctx ctx) error {
-	text, revision, err := m.source.readSchema(ctx)
-	if err != nil {
+	var err error
+	if m.schema, m.revision, err = m.source.readSchema(ctx); err != nil {
 		return err
 	}
 	stored, tuples, err := m.stored(ctx)
@@ -265,48 +305,190 @@ func (m *migration) writeSchema(ctx ctx) error {
 		return fmt.Errorf("%s has %d tuples already; %s (a migration that was cut off is gone on with by the --import-id and --from-revision that it named)",
 			m.where(), tuples, otherStore)
 	case stored == "":
-		if _, err := m.target.Schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Store: m.store, Schema: text}); err != nil {
+		if _, err := m.target.Schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Store: m.store, Schema: m.schema}); err != nil {
 			return fmt.Errorf("the schema of the source is refused: %s; nothing was copied", explainError(m.cmd, err))
 		}
 	default:
-		difference, err := m.target.Schemas.DiffSchema(ctx, &pembav1.DiffSchemaRequest{
-			Store: m.store, To: &pembav1.DiffSchemaRequest_ToSchema{ToSchema: text},
-		})
+		differs, err := m.schemaDiffers(ctx, nil)
 		if err != nil {
-			return fmt.Errorf("the schema of the source cannot be compared with that of %s: %s", m.where(), explainError(m.cmd, err))
+			return err
 		}
-		if changes := difference.GetChanges(); len(changes) > 0 {
-			return fmt.Errorf("%s has a schema already, and that of the source differs in %d places, the first: %s; %s",
-				m.where(), len(changes), changes[0].GetText(), otherStore)
+		if differs != "" {
+			return fmt.Errorf("%s has a schema already, and that of the source differs in %s; %s", m.where(), differs, otherStore)
 		}
 	}
-	m.revision = revision
 	return nil
 }
 
-// judgeGoneOn refuses to go on with a migration of which the store knows nothing.
+// schemaDiffers compares the schema that the store had at a zookie, or that it has
+// if that is nil, with that of the source. It says in how many places they differ, and
+// the first of them; where they are the same it says nothing.
+func (m *migration) schemaDiffers(ctx ctx, at *pembav1.Zookie) (string, error) {
+	r := &pembav1.DiffSchemaRequest{Store: m.store, To: &pembav1.DiffSchemaRequest_ToSchema{ToSchema: m.schema}}
+	if at != nil {
+		r.From = &pembav1.DiffSchemaRequest_FromZookie{FromZookie: at}
+	}
+	difference, err := m.target.Schemas.DiffSchema(ctx, r)
+	if err != nil {
+		return "", fmt.Errorf("the schema of the source cannot be compared with that of %s: %s", m.where(), m.explain(err))
+	}
+	changes := difference.GetChanges()
+	if len(changes) == 0 {
+		return "", nil
+	}
+	return fmt.Sprintf("%d places, the first: %s", len(changes), changes[0].GetText()), nil
+}
+
+// judgeGoneOn refuses to go on with a migration of which the store knows nothing, and
+// finds out whether it is visible already.
 func (m *migration) judgeGoneOn(ctx ctx) error {
 	stored, tuples, err := m.stored(ctx)
 	switch {
 	case err != nil:
 		return err
 	case stored == "":
-		return fmt.Errorf("%s has no schema, so that no migration to it was begun; leave out --from-revision and --import-id to begin one", m.where())
-	case m.batches || tuples == 0 || known(ctx, m.target, client.ImportConfig{Store: m.store, ID: m.id}):
+		return fmt.Errorf("%s has no schema, so that no migration to it was begun; leave out --from-revision and --import-id to begin one, or name the store of the migration by --store and --addr", m.where())
+	}
+	if m.batches {
+		err = m.judgeBatches(ctx, tuples)
+	} else {
+		err = m.judgeImport(ctx, tuples)
+	}
+	if err != nil {
+		return err
+	}
+	if m.schema, _, err = m.source.readSchema(ctx); err != nil {
+		m.noteKey(err)
+		return fmt.Errorf("%w; %s", err, m.again("goes on with it"))
+	}
+	if m.committed != nil {
+		return nil // It is compared when all else is.
+	}
+	differs, err := m.schemaDiffers(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if differs != "" {
+		return fmt.Errorf("the schema of the source differs from that of %s in %s; "+
+			"either --store and --addr do not name the store of the migration, or one of the schemas was changed since it began: then begin anew with an empty store",
+			m.where(), differs)
+	}
+	return nil
+}
+
+// judgeImport looks up the import that is gone on with.
+func (m *migration) judgeImport(ctx ctx, tuples uint64) error {
+	earlier, err := m.target.Tuples.GetImport(ctx, &pembav1.GetImportRequest{Store: m.store, ImportId: m.id})
+	if reason, _ := client.Reason(err); reason == engine.StageUnknown.String() {
+		if tuples == 0 {
+			return nil // It was cut off before anything came.
+		}
+		return fmt.Errorf("%s has %d tuples already, and nothing of the import %s; --addr and --store name the store of the migration that is gone on with",
+			m.where(), tuples, m.id)
+	}
+	if err != nil {
+		return err
+	}
+	m.committed, m.committedTuples = earlier.GetCommittedAt(), earlier.GetTuples()
+	return nil
+}
+
+// The metadata of what is written in batches, by which the store of a migration is
+// known again.
+const (
+	markKey = "from_revision"
+	// markSearchMax is how many messages of the change log are read to find it. The
+	// store had no tuples when the migration began, so that it stands at the start.
+	markSearchMax = 1000
+)
+
+// judgeBatches refuses to write over tuples of a store to which this migration wrote
+// nothing.
+func (m *migration) judgeBatches(ctx ctx, tuples uint64) error {
+	if tuples == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s has %d tuples already, and nothing of the import %s; --addr and --store name the store of the migration that is gone on with",
-		m.where(), tuples, m.id)
+	read := 0
+	for changes, err := range m.target.ReadChanges(ctx, &pembav1.ReadChangesRequest{Store: m.store}) {
+		if err != nil {
+			return fmt.Errorf("whether the migration wrote the %d tuples of %s cannot be read in its change log: %s", tuples, m.where(), m.explain(err))
+		}
+		if changes.GetMetadata().GetFields()[markKey].GetStringValue() == m.revision {
+			return nil
+		}
+		if read++; read == markSearchMax {
+			break
+		}
+	}
+	return fmt.Errorf("%s has %d tuples already, and by its change log none of them are of this migration; --addr and --store name the store of the migration that is gone on with, or begin anew with an empty one",
+		m.where(), tuples)
+}
+
+// recount reads the relationships of a migration that is visible already, as copy
+// does, and sends nothing.
+func (m *migration) recount(ctx ctx) error {
+	p := m.startProgress(ctx)
+	defer p.close()
+	began := time.Now()
+	m.expiry = newExpirations(began)
+	m.sample = newSample(m.seed, m.verify)
+	for t, err := range m.tuples(ctx) {
+		switch {
+		case err != nil:
+			m.noteKey(err)
+			return err
+		case t.ValidUntil != 0 && !t.ValidUntil.Time().After(began):
+			m.skipped++
+			continue
+		case t.ValidUntil != 0:
+			m.expiry.add(t.ValidUntil.Time())
+		}
+		m.added++
+		p.done.Add(1)
+		p.part.Add(1)
+		m.sample.add(t)
+	}
+	// There may be fewer, for what expired since it was committed; that is found by the
+	// number of tuples of the store.
+	if m.added > m.committedTuples {
+		return fmt.Errorf("the import %s made %d tuples visible, and the source has %d at --from-revision; they are not of one migration",
+			m.id, m.committedTuples, m.added)
+	}
+	return nil
+}
+
+// startProgress begins to tell how far it is, and when the source is lost.
+func (m *migration) startProgress(ctx ctx) *progress {
+	p := startProgress(m.cmd, m.quiet)
+	if !m.quiet {
+		p.whole.Store(m.source.count(ctx))
+		m.source.lost = func(err error) {
+			p.wait("the source", fmt.Sprintf("%s; trying again for %v", err, m.source.patience))
+		}
+		m.source.found = p.goOn
+	}
+	return p
+}
+
+// noteKey remembers that a key was refused.
+func (m *migration) noteKey(err error) {
+	var fromSource *sourceError
+	if errors.As(err, &fromSource) && slices.Contains([]codes.Code{codes.Unauthenticated, codes.PermissionDenied}, fromSource.code) {
+		m.keysRefused = append(m.keysRefused, "from-key")
+	}
 }
 
 // copy reads the relationships and sends them.
 func (m *migration) copy(ctx ctx) (*pembav1.ImportTuplesResponse, error) {
-	p := startProgress(m.cmd, m.quiet)
+	p := m.startProgress(ctx)
 	defer p.close()
-	if !m.quiet {
-		p.whole.Store(m.source.count(ctx))
+	config := client.ImportConfig{Store: m.store, Batches: m.batches, ID: m.id}
+	if m.batches {
+		// Nothing is replaced in a store that had no tuples a moment ago.
+		config.Create = !m.cmd.Flags().Changed("from-revision")
+		config.Metadata = map[string]any{markKey: m.revision}
 	}
-	im, err := m.target.Import(ctx, client.ImportConfig{Store: m.store, Batches: m.batches, ID: m.id})
+	im, err := m.target.Import(ctx, config)
 	if err != nil {
 		return nil, err
 	}
@@ -384,6 +566,9 @@ func (m *migration) send(ctx ctx, im *client.Import, p *progress) error {
 	return nil
 }
 
+// errRelationship is wrapped by the error of a relationship that is no tuple.
+var errRelationship = errors.New("the relationship of the source")
+
 // tuples yields the relationships of the source as tuples, and at last an error if
 // there is one.
 func (m *migration) tuples(ctx ctx) func(yield func(graph.Tuple, error) bool) {
@@ -396,7 +581,7 @@ func (m *migration) tuples(ctx ctx) func(yield func(graph.Tuple, error) bool) {
 			for _, r := range page {
 				t, err := authzed.Tuple(r)
 				if err != nil {
-					err = fmt.Errorf("the relationship %s of the source: %s", relationshipText(r), status.Convert(err).Message())
+					err = fmt.Errorf("%w %s: %s", errRelationship, relationshipText(r), status.Convert(err).Message())
 				}
 				if !yield(t, err) || err != nil {
 					return
@@ -449,7 +634,7 @@ func (m *migration) failed(im *client.Import, err error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), forgetPatience)
 	defer cancel()
 	reason, metadata := client.Reason(err)
-	text := explainImport(m.cmd, err)
+	text := m.named(err, explainImport(m.cmd, err))
 	var refused *client.ImportError
 	if errors.As(err, &refused) && refused.Number < m.added && m.added-refused.Number <= uint64(len(m.recent)) {
 		text = m.recent[refused.Number%recentTuples].String() + ": " + text
@@ -466,6 +651,7 @@ func (m *migration) failed(im *client.Import, err error) error {
 	if errors.As(err, &fromSource) && !slices.Contains(lasting, fromSource.code) {
 		end = importHindered
 	}
+	m.noteKey(err)
 	goneOn := m.cmd.Flags().Changed("from-revision")
 	left := ""
 	switch {
@@ -482,7 +668,7 @@ func (m *migration) failed(im *client.Import, err error) error {
 		left = "nothing can be seen of it; begin anew, without --from-revision and --import-id, after: " + m.forgetting()
 	case end == importUncertain:
 		left = "whether it is visible is not known; " + m.again("finishes it, or says that it was")
-	case end == importHindered || goneOn:
+	case end == importHindered || goneOn || !beyondMending(err):
 		left = "nothing can be seen of it; " + m.again("goes on with it")
 	default:
 		left = "no relationships were copied"
@@ -494,6 +680,22 @@ func (m *migration) failed(im *client.Import, err error) error {
 	return fmt.Errorf("%s; %s", text, left)
 }
 
+// beyondMending reports whether an import failed by what is the same in the next
+// attempt: by a relationship, by their number, or by what the source does not have or
+// does not do. A key can be mended, and rights can.
+func beyondMending(err error) bool {
+	var refused *client.ImportError
+	var fromSource *sourceError
+	reason, _ := client.Reason(err)
+	switch {
+	case errors.As(err, &fromSource):
+		return slices.Contains([]codes.Code{codes.OutOfRange, codes.InvalidArgument, codes.Unimplemented, codes.DataLoss}, fromSource.code)
+	case errors.As(err, &refused), errors.Is(err, errRelationship):
+		return true
+	}
+	return reason == engine.StageTooLarge.String() || reason == engine.AlreadyExists.String()
+}
+
 // A migrationJSON is what became of a migration in the form of -o json.
 type migrationJSON struct {
 	// Relationships is how many were read and sent, Changed how many tuples that
@@ -501,18 +703,26 @@ type migrationJSON struct {
 	Relationships uint64 `json:"relationships"`
 	Changed       uint64 `json:"changed"`
 	Expired       uint64 `json:"expired"`
+	// DoneBefore says that all was visible before this command began, which only
+	// verified it.
+	DoneBefore bool `json:"done_before,omitempty"`
 	// Counted is how many tuples the store has at Zookie.
 	Counted uint64 `json:"counted"`
 	// Checks is how many questions were asked and answered by both servers,
-	// Differing how many of them otherwise; RefusedAtSource come besides.
+	// Differing how many of them otherwise; RefusedAtSource come besides, and
+	// FirstRefusal is one of these with what the source said.
 	Checks          int              `json:"checks"`
 	Differing       int              `json:"differing"`
 	RefusedAtSource int              `json:"refused_at_source"`
+	FirstRefusal    string           `json:"first_refusal,omitempty"`
 	Seed            uint64           `json:"seed,string"`
 	Zookie          string           `json:"zookie"`
 	FromRevision    string           `json:"from_revision"`
 	Differences     []differenceJSON `json:"differences,omitempty"`
 
+	// schemaDiffers says how the schema of the store differs from that of the source,
+	// empty if it does not.
+	schemaDiffers string
 	// countWrong says that Counted is not what was sent, less what has expired
 	// since.
 	countWrong bool
@@ -533,11 +743,17 @@ func (m *migration) print(r *migrationJSON) error {
 	if r.Zookie == "" {
 		text = "copied the schema; there are no relationships\n"
 	}
+	if r.DoneBefore {
+		text = fmt.Sprintf("was done already: %d relationships, zookie %s\n", r.Relationships, r.Zookie)
+	}
 	if r.Expired > 0 {
 		text += fmt.Sprintf("left out %d that have expired\n", r.Expired)
 	}
 	if m.verify > 0 {
 		text += fmt.Sprintf("checks compared: %d, differing: %d, refused at the source: %d, seed %d\n", r.Checks, r.Differing, r.RefusedAtSource, r.Seed)
+	}
+	if r.RefusedAtSource > 0 {
+		text += fmt.Sprintf("  the first that was refused: %s\n", printable(r.FirstRefusal))
 	}
 	for _, d := range r.Differences {
 		text += fmt.Sprintf("  %s: %s at the source, %s here\n", printable(d.Question), printable(d.Source), printable(d.Target))
@@ -548,16 +764,23 @@ func (m *migration) print(r *migrationJSON) error {
 	return printf(m.cmd, "%s", text)
 }
 
-// verdict is the error of a migration that was found to differ.
+// verdict is the error of a migration that was found to differ, or of which nothing
+// could be found out.
 func (r *migrationJSON) verdict() error {
 	var found []string
+	if r.schemaDiffers != "" {
+		found = append(found, "its schema is not the one that the source has now, they differ in "+r.schemaDiffers)
+	}
 	if r.countWrong {
 		found = append(found, fmt.Sprintf("%d relationships were copied, and the store has %d tuples", r.Relationships, r.Counted))
 	}
 	if r.Differing > 0 {
 		found = append(found, fmt.Sprintf("%d of %d checks have another answer than at the source", r.Differing, r.Checks))
 	}
-	if len(found) == 0 {
+	switch {
+	case len(found) == 0 && r.Checks == 0 && r.RefusedAtSource > 0:
+		return fmt.Errorf("all is copied, and the answers could not be compared: the source refused all %d questions, the first: %s", r.RefusedAtSource, r.FirstRefusal)
+	case len(found) == 0:
 		return nil
 	}
 	return errors.New("the store is not like the source: " + strings.Join(found, "; "))

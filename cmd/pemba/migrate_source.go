@@ -22,6 +22,7 @@ import (
 	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/engine"
 )
 
 // A sourceConnection holds the flags that say which server of authzed.api.v1 to
@@ -118,13 +119,32 @@ type source struct {
 	addr, store string
 	patience    time.Duration
 	keyByFlag   bool
+
+	// lost is called when the source cannot be reached and is tried again, found when
+	// it answers again. Both may be nil.
+	lost  func(error)
+	found func()
 }
 
 // A sourceError is what the source answered, in words. It is no gRPC status, lest it
 // be taken for one of the server that is written to.
 type sourceError struct {
 	code codes.Code
-	text string
+	// reason is that of its google.rpc.ErrorInfo, of any domain; empty if it has none.
+	reason string
+	text   string
+}
+
+// newSourceError makes one of a status, with the source's own words.
+func newSourceError(st *status.Status) *sourceError {
+	e := &sourceError{code: st.Code(), text: st.Message()}
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetReason() != "" {
+			e.reason = info.GetReason()
+			e.text += " (" + e.reason + ")"
+		}
+	}
+	return e
 }
 
 func (e *sourceError) Error() string { return e.text }
@@ -143,28 +163,25 @@ func (s *source) failed(ctx ctx, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	st := status.Convert(err)
-	text := st.Message()
-	for _, d := range st.Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetReason() != "" {
-			text += " (" + info.GetReason() + ")"
-		}
-	}
-	switch st.Code() {
-	case codes.Unauthenticated:
-		text = "it wants a key; give it by --from-key or PEMBA_FROM_KEY: " + text
-	case codes.PermissionDenied:
+	e := newSourceError(status.Convert(err))
+	switch {
+	case e.reason == engine.UnknownStore.String():
+		e.text = "--from-store: there is no such store: " + e.text
+	case e.code == codes.Unauthenticated:
+		e.text = "it wants a key; give it by --from-key or PEMBA_FROM_KEY: " + e.text
+	case e.code == codes.PermissionDenied:
 		by := "PEMBA_FROM_KEY"
 		if s.keyByFlag || os.Getenv(by) == "" {
 			by = "--from-key"
 		}
-		text += "; the key was given by " + by
-	case codes.Unimplemented:
-		text = "it does not speak authzed.api.v1, or too old a version of it: " + text
+		e.text += "; the key was given by " + by
+	case e.code == codes.Unimplemented:
+		e.text = "it does not speak authzed.api.v1, or too old a version of it: " + e.text
 	default:
-		text += " (" + st.Code().String() + ")"
+		e.text += " (" + e.code.String() + ")"
 	}
-	return &sourceError{code: st.Code(), text: fmt.Sprintf("the source at %s: %s", s.addr, text)}
+	e.text = fmt.Sprintf("the source at %s: %s", s.addr, e.text)
+	return e
 }
 
 // lasting are the codes of answers that come again when the same is asked again. All
@@ -176,6 +193,7 @@ var lasting = []codes.Code{
 
 // A persistence tries something again for some time.
 type persistence struct {
+	source   *source
 	patience time.Duration
 	// since is when it failed first, zero while it does not; pause is how long was
 	// waited last.
@@ -190,7 +208,15 @@ const (
 )
 
 // succeeded says that it went on.
-func (p *persistence) succeeded() { *p = persistence{patience: p.patience} }
+func (p *persistence) succeeded() {
+	if !p.since.IsZero() && p.source.found != nil {
+		p.source.found()
+	}
+	*p = p.source.persistence()
+}
+
+// persistence begins to try something.
+func (s *source) persistence() persistence { return persistence{source: s, patience: s.patience} }
 
 // again waits until it is to be tried again. It returns the error where that is of no
 // use, and where it has failed for too long.
@@ -199,12 +225,16 @@ func (p *persistence) again(ctx ctx, err error) error {
 	if !errors.As(err, &refused) || slices.Contains(lasting, refused.code) {
 		return err
 	}
-	if p.since.IsZero() {
+	first := p.since.IsZero()
+	if first {
 		p.since = time.Now()
 	}
 	p.pause = min(max(2*p.pause, retryPauseMin), retryPauseMax)
 	if time.Since(p.since)+p.pause > p.patience {
 		return fmt.Errorf("%w; it was tried again for --from-patience, %v", err, p.patience)
+	}
+	if first && p.source.lost != nil {
+		p.source.lost(err)
 	}
 	select {
 	case <-time.After(p.pause):
@@ -216,10 +246,11 @@ func (p *persistence) again(ctx ctx, err error) error {
 
 // persist calls f until it succeeds or there is no use in it.
 func (s *source) persist(ctx ctx, f func() error) error {
-	p := persistence{patience: s.patience}
+	p := s.persistence()
 	for {
 		err := f()
 		if err == nil {
+			p.succeeded()
 			return nil
 		}
 		if err = p.again(ctx, s.failed(ctx, err)); err != nil {
@@ -237,7 +268,7 @@ func (s *source) readSchema(ctx ctx) (text, revision string, err error) {
 	})
 	var refused *sourceError
 	switch {
-	case errors.As(err, &refused) && refused.code == codes.NotFound:
+	case errors.As(err, &refused) && refused.code == codes.NotFound && refused.reason != engine.UnknownStore.String():
 		return "", "", fmt.Errorf("there is nothing to copy, for the source has no schema: %w", err)
 	case err != nil:
 		return "", "", err
@@ -271,7 +302,7 @@ func at(revision string) *v1.Consistency {
 // error if there is one. When the source is lost it goes on behind the last page.
 func (s *source) relationships(ctx ctx, revision string) iter.Seq2[[]*v1.Relationship, error] {
 	return func(yield func([]*v1.Relationship, error) bool) {
-		p := persistence{patience: s.patience}
+		p := s.persistence()
 		var cursor *v1.Cursor
 		for {
 			err := s.pages(ctx, revision, cursor, func(page *v1.ExportBulkRelationshipsResponse) bool {

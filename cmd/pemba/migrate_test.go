@@ -17,9 +17,12 @@ import (
 	"time"
 
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/pembadb/pemba/api"
@@ -54,6 +57,26 @@ func startMigration(t *testing.T, change ...func(*startConfig)) (sourceServer, *
 func (s sourceServer) must(stdin string, args ...string) string {
 	s.t.Helper()
 	return must(s.t, stdin, append(args, "--addr", s.addr, "--key", sourceKey)...)
+}
+
+// newest is the token of the newest revision, as the dialect tells it.
+func (s sourceServer) newest() string {
+	s.t.Helper()
+	conn, err := grpc.NewClient(s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer func() {
+		if err := conn.Close(); err != nil {
+			s.t.Error(err)
+		}
+	}()
+	ctx := metadata.AppendToOutgoingContext(s.t.Context(), "authorization", "Bearer "+sourceKey)
+	answer, err := v1.NewSchemaServiceClient(conn).ReadSchema(ctx, &v1.ReadSchemaRequest{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return answer.GetReadAt().GetToken()
 }
 
 const migrateSchema = `use expiration
@@ -134,7 +157,7 @@ func goOn(t *testing.T, said string) []string {
 // TestMigrate: every kind of relationship arrives as it was, but for those that have
 // expired; a store that has anything else is refused.
 func TestMigrate(t *testing.T) {
-	from, _ := startMigration(t)
+	from, target := startMigration(t)
 	from.must(migrateSchema, "schema", "write", "-")
 	lines := manyDocuments(6000) + everyKind
 	from.must(lines+"document:kinds#viewer@user:gone[expiration:2020-01-01T00:00:00Z]\n", "tuple", "import", "-", "-q")
@@ -164,14 +187,33 @@ func TestMigrate(t *testing.T) {
 	if want := "checks compared: 50, differing: 0, refused at the source: 0, seed 8\n"; code != 0 || !strings.HasPrefix(stdout, "copied 6008 relationships, changed 6008, zookie ") || !strings.HasSuffix(stdout, want) {
 		t.Errorf("exit %d: %s%s", code, stdout, stderr)
 	}
-	if !strings.Contains(stderr, "this goes on with it:\n  pemba migrate from-spicedb --store same --verify 50 --import-id ") || strings.Contains(stderr, sourceKey) {
+	if !strings.Contains(stderr, "this goes on with it:\n  pemba migrate from-spicedb --addr "+target.server.GRPCAddr().String()+" --from "+from.addr+" --store same --verify 50 --import-id ") || strings.Contains(stderr, sourceKey) {
 		t.Errorf("nobody who kills it knows how it goes on: %s", stderr)
 	}
 	// What was committed is gone on with without harm, and verified again.
 	again := regexp.MustCompile(`pemba (migrate .*)`).FindStringSubmatch(stderr)
-	a, b := zookiePattern.ReplaceAllString(must(t, "", splitLine(again[1])...), "ZOOKIE"), zookiePattern.ReplaceAllString(stdout, "ZOOKIE")
-	if a != b {
-		t.Errorf("again: %s, and not %s", a, b)
+	first := regexp.MustCompile(`zookie (\S+)`).FindStringSubmatch(stdout)[1]
+	if got, want := must(t, "", splitLine(again[1])...), "was done already: 6008 relationships, zookie "+first+"\n"; !strings.HasPrefix(got, want) ||
+		!strings.HasSuffix(got, "checks compared: 50, differing: 0, refused at the source: 0, seed 8\n") {
+		t.Errorf("again: %s, and not %s", got, want)
+	}
+	// The line is whole also where the environment has nothing.
+	for _, name := range []string{"PEMBA_ADDR", "PEMBA_FROM"} {
+		t.Setenv(name, "")
+	}
+	if got := must(t, "", splitLine(again[1])...); !strings.HasPrefix(got, "was done already: 6008 relationships") {
+		t.Errorf("without the environment: %s", got)
+	}
+	// What is written since does not belong to it.
+	must(t, "document:since#viewer@user:000001", "tuple", "import", "-", "--addr", target.server.GRPCAddr().String(), "--store", "same", "-q")
+	if got := must(t, "", splitLine(again[1])...); !strings.Contains(got, "differing: 0") {
+		t.Errorf("with something that was written since: %s", got)
+	}
+	// An id of a migration of another revision.
+	from.must("document:since#viewer@user:000001", "tuple", "import", "-", "-q")
+	line := regexp.MustCompile(`--from-revision \S+`).ReplaceAllString(again[1], "--from-revision "+from.newest())
+	if said := fails(t, "", splitLine(line)...); !strings.Contains(said, "made 6008 tuples visible, and the source has 6009 at --from-revision") {
+		t.Errorf("of another revision: %s", said)
 	}
 }
 
@@ -352,6 +394,9 @@ func TestMigrateLosesTarget(t *testing.T) {
 	way.due = staged(r)
 	way.cutAt.Store(300 << 10)
 	said := fails(t, "", "migrate", "from-spicedb", "-q", "--addr", way.addr(), "--seed", "11")
+	if !strings.HasPrefix(said, "pemba: the server at "+way.addr()+": ") {
+		t.Errorf("nobody knows who was lost: %s", said)
+	}
 	way.cutAt.Store(0)
 	line := goOn(t, said)
 	if got := must(t, "", "tuple", "count"); got != "0\n" {
@@ -381,7 +426,8 @@ func TestMigrateLosesTarget(t *testing.T) {
 	}
 	// What was seen to differ once is seen to again.
 	again, _, _ := pemba("", line...)
-	if a, b := zookiePattern.ReplaceAllString(again, "ZOOKIE"), zookiePattern.ReplaceAllString(stdout, "ZOOKIE"); a != b {
+	_, a, _ := strings.Cut(again, "\n")
+	if _, b, _ := strings.Cut(stdout, "\n"); a != b || !strings.HasPrefix(again, "was done already: 12000 relationships, ") {
 		t.Errorf("again:\n%s\nfirst:\n%s", a, b)
 	}
 }
@@ -497,7 +543,10 @@ func TestMigrateMistakes(t *testing.T) {
 	expect("--from-patience -1s: it is negative", "--from-patience", "-1s")
 	expect("takes no arguments", "extra")
 	must(t, "definition user {}", "schema", "write", "-")
-	expect("the token is garbled, or was made by another server (InvalidArgument); nothing can be seen of it; this goes on with it, with the same --key: pemba migrate from-spicedb --import-id y --from-revision x --seed ", "--from-revision", "x", "--import-id", "y", "--key", "s3cret")
+	expect("the source has no schema", "--from-revision", "x", "--import-id", "y")
+	expect(`--from-store: there is no such store: `, "--from-store", "nope")
+	from.must("definition user {}", "schema", "write", "-")
+	expect("the token is garbled, or was made by another server (InvalidArgument); nothing can be seen of it; this goes on with it, with the same --key: pemba migrate from-spicedb --addr "+r.server.GRPCAddr().String()+" --from "+from.addr+" --import-id y --from-revision x --seed ", "--from-revision", "x", "--import-id", "y", "--key", "s3cret")
 	t.Setenv("PEMBA_FROM_KEY", "")
 	expect("it wants a key; give it by --from-key or PEMBA_FROM_KEY")
 	t.Setenv("PEMBA_FROM_TLS", "maybe")
@@ -588,6 +637,13 @@ func TestMigrateAnswers(t *testing.T) {
 			return grpcstatus.Errorf(codes.InvalidArgument, "cursor %q", cursor)
 		}
 	}
+	// A name that the source does not have is no refusal.
+	unknown, err := grpcstatus.New(codes.FailedPrecondition, "relation not found").WithDetails(&errdetails.ErrorInfo{
+		Reason: v1.ErrorReason_ERROR_REASON_UNKNOWN_RELATION_OR_PERMISSION.String(), Domain: "authzed.com",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	answers := map[string]*v1.CheckBulkPermissionsResponseItem{
 		"free":  {Permissionship: v1.CheckPermissionResponse_PERMISSIONSHIP_HAS_PERMISSION},
 		"bound": {Permissionship: v1.CheckPermissionResponse_PERMISSIONSHIP_CONDITIONAL_PERMISSION, PartialCaveatInfo: &v1.PartialCaveatInfo{MissingRequiredContext: []string{"second", "first", "second"}}},
@@ -630,6 +686,12 @@ func TestMigrateAnswers(t *testing.T) {
 	if code != 1 || !strings.Contains(stdout, "  document:bound#viewer@user:anne: conditional on first at the source, conditional on first, second here\n") {
 		t.Errorf("exit %d: %s%s", code, stdout, stderr)
 	}
+	must(t, "", "store", "create", "unknown")
+	tooDeep = unknown
+	stdout, stderr, code = pemba("", "migrate", "from-spicedb", "--store", "unknown", "-q")
+	if code != 1 || !strings.Contains(stdout, "  document:deep#viewer@user:anne: no such type or name at the source, allowed here\n") {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
 	// A source that cannot be asked at all.
 	must(t, "", "store", "create", "copied")
 	f.checkBulk = func(*v1.CheckBulkPermissionsRequest) (*v1.CheckBulkPermissionsResponse, error) {
@@ -655,7 +717,7 @@ func TestMigrateTooLate(t *testing.T) {
 	line := goOn(t, said)
 	fail = codes.OutOfRange
 	said = fails(t, "", line...)
-	if !strings.Contains(said, "no such state (OutOfRange); the source does not have the revision any more at which the migration began; begin anew, without --from-revision and --import-id, after: pemba tuple import --abort --import-id ") {
+	if !strings.Contains(said, "no such state (OutOfRange); the source does not have the revision any more at which the migration began; begin anew, without --from-revision and --import-id, after: pemba tuple import --addr=") || !strings.Contains(said, " --abort --import-id ") {
 		t.Errorf("too late: %s", said)
 	}
 	// A page behind which nobody could go on, and a relationship that no server takes.
@@ -676,6 +738,123 @@ func TestMigrateTooLate(t *testing.T) {
 	f.revision = nil
 	if said := fails(t, "", "migrate", "from-spicedb", "-q"); !strings.Contains(said, "does not tell the revision of its schema") {
 		t.Errorf("no revision: %s", said)
+	}
+}
+
+// TestMigrateOtherStore: a migration is gone on with neither to a store whose schema
+// is not that of the source, nor in batches over tuples that it did not write.
+func TestMigrateOtherStore(t *testing.T) {
+	from, _ := startMigration(t)
+	from.must(migrateSchema, "schema", "write", "-")
+	from.must(everyKind+"document:a#viewer@user:anne[expiration:2100-01-01T00:00:00Z]", "tuple", "import", "-", "-q")
+	revision := from.newest()
+	for name, text := range map[string]string{
+		"renamed": strings.Replace(migrateSchema, "permission view = (viewer + parent->viewer) - blocked", "permission look = viewer + blocked", 1),
+		"changed": strings.Replace(migrateSchema, "(viewer + parent->viewer) - blocked", "viewer", 1),
+	} {
+		must(t, "", "store", "create", name)
+		must(t, text, "schema", "write", "-", "--store", name)
+		for _, how := range [][]string{{"--import-id", "x"}, {"--batches"}} {
+			said := fails(t, "", append([]string{"migrate", "from-spicedb", "-q", "--store", name, "--from-revision", revision}, how...)...)
+			if !strings.Contains(said, "the schema of the source differs from that of the store \""+name+"\"") {
+				t.Errorf("%s, %s: %s", name, how, said)
+			}
+		}
+		if got := must(t, "", "tuple", "count", "--store", name); got != "0\n" {
+			t.Errorf("%s: %s tuples were copied", name, got)
+		}
+	}
+	must(t, "", "store", "create", "foreign")
+	must(t, migrateSchema, "schema", "write", "-", "--store", "foreign")
+	must(t, "document:a#viewer@user:anne", "tuple", "import", "-", "--store", "foreign", "-q")
+	said := fails(t, "", "migrate", "from-spicedb", "-q", "--store", "foreign", "--batches", "--from-revision", revision)
+	if !strings.Contains(said, "has 1 tuples already, and by its change log none of them are of this migration") {
+		t.Errorf("over tuples of others: %s", said)
+	}
+	if got := must(t, "", "tuple", "export", "--store", "foreign"); got != "document:a#viewer@user:anne\n" {
+		t.Errorf("the tuples of others became: %s", got)
+	}
+}
+
+// TestMigrateVerifiesLate: a migration that was committed is verified again at the
+// revision of the commit, also when relationships have expired since.
+func TestMigrateVerifiesLate(t *testing.T) {
+	from, _ := startMigration(t)
+	from.must(migrateSchema, "schema", "write", "-")
+	ends := time.Now().Add(2500 * time.Millisecond)
+	from.must(everyKind+fmt.Sprintf("document:a#viewer@user:soon[expiration:%s]\n", ends.UTC().Format(time.RFC3339Nano)), "tuple", "import", "-", "-q")
+	stdout, stderr, code := pemba("", "migrate", "from-spicedb")
+	if code != 0 || !strings.HasPrefix(stdout, "copied 9 relationships, changed 9, ") {
+		t.Fatalf("exit %d: %s%s", code, stdout, stderr)
+	}
+	line := splitLine(regexp.MustCompile(`pemba (migrate .*)`).FindStringSubmatch(stderr)[1])
+	time.Sleep(time.Until(ends))
+	if got := must(t, "", line...); !strings.HasPrefix(got, "was done already: 8 relationships, ") || !strings.Contains(got, "differing: 0, refused at the source: 0") {
+		t.Errorf("behind the expiration: %s", got)
+	}
+	// The source has another schema by now.
+	from.must(strings.Replace(migrateSchema, "(viewer + parent->viewer) - blocked", "viewer", 1), "schema", "write", "-")
+	if said := fails(t, "", line...); !strings.Contains(said, "its schema is not the one that the source has now, they differ in 1 places") {
+		t.Errorf("with another schema at the source: %s", said)
+	}
+}
+
+// TestMigrateKeyRefused: a key that is refused in the middle keeps nobody from going
+// on from what the store has.
+func TestMigrateKeyRefused(t *testing.T) {
+	r := testStart(t)
+	var pages [][]*v1.Relationship
+	for page := range 3 {
+		var list []*v1.Relationship
+		for i := range 4000 {
+			list = append(list, &v1.Relationship{
+				Resource: &v1.ObjectReference{ObjectType: "document", ObjectId: fmt.Sprintf("d%05d", page*4000+i)}, Relation: "viewer",
+				Subject: &v1.SubjectReference{Object: &v1.ObjectReference{ObjectType: "user", ObjectId: "anne"}},
+			})
+		}
+		pages = append(pages, list)
+	}
+	f := &fakeSource{schema: "definition user {} definition document { relation viewer: user }", revision: &v1.ZedToken{Token: "now"}}
+	refused := true
+	f.export = func(_ *v1.ExportBulkRelationshipsRequest, stream grpc.ServerStreamingServer[v1.ExportBulkRelationshipsResponse]) error {
+		for i, page := range pages {
+			if refused && i == 2 {
+				for end := time.Now().Add(20 * time.Second); !staged(r)() && time.Now().Before(end); {
+					time.Sleep(time.Millisecond)
+				}
+				return grpcstatus.Error(codes.Unauthenticated, "unknown key")
+			}
+			if err := stream.Send(&v1.ExportBulkRelationshipsResponse{Relationships: page, AfterResultCursor: &v1.Cursor{Token: "next"}}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	passing := codes.Unavailable
+	f.checkBulk = func(r *v1.CheckBulkPermissionsRequest) (*v1.CheckBulkPermissionsResponse, error) {
+		answer := &v1.CheckBulkPermissionsResponse{}
+		for _, item := range r.GetItems() {
+			answer.Pairs = append(answer.Pairs, &v1.CheckBulkPermissionsPair{Request: item, Response: &v1.CheckBulkPermissionsPair_Error{
+				Error: grpcstatus.New(passing, "no answer").Proto(),
+			}})
+		}
+		return answer, nil
+	}
+	startFakeSource(t, f)
+	said := fails(t, "", "migrate", "from-spicedb", "-q", "--from-key", "old", "--from-patience", "100ms", "--verify", "10")
+	if !strings.Contains(said, "unknown key; nothing can be seen of it; this goes on with it: pemba ") || !staged(r)() {
+		t.Fatalf("with a key that was refused: %s", said)
+	}
+	refused = false
+	line := goOn(t, said)
+	// Items that fail by what passes are not questions that were refused.
+	if said = fails(t, "", line...); !strings.Contains(said, "all is copied and visible at zookie ") || !strings.Contains(said, "no answer (Unavailable); it was tried again for --from-patience, 100ms; this verifies it again") {
+		t.Errorf("checks that fail: %s", said)
+	}
+	// Nothing that was compared is no success.
+	passing = codes.InvalidArgument
+	if said = fails(t, "", line...); !strings.Contains(said, "all is copied, and the answers could not be compared: the source refused all 10 questions, the first: document:d") {
+		t.Errorf("checks that are all refused: %s", said)
 	}
 }
 

@@ -12,10 +12,12 @@ import (
 
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
 )
@@ -258,6 +260,9 @@ func (m *migration) compare(ctx ctx, zookie *pembav1.Zookie, r *migrationJSON) e
 	least, most := m.expiry.between(before, time.Now())
 	r.Counted = counted.GetCount()
 	r.countWrong = r.Counted+most < m.added || r.Counted+least > m.added
+	if r.schemaDiffers, err = m.schemaDiffers(ctx, zookie); err != nil {
+		return err
+	}
 	if m.verify == 0 {
 		return nil
 	}
@@ -285,8 +290,10 @@ func (m *migration) compare(ctx ctx, zookie *pembav1.Zookie, r *migrationJSON) e
 			}
 			differing = append(differing, found...)
 			if attempt == 0 {
-				r.Checks += len(batch) - refused
-				r.RefusedAtSource += refused
+				r.Checks += len(batch) - len(refused)
+				if r.RefusedAtSource += len(refused); r.FirstRefusal == "" && len(refused) > 0 {
+					r.FirstRefusal = refused[0]
+				}
 			}
 		}
 		if r.differ(differing); len(differing) == 0 || m.expiry.count == 0 || attempt == verifyAttempts-1 {
@@ -321,35 +328,40 @@ func (r *migrationJSON) differ(list []difference) {
 }
 
 // compareAnswers asks both servers some questions. It returns those with different
-// answers, and how many the source refused.
-func (m *migration) compareAnswers(ctx ctx, consistency *pembav1.Consistency, asked []question) (differing []difference, refused int, err error) {
+// answers, and those that the source refused with what it said.
+func (m *migration) compareAnswers(ctx ctx, consistency *pembav1.Consistency, asked []question) (differing []difference, refused []string, err error) {
 	theirs, err := m.source.answers(ctx, m.revision, asked)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	ours, err := m.answers(ctx, consistency, asked)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	for i, q := range asked {
-		switch theirs[i] {
-		case refusedAnswer:
-			refused++
-		case ours[i]:
-		default:
-			differing = append(differing, difference{q, theirs[i], ours[i]})
+		switch {
+		case theirs[i].refused:
+			refused = append(refused, q.String()+": "+theirs[i].text)
+		case theirs[i].text != ours[i]:
+			differing = append(differing, difference{q, theirs[i].text, ours[i]})
 		}
 	}
 	return differing, refused, nil
 }
 
-// refusedAnswer stands for the answer to a question that the source refuses.
-const refusedAnswer = "refused"
+// A sourceAnswer is what the source says to a question: an answer in words, or
+// why it refuses it.
+type sourceAnswer struct {
+	text    string
+	refused bool
+}
 
-// An answer in words, which are the same for the same answer.
+// An answer in words, which are the same for the same answer. The last is one that no
+// store gives to a question that was drawn from its schema.
 const (
 	allowedAnswer = "allowed"
 	deniedAnswer  = "denied"
+	unknownAnswer = "no such type or name"
 )
 
 // conditionalAnswer names what is missing as a set.
@@ -391,9 +403,29 @@ func (m *migration) answers(ctx ctx, consistency *pembav1.Consistency, asked []q
 // asked the next one.
 var refusals = []codes.Code{codes.FailedPrecondition, codes.InvalidArgument}
 
+// unknownNames are the reasons of a source that does not have what is asked for: then
+// its schema is not that of the store.
+var unknownNames = []string{
+	v1.ErrorReason_ERROR_REASON_UNKNOWN_DEFINITION.String(),
+	v1.ErrorReason_ERROR_REASON_UNKNOWN_RELATION_OR_PERMISSION.String(),
+}
+
+// refusal returns what a refusal of one question says. It is not ok where the error
+// is not about the question, and may pass.
+func refusal(e *sourceError) (_ sourceAnswer, ok bool) {
+	switch {
+	case slices.Contains(unknownNames, e.reason):
+		return sourceAnswer{text: unknownAnswer}, true
+	case slices.Contains(refusals, e.code), e.reason == engine.BudgetExceeded.String():
+		return sourceAnswer{text: e.text, refused: true}, true
+	}
+	return sourceAnswer{}, false
+}
+
 // answers asks the source. Some servers refuse all questions of a call for one of
-// them: then they are asked one by one.
-func (s *source) answers(ctx ctx, revision string, asked []question) ([]string, error) {
+// them: then they are asked one by one. What is not about a question is tried again,
+// also where it came as the answer to one.
+func (s *source) answers(ctx ctx, revision string, asked []question) ([]sourceAnswer, error) {
 	r := &v1.CheckBulkPermissionsRequest{Consistency: at(revision), Items: make([]*v1.CheckBulkPermissionsRequestItem, len(asked))}
 	for i, q := range asked {
 		r.Items[i] = &v1.CheckBulkPermissionsRequestItem{
@@ -405,47 +437,75 @@ func (s *source) answers(ctx ctx, revision string, asked []question) ([]string, 
 			},
 		}
 	}
-	var answer *v1.CheckBulkPermissionsResponse
-	err := s.persist(ctx, func() (err error) {
-		answer, err = s.permissions.CheckBulkPermissions(s.context(ctx), r)
+	var list []sourceAnswer
+	err := s.persist(ctx, func() error {
+		answer, err := s.permissions.CheckBulkPermissions(s.context(ctx), r)
+		if err != nil {
+			return err
+		}
+		list, err = s.readAnswers(asked, answer)
 		return err
 	})
-	var refused *sourceError
-	switch {
-	case err == nil:
-	case !errors.As(err, &refused) || !slices.Contains(refusals, refused.code):
-		return nil, err
-	case len(asked) == 1:
-		return []string{refusedAnswer}, nil
-	default:
-		var list []string
-		for _, q := range asked {
-			one, err := s.answers(ctx, revision, []question{q})
-			if err != nil {
-				return nil, err
-			}
-			list = append(list, one...)
-		}
+	if err == nil {
 		return list, nil
 	}
-	if len(answer.GetPairs()) != len(asked) {
-		return nil, fmt.Errorf("of %d questions the source at %s answered %d", len(asked), s.addr, len(answer.GetPairs()))
+	var refused *sourceError
+	if !errors.As(err, &refused) {
+		return nil, err
 	}
-	list := make([]string, len(asked))
+	one, ok := refusal(refused)
+	switch {
+	case !ok:
+		return nil, err
+	case len(asked) == 1:
+		return []sourceAnswer{one}, nil
+	}
+	list = nil
+	for _, q := range asked {
+		one, err := s.answers(ctx, revision, []question{q})
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, one...)
+	}
+	return list, nil
+}
+
+// readAnswers puts what the source answered into words. The errors are gRPC statuses:
+// that of the first question that failed by what is not about it, or of an answer that
+// is none.
+func (s *source) readAnswers(asked []question, answer *v1.CheckBulkPermissionsResponse) ([]sourceAnswer, error) {
+	if len(answer.GetPairs()) != len(asked) {
+		return nil, status.Errorf(codes.DataLoss, "of %d questions it answered %d", len(asked), len(answer.GetPairs()))
+	}
+	list := make([]sourceAnswer, len(asked))
 	for i, pair := range answer.GetPairs() {
 		item := pair.GetItem()
 		switch {
 		case pair.GetError() != nil:
-			list[i] = refusedAnswer
+			failed := status.FromProto(pair.GetError())
+			one, ok := refusal(newSourceError(failed))
+			if !ok {
+				return nil, status.Errorf(notOK(failed.Code()), "%s: %s", asked[i], failed.Message())
+			}
+			list[i] = one
 		case item.GetPermissionship() == v1.CheckPermissionResponse_PERMISSIONSHIP_HAS_PERMISSION:
-			list[i] = allowedAnswer
+			list[i].text = allowedAnswer
 		case item.GetPermissionship() == v1.CheckPermissionResponse_PERMISSIONSHIP_CONDITIONAL_PERMISSION:
-			list[i] = conditionalAnswer(item.GetPartialCaveatInfo().GetMissingRequiredContext())
+			list[i].text = conditionalAnswer(item.GetPartialCaveatInfo().GetMissingRequiredContext())
 		case item.GetPermissionship() == v1.CheckPermissionResponse_PERMISSIONSHIP_NO_PERMISSION:
-			list[i] = deniedAnswer
+			list[i].text = deniedAnswer
 		default:
-			return nil, fmt.Errorf("the source at %s answers %s with %s, which is no answer", s.addr, asked[i], item.GetPermissionship())
+			return nil, status.Errorf(codes.DataLoss, "it answers %s with %s, which is no answer", asked[i], item.GetPermissionship())
 		}
 	}
 	return list, nil
+}
+
+// notOK is the code of an error, also of one that claims to be none.
+func notOK(code codes.Code) codes.Code {
+	if code == codes.OK {
+		return codes.Unknown
+	}
+	return code
 }

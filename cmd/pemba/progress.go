@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +28,13 @@ type progress struct {
 	// last says that all is done but for a last step, of which nobody knows how
 	// long it takes.
 	last atomic.Bool
+
+	// What is waited for. Invariant: waitsFor != "" while waiting since waits began,
+	// which is not in waited yet.
+	mu       sync.Mutex
+	waitsFor string
+	waits    time.Time
+	waited   time.Duration
 
 	out      io.Writer
 	terminal bool
@@ -75,6 +83,7 @@ func (p *progress) tell(every time.Duration) {
 	for {
 		select {
 		case <-ticker.C:
+			p.mu.Lock()
 			line := p.line(time.Since(p.began))
 			if p.terminal {
 				line = "\r\x1b[K" + line
@@ -83,6 +92,7 @@ func (p *progress) tell(every time.Duration) {
 			}
 			// The work goes on whether or not anybody hears of it.
 			_, _ = io.WriteString(p.out, line)
+			p.mu.Unlock()
 			told = true
 		case <-p.stop:
 			if told && p.terminal {
@@ -90,6 +100,31 @@ func (p *progress) tell(every time.Duration) {
 			}
 			return
 		}
+	}
+}
+
+// wait says once why nothing goes on, and counts no rate until goOn is called.
+func (p *progress) wait(what, why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.waitsFor != "" {
+		return
+	}
+	p.waitsFor, p.waits = what, time.Now()
+	line := printable(why) + "\n"
+	if p.terminal {
+		line = "\r\x1b[K" + line
+	}
+	_, _ = io.WriteString(p.out, line) // As in tell.
+}
+
+// goOn ends a wait.
+func (p *progress) goOn() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.waitsFor != "" {
+		p.waited += time.Since(p.waits)
+		p.waitsFor = ""
 	}
 }
 
@@ -102,9 +137,13 @@ func (p *progress) close() {
 // The width of the bar on a terminal.
 const barWidth = 24
 
-// line says how far it is after some time.
+// line says how far it is after some time. It is called with mu held.
 func (p *progress) line(after time.Duration) string {
 	done, part, whole := p.done.Load(), p.part.Load(), p.whole.Load()
+	if p.waitsFor != "" {
+		return fmt.Sprintf("%d tuples, waiting for %s", done, p.waitsFor)
+	}
+	after -= p.waited
 	rate := float64(done) / max(after.Seconds(), 1e-3)
 	text := fmt.Sprintf("%d tuples, %.0f/s", done, rate)
 	switch {

@@ -29,6 +29,27 @@ func TestProgressLine(t *testing.T) {
 	}
 }
 
+// TestProgressWaits: a wait is said once, no rate is counted meanwhile, and its time is
+// none of the work's.
+func TestProgressWaits(t *testing.T) {
+	var b bytes.Buffer
+	p := &progress{out: &b}
+	p.done.Store(100)
+	p.wait("the source", "it is lost")
+	p.wait("the source", "it is lost")
+	if got := b.String(); got != "it is lost\n" {
+		t.Errorf("said %q", got)
+	}
+	if got := p.line(10 * time.Second); got != "100 tuples, waiting for the source" {
+		t.Errorf("%q", got)
+	}
+	p.goOn()
+	p.waited = 5 * time.Second
+	if got := p.line(10 * time.Second); got != "100 tuples, 20/s" {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestProgressEnds: after close nothing more is written, and a terminal's line is
 // wiped.
 func TestProgressEnds(t *testing.T) {

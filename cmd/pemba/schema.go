@@ -36,13 +36,37 @@ func loadSchema(cmd *cobra.Command, name string) (*schema.File, error) {
 	if info, err := os.Stat(name); err == nil && info.IsDir() {
 		return nil, fmt.Errorf("%s is a directory; name the file of a schema", name)
 	}
+	named, err := os.Open(name)
+	if err != nil {
+		return nil, err // It has the whole name.
+	}
+	defer func() { _ = named.Close() }() // It was only read, and mostly is closed.
 	root, err := os.OpenRoot(filepath.Dir(name))
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = root.Close() }() // It was only read.
-	file, err := schema.Load(root.FS(), filepath.Base(name))
+	defer func() { _ = root.Close() }() // The same.
+	files := &schemaFiles{FS: root.FS(), name: filepath.Base(name), named: named}
+	file, err := schema.Load(files, files.name)
 	return file, placeErrors(name, err)
+}
+
+// schemaFiles are the files of a schema: the one that was named, which may be
+// anywhere that its name leads, as a symbolic link or a pipe does, and those of its
+// folder, which its imports cannot leave.
+type schemaFiles struct {
+	fs.FS
+	name  string   // of the named file within FS
+	named *os.File // nil when it was given out, since a pipe is read once
+}
+
+func (f *schemaFiles) Open(name string) (fs.File, error) {
+	if name != f.name || f.named == nil {
+		return f.FS.Open(name)
+	}
+	named := f.named
+	f.named = nil
+	return named, nil
 }
 
 // compileSchema reads and compiles a schema.

@@ -127,7 +127,19 @@ func newStoreGet() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printStores(cmd, &conn, answer.GetStore())
+			if conn.json() {
+				j := newStoreJSON(answer.GetStore())
+				j.Counters = answer.GetCounters()
+				return printJSON(cmd, j)
+			}
+			if err := printStores(cmd, &conn, answer.GetStore()); err != nil {
+				return err
+			}
+			var counters []row
+			for _, name := range answer.GetCounters() {
+				counters = append(counters, row{"counter", name})
+			}
+			return printTable(cmd, counters)
 		})
 	}
 	return cmd
@@ -213,24 +225,30 @@ type storeJSON struct {
 	CallsPerSecond   uint32 `json:"calls_per_second"`
 	OldestHistory    string `json:"oldest_history,omitempty"`
 	OldestChange     string `json:"oldest_change,omitempty"`
+	// Counters are the names of its relationship counters, which get alone shows.
+	Counters []string `json:"counters,omitempty"`
+}
+
+func newStoreJSON(s *pembav1.Store) storeJSON {
+	settings := s.GetSettings()
+	return storeJSON{
+		Name: s.GetName(), CreatedAt: timeText(s.GetCreatedAt()), Tuples: s.GetTuples(),
+		HistoryRetention: retentionText(settings.GetHistory()), LogRetention: retentionText(settings.GetLog()),
+		TuplesMax: settings.GetTuplesMax(), CallsPerSecond: settings.GetCallsPerSecond(),
+		OldestHistory: timeText(s.GetOldestHistory()), OldestChange: timeText(s.GetOldestChange()),
+	}
 }
 
 func printStores(cmd *cobra.Command, conn *connection, stores ...*pembav1.Store) error {
 	var rows []row
 	for _, s := range stores {
-		settings := s.GetSettings()
 		if conn.json() {
-			err := printJSON(cmd, storeJSON{
-				Name: s.GetName(), CreatedAt: timeText(s.GetCreatedAt()), Tuples: s.GetTuples(),
-				HistoryRetention: retentionText(settings.GetHistory()), LogRetention: retentionText(settings.GetLog()),
-				TuplesMax: settings.GetTuplesMax(), CallsPerSecond: settings.GetCallsPerSecond(),
-				OldestHistory: timeText(s.GetOldestHistory()), OldestChange: timeText(s.GetOldestChange()),
-			})
-			if err != nil {
+			if err := printJSON(cmd, newStoreJSON(s)); err != nil {
 				return err
 			}
 			continue
 		}
+		settings := s.GetSettings()
 		tuples, rate := "any number", "any rate"
 		if n := settings.GetTuplesMax(); n > 0 {
 			tuples = strconv.FormatUint(n, 10)

@@ -1554,8 +1554,11 @@ func (x *GetStoreRequest) GetStore() string {
 }
 
 type GetStoreResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Store         *Store                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Store *Store                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
+	// The names of the relationship counters that are registered in the store, in
+	// order: at most 1000. Only authzed.api.v1 registers, reads and unregisters them.
+	Counters      []string `protobuf:"bytes,2,rep,name=counters,proto3" json:"counters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1593,6 +1596,13 @@ func (*GetStoreResponse) Descriptor() ([]byte, []int) {
 func (x *GetStoreResponse) GetStore() *Store {
 	if x != nil {
 		return x.Store
+	}
+	return nil
+}
+
+func (x *GetStoreResponse) GetCounters() []string {
+	if x != nil {
+		return x.Counters
 	}
 	return nil
 }
@@ -6272,9 +6282,10 @@ const file_pemba_v1_pemba_proto_rawDesc = "" +
 	"\n" +
 	"updated_at\x18\x02 \x01(\v2\x10.pemba.v1.ZookieR\tupdatedAt\"'\n" +
 	"\x0fGetStoreRequest\x12\x14\n" +
-	"\x05store\x18\x01 \x01(\tR\x05store\"9\n" +
+	"\x05store\x18\x01 \x01(\tR\x05store\"U\n" +
 	"\x10GetStoreResponse\x12%\n" +
-	"\x05store\x18\x01 \x01(\v2\x0f.pemba.v1.StoreR\x05store\"A\n" +
+	"\x05store\x18\x01 \x01(\v2\x0f.pemba.v1.StoreR\x05store\x12\x1a\n" +
+	"\bcounters\x18\x02 \x03(\tR\bcounters\"A\n" +
 	"\x11ListStoresRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\tR\x06cursor\"U\n" +
