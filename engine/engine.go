@@ -197,7 +197,7 @@ func (s *Snapshot) program() (*program, error) {
 		if p, err = compileProgram(compiled, version, s.graph); err != nil {
 			return nil, err
 		}
-		s.engine.remember(key, p)
+		p = s.engine.remember(key, p)
 	}
 	s.prog = p
 	return p, nil

@@ -66,18 +66,28 @@ func (j *judgement) room(store *graph.StoreInfo) *Refusal {
 		with("store", store.Name).with("limit", fmt.Sprint(most)).with("count", fmt.Sprint(store.Tuples))
 }
 
-// remember keeps a program unless its store was dropped meanwhile.
-func (e *Engine) remember(key programKey, p *program) {
+// remember keeps a program unless its store was dropped meanwhile, and returns the
+// one to use: that of who was first, where several have compiled it.
+func (e *Engine) remember(key programKey, p *program) *program {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	// A drop that comes behind this look forgets the program again.
 	if _, known := e.db.StoreInfo(key.store); !known {
-		return
+		return p
+	}
+	if first := e.programs[key]; first != nil {
+		return first
 	}
 	if len(e.programs) >= programsMax {
-		clear(e.programs)
+		// Any one: with more stores in turn than programs, to drop the oldest would
+		// mean that none is ever found.
+		for other := range e.programs {
+			delete(e.programs, other)
+			break
+		}
 	}
 	e.programs[key] = p
+	return p
 }
 
 // forget drops the programs of a store that is no more.

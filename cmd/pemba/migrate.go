@@ -15,11 +15,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/authzed"
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
+	"github.com/pembadb/pemba/schema"
 )
 
 func newMigrate() *cobra.Command {
@@ -28,6 +30,7 @@ func newMigrate() *cobra.Command {
 
 func newMigrateFromSpiceDB() *cobra.Command {
 	m := migration{heldMax: heldDefault}
+	m.from.silenceMin = silenceMinDefault
 	cmd := &cobra.Command{
 		Use:   "from-spicedb",
 		Short: "Copy schema and relationships from a SpiceDB, and compare answers",
@@ -40,7 +43,8 @@ All tuples become visible at one revision, or none does, up to as many as the
 server allows (10,000,000 unless it was started otherwise). With --batches there
 may be more: they are written in batches, each at a revision of its own.
 
-When the source is lost it goes on behind the last page, for --from-patience.
+When the source is lost it goes on behind the last page, for --from-patience. When it
+answers nothing for as long, and for ten seconds, the command fails.
 However else it is cut off, it can be gone on with: it says the command line, with
 --import-id and --from-revision, that reads the source at the same revision again
 and sends what the store does not have. The store forgets an import that nobody
@@ -98,8 +102,10 @@ type migration struct {
 	source *source
 	target *client.Client
 
-	// schema is that of the source, as it was read by this command.
-	schema string
+	// schema is that of the source, as it was read by this command. compiled is that of
+	// the store, nil until relationships are read; it bounds their types.
+	schema   string
+	compiled *schema.Schema
 	// committed is where the import became visible that is gone on with, nil if it did
 	// not before this command began; committedTuples is how many tuples it had.
 	committed       *pembav1.Zookie
@@ -147,6 +153,9 @@ func (m *migration) run(cmd *cobra.Command) (err error) {
 			err = closeErr
 		}
 	}()
+	m.source.lost = func(err error) {
+		_ = m.tell("%s\n", printable(m.tryingAgain(err))) // The work goes on whether or not anybody hears of it.
+	}
 	return m.call(cmd, m.migrate)
 }
 
@@ -214,6 +223,11 @@ func (m *migration) named(err error, text string) string {
 		return fmt.Sprintf("the server at %s: %s (%s)", m.addr, text, fromTarget.GRPCStatus().Code())
 	}
 	return text
+}
+
+// tryingAgain says what the source failed by, and that it is asked again.
+func (m *migration) tryingAgain(err error) string {
+	return fmt.Sprintf("%s; trying again for %v", err, m.source.patience)
 }
 
 // tell writes to the standard error what somebody may want to know meanwhile.
@@ -306,7 +320,7 @@ func (m *migration) writeSchema(ctx ctx) error {
 			m.where(), tuples, otherStore)
 	case stored == "":
 		if _, err := m.target.Schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Store: m.store, Schema: m.schema}); err != nil {
-			return fmt.Errorf("the schema of the source is refused: %s; nothing was copied", explainError(m.cmd, err))
+			return fmt.Errorf("the schema of the source is refused: %s; nothing was copied", m.explainSchema(err))
 		}
 	default:
 		differs, err := m.schemaDiffers(ctx, nil)
@@ -330,13 +344,23 @@ func (m *migration) schemaDiffers(ctx ctx, at *pembav1.Zookie) (string, error) {
 	}
 	difference, err := m.target.Schemas.DiffSchema(ctx, r)
 	if err != nil {
-		return "", fmt.Errorf("the schema of the source cannot be compared with that of %s: %s", m.where(), m.explain(err))
+		return "", fmt.Errorf("the schema of the source cannot be compared with that of %s: %s", m.where(), m.explainSchema(err))
 	}
 	changes := difference.GetChanges()
 	if len(changes) == 0 {
 		return "", nil
 	}
-	return fmt.Sprintf("%d places, the first: %s", len(changes), changes[0].GetText()), nil
+	return fmt.Sprintf("%d places, the first: %s", len(changes), brief(changes[0].GetText(), sourceTextMax)), nil
+}
+
+// explainSchema is explain for a request that holds the schema of the source. A server
+// to which the request is too large advises to send several, which no schema can be.
+func (m *migration) explainSchema(err error) string {
+	if reason, metadata := client.Reason(err); reason == "REQUEST_TOO_LARGE" {
+		return fmt.Sprintf("it has %d bytes; the server at %s takes schemas of at most %d bytes unless its --limit-schema-bytes says otherwise, and requests of at most %s (--limit-request-bytes) (%s)",
+			len(m.schema), m.addr, api.DefaultLimits().SchemaBytes, metadata["limit"], reason)
+	}
+	return m.explain(err)
 }
 
 // judgeGoneOn refuses to go on with a migration of which the store knows nothing, and
@@ -432,15 +456,23 @@ func (m *migration) recount(ctx ctx) error {
 	began := time.Now()
 	m.expiry = newExpirations(began)
 	m.sample = newSample(m.seed, m.verify)
+	var err error
+	if m.compiled, err = m.compiledAt(ctx, client.ExactlyAt(m.committed)); err != nil {
+		return err
+	}
 	for t, err := range m.tuples(ctx) {
-		switch {
-		case err != nil:
+		if err != nil {
 			m.noteKey(err)
 			return err
-		case t.ValidUntil != 0 && !t.ValidUntil.Time().After(began):
+		}
+		if t.ValidUntil != 0 && !t.ValidUntil.Time().After(began) {
 			m.skipped++
 			continue
-		case t.ValidUntil != 0:
+		}
+		if err := m.judge(&t); err != nil {
+			return err
+		}
+		if t.ValidUntil != 0 {
 			m.expiry.add(t.ValidUntil.Time())
 		}
 		m.added++
@@ -463,7 +495,8 @@ func (m *migration) startProgress(ctx ctx) *progress {
 	if !m.quiet {
 		p.whole.Store(m.source.count(ctx))
 		m.source.lost = func(err error) {
-			p.wait("the source", fmt.Sprintf("%s; trying again for %v", err, m.source.patience))
+			p.goOn() // It may wait for another reason already.
+			p.wait("the source", m.tryingAgain(err))
 		}
 		m.source.found = p.goOn
 	}
@@ -482,6 +515,10 @@ func (m *migration) noteKey(err error) {
 func (m *migration) copy(ctx ctx) (*pembav1.ImportTuplesResponse, error) {
 	p := m.startProgress(ctx)
 	defer p.close()
+	var err error
+	if m.compiled, err = m.compiledAt(ctx, client.Linearizable()); err != nil {
+		return nil, err
+	}
 	config := client.ImportConfig{Store: m.store, Batches: m.batches, ID: m.id}
 	if m.batches {
 		// Nothing is replaced in a store that had no tuples a moment ago.
@@ -527,18 +564,19 @@ func (m *migration) send(ctx ctx, im *client.Import, p *progress) error {
 		return nil
 	}
 	for t, err := range m.tuples(ctx) {
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
-		case t.ValidUntil == 0:
-			err = add(t)
-		case !t.ValidUntil.Time().After(began):
+		}
+		if t.ValidUntil != 0 && !t.ValidUntil.Time().After(began) {
 			m.skipped++
 			continue
-		default:
-			m.hold(t)
 		}
-		if err != nil {
+		if err := m.judge(&t); err != nil {
+			return err
+		}
+		if t.ValidUntil != 0 {
+			m.hold(t)
+		} else if err := add(t); err != nil {
 			return err
 		}
 		m.sample.add(t)
@@ -581,7 +619,7 @@ func (m *migration) tuples(ctx ctx) func(yield func(graph.Tuple, error) bool) {
 			for _, r := range page {
 				t, err := authzed.Tuple(r)
 				if err != nil {
-					err = fmt.Errorf("%w %s: %s", errRelationship, relationshipText(r), status.Convert(err).Message())
+					err = fmt.Errorf("%w %s: %s", errRelationship, brief(relationshipText(r), sourceTextMax), brief(status.Convert(err).Message(), sourceTextMax))
 				}
 				if !yield(t, err) || err != nil {
 					return
@@ -589,6 +627,30 @@ func (m *migration) tuples(ctx ctx) func(yield func(graph.Tuple, error) bool) {
 			}
 		}
 	}
+}
+
+// judge refuses a tuple with names that the schema lacks. The server would refuse it
+// too, but sees those that expire at the end alone, and what is kept of each type until
+// then is bounded by the types of the schema.
+func (m *migration) judge(t *graph.Tuple) error {
+	lacks := ""
+	d, subject := m.compiled.Definition(t.Object.Type), m.compiled.Definition(t.Subject.Type)
+	switch {
+	case d == nil:
+		lacks = fmt.Sprintf("type %q", t.Object.Type)
+	case d.Relation(t.Relation) == nil:
+		lacks = fmt.Sprintf("relation %q of %q", t.Relation, t.Object.Type)
+	case subject == nil:
+		lacks = fmt.Sprintf("type %q", t.Subject.Type)
+	case t.Subject.Relation != "" && subject.Relation(t.Subject.Relation) == nil && subject.Permission(t.Subject.Relation) == nil:
+		lacks = fmt.Sprintf("relation or permission %q of %q", t.Subject.Relation, t.Subject.Type)
+	case t.Caveat != "" && m.compiled.Caveat(t.Caveat) == nil:
+		lacks = fmt.Sprintf("caveat %q", t.Caveat)
+	default:
+		return nil
+	}
+	bare := graph.Tuple{Object: t.Object, Relation: t.Relation, Subject: t.Subject}
+	return fmt.Errorf("%w %s: the schema has no %s", errRelationship, brief(bare.String(), sourceTextMax), brief(lacks, sourceTextMax))
 }
 
 // relationshipText names a relationship.
@@ -610,7 +672,8 @@ func (m *migration) hold(t graph.Tuple) {
 		return
 	}
 	m.held = append(m.held, t)
-	m.heldBytes += 200 + len(t.Object.ID) + len(t.Subject.ID) + len(t.Context)
+	m.heldBytes += 200 + len(t.Object.ID) + len(t.Subject.ID) + len(t.Context) +
+		len(t.Object.Type) + len(t.Relation) + len(t.Subject.Type) + len(t.Subject.Relation) + len(t.Caveat)
 	if m.heldBytes > m.heldMax {
 		m.held, m.overflowed = nil, true
 	}
@@ -637,7 +700,7 @@ func (m *migration) failed(im *client.Import, err error) error {
 	text := m.named(err, explainImport(m.cmd, err))
 	var refused *client.ImportError
 	if errors.As(err, &refused) && refused.Number < m.added && m.added-refused.Number <= uint64(len(m.recent)) {
-		text = m.recent[refused.Number%recentTuples].String() + ": " + text
+		text = brief(m.recent[refused.Number%recentTuples].String(), sourceTextMax) + ": " + text
 	}
 	if limit := metadata["limit"]; reason == engine.StageTooLarge.String() && limit != "" {
 		text = "the source has more than the " + limit + " relationships that may become visible at once; migrate with --batches"
@@ -648,7 +711,7 @@ func (m *migration) failed(im *client.Import, err error) error {
 	}
 	var fromSource *sourceError
 	end := endOfImport(err, m.committing)
-	if errors.As(err, &fromSource) && !slices.Contains(lasting, fromSource.code) {
+	if errors.As(err, &fromSource) && !fromSource.lasting() {
 		end = importHindered
 	}
 	m.noteKey(err)
@@ -689,7 +752,7 @@ func beyondMending(err error) bool {
 	reason, _ := client.Reason(err)
 	switch {
 	case errors.As(err, &fromSource):
-		return slices.Contains([]codes.Code{codes.OutOfRange, codes.InvalidArgument, codes.Unimplemented, codes.DataLoss}, fromSource.code)
+		return fromSource.tooLarge || slices.Contains([]codes.Code{codes.OutOfRange, codes.InvalidArgument, codes.Unimplemented, codes.DataLoss}, fromSource.code)
 	case errors.As(err, &refused), errors.Is(err, errRelationship):
 		return true
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/authzed"
@@ -569,9 +571,16 @@ type fakeSource struct {
 	revision  *v1.ZedToken
 	export    func(*v1.ExportBulkRelationshipsRequest, grpc.ServerStreamingServer[v1.ExportBulkRelationshipsResponse]) error
 	checkBulk func(*v1.CheckBulkPermissionsRequest) (*v1.CheckBulkPermissionsResponse, error)
+	// read is called first by ReadSchema, if it is set.
+	read func(context.Context) error
 }
 
-func (f *fakeSource) ReadSchema(context.Context, *v1.ReadSchemaRequest) (*v1.ReadSchemaResponse, error) {
+func (f *fakeSource) ReadSchema(ctx context.Context, _ *v1.ReadSchemaRequest) (*v1.ReadSchemaResponse, error) {
+	if f.read != nil {
+		if err := f.read(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return &v1.ReadSchemaResponse{SchemaText: f.schema, ReadAt: f.revision}, nil
 }
 
@@ -590,7 +599,7 @@ func startFakeSource(t *testing.T, f *fakeSource) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.MaxSendMsgSize(128 << 20))
 	v1.RegisterSchemaServiceServer(server, f)
 	v1.RegisterPermissionsServiceServer(server, f)
 	done := make(chan error, 1)
@@ -824,7 +833,7 @@ func TestMigrateKeyRefused(t *testing.T) {
 				}
 				return grpcstatus.Error(codes.Unauthenticated, "unknown key")
 			}
-			if err := stream.Send(&v1.ExportBulkRelationshipsResponse{Relationships: page, AfterResultCursor: &v1.Cursor{Token: "next"}}); err != nil {
+			if err := stream.Send(&v1.ExportBulkRelationshipsResponse{Relationships: page, AfterResultCursor: &v1.Cursor{Token: fmt.Sprint(i)}}); err != nil {
 				return err
 			}
 		}
@@ -855,6 +864,224 @@ func TestMigrateKeyRefused(t *testing.T) {
 	passing = codes.InvalidArgument
 	if said = fails(t, "", line...); !strings.Contains(said, "all is copied, and the answers could not be compared: the source refused all 10 questions, the first: document:d") {
 		t.Errorf("checks that are all refused: %s", said)
+	}
+}
+
+// viewerOf is the relationship of a viewer of an object.
+func viewerOf(typ, id string) *v1.Relationship {
+	return &v1.Relationship{
+		Resource: &v1.ObjectReference{ObjectType: typ, ObjectId: id}, Relation: "viewer",
+		Subject: &v1.SubjectReference{Object: &v1.ObjectReference{ObjectType: "user", ObjectId: "anne"}},
+	}
+}
+
+// pageOf is a page with a cursor.
+func pageOf(cursor string, list ...*v1.Relationship) *v1.ExportBulkRelationshipsResponse {
+	return &v1.ExportBulkRelationshipsResponse{Relationships: list, AfterResultCursor: &v1.Cursor{Token: cursor}}
+}
+
+const viewerSchema = "use expiration\ncaveat soon(n int) { n > 3 }\ndefinition user {}\ndefinition document { relation viewer: user | user with expiration | user with soon and expiration }"
+
+type exportStream = grpc.ServerStreamingServer[v1.ExportBulkRelationshipsResponse]
+
+// TestMigrateForeignNames: what the schema lacks is refused where it comes, also when it
+// expires, so that an endless export of ever new types ends.
+func TestMigrateForeignNames(t *testing.T) {
+	testStart(t)
+	f := &fakeSource{schema: viewerSchema, revision: &v1.ZedToken{Token: "now"}}
+	startFakeSource(t, f)
+	for i, test := range []struct {
+		change func(*v1.Relationship)
+		want   string
+	}{
+		{func(r *v1.Relationship) { r.Resource.ObjectType = "page" }, `page:a#viewer@user:anne: the schema has no type "page"`},
+		{func(r *v1.Relationship) { r.Relation = "owner" }, `the schema has no relation "owner" of "document"`},
+		{func(r *v1.Relationship) { r.Subject.Object.ObjectType = "robot" }, `the schema has no type "robot"`},
+		{func(r *v1.Relationship) { r.Subject.OptionalRelation = "friend" }, `the schema has no relation or permission "friend" of "user"`},
+		{func(r *v1.Relationship) { r.OptionalCaveat = &v1.ContextualizedCaveat{CaveatName: "late"} }, `the schema has no caveat "late"`},
+	} {
+		f.export = func(_ *v1.ExportBulkRelationshipsRequest, stream exportStream) error {
+			for n := 0; stream.Context().Err() == nil; n++ {
+				r := viewerOf("document", "a")
+				r.OptionalExpiresAt = timestamppb.New(time.Now().Add(time.Hour))
+				test.change(r)
+				if err := stream.Send(pageOf(fmt.Sprint(n), r)); err != nil {
+					return err
+				}
+			}
+			return stream.Context().Err()
+		}
+		store := fmt.Sprintf("foreign%d", i)
+		must(t, "", "store", "create", store)
+		if said := fails(t, "", "migrate", "from-spicedb", "-q", "--store", store); !strings.Contains(said, test.want) || !strings.Contains(said, "no relationships were copied") {
+			t.Errorf("%s: %s", test.want, said)
+		}
+	}
+}
+
+// TestMigrateSilentSource: a source that answers nothing any more, or nothing that goes
+// on, ends the command, which says how to go on.
+func TestMigrateSilentSource(t *testing.T) {
+	r := testStart(t)
+	hang := func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Minute):
+			return grpcstatus.Error(codes.Aborted, "nobody hung up for a minute")
+		}
+	}
+	whole := func(_ *v1.ExportBulkRelationshipsRequest, stream exportStream) error {
+		return stream.Send(pageOf("end", viewerOf("document", "a")))
+	}
+	for _, test := range []struct {
+		name  string
+		set   func(*fakeSource)
+		wants []string
+	}{
+		{"schema", func(f *fakeSource) { f.read = hang }, nil},
+		{"export", func(f *fakeSource) {
+			f.export = func(_ *v1.ExportBulkRelationshipsRequest, stream exportStream) error {
+				return errors.Join(stream.Send(pageOf("1", viewerOf("document", "a"))), hang(stream.Context()))
+			}
+		}, []string{"nothing can be seen of it; this goes on with it: "}},
+		{"empty", func(f *fakeSource) {
+			f.export = func(_ *v1.ExportBulkRelationshipsRequest, stream exportStream) error {
+				for stream.Context().Err() == nil {
+					if err := stream.Send(pageOf("1")); err != nil {
+						return err
+					}
+				}
+				return stream.Context().Err()
+			}
+		}, []string{"nothing can be seen of it; this goes on with it: "}},
+		{"checks", func(f *fakeSource) {
+			f.checkBulk = func(*v1.CheckBulkPermissionsRequest) (*v1.CheckBulkPermissionsResponse, error) {
+				return nil, hang(t.Context())
+			}
+		}, []string{"all is copied and visible at zookie ", "this verifies it again: "}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := &fakeSource{schema: viewerSchema, revision: &v1.ZedToken{Token: "now"}, export: whole}
+			test.set(f)
+			startFakeSource(t, f)
+			must(t, "", "store", "create", test.name)
+			cmd := newMigrateFromSpiceDB()
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			cmd.SetContext(ctx)
+			m := migration{heldMax: heldDefault, verify: 10, quiet: true}
+			m.connection = connection{addr: r.server.GRPCAddr().String(), key: "s3cret", store: test.name}
+			m.from = sourceConnection{addr: os.Getenv("PEMBA_FROM"), patience: 500 * time.Millisecond}
+			err := m.run(cmd)
+			for _, want := range append(test.wants, "nothing that goes on came of it for 500ms; raise --from-patience to wait longer") {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("%v, expected %s", err, want)
+				}
+			}
+		})
+	}
+}
+
+// TestMigrateCircle: an export that comes back to a cursor has an end, and the error
+// by which it fails again and again is shown once.
+func TestMigrateCircle(t *testing.T) {
+	testStart(t)
+	f := &fakeSource{schema: viewerSchema, revision: &v1.ZedToken{Token: "now"}}
+	startFakeSource(t, f)
+	for _, length := range []int{1, 2, 7} {
+		f.export = func(_ *v1.ExportBulkRelationshipsRequest, stream exportStream) error {
+			for n := range length {
+				if err := stream.Send(pageOf(fmt.Sprint(n), viewerOf("document", fmt.Sprint(n)))); err != nil {
+					return err
+				}
+			}
+			return grpcstatus.Error(codes.Internal, "boom at the end")
+		}
+		store := fmt.Sprintf("circle%d", length)
+		must(t, "", "store", "create", store)
+		said := fails(t, "", "migrate", "from-spicedb", "--store", store)
+		if !strings.Contains(said, "a page has the cursor of an earlier one (DataLoss)") || strings.Count(said, "boom at the end (Internal); trying again for 1m0s\n") != 1 {
+			t.Errorf("a circle of %d pages: %s", length, said)
+		}
+	}
+	// One that goes on once and then fails alone.
+	f.export = func(r *v1.ExportBulkRelationshipsRequest, stream exportStream) error {
+		if r.GetOptionalCursor() == nil {
+			if err := stream.Send(pageOf("1", viewerOf("document", "a"))); err != nil {
+				return err
+			}
+		}
+		return grpcstatus.Error(codes.Internal, "boom at the end")
+	}
+	must(t, "", "store", "create", "alone")
+	if said := fails(t, "", "migrate", "from-spicedb", "-q", "--store", "alone", "--from-patience", "300ms"); !strings.Contains(said, "boom at the end (Internal); it was tried again for --from-patience, 300ms; nothing can be seen of it; this goes on with it: ") {
+		t.Errorf("one that fails alone: %s", said)
+	}
+}
+
+// TestMigrateHostileTexts: what the source says reaches a terminal cut, on one line and
+// without control characters; its token is refused where it has any.
+func TestMigrateHostileTexts(t *testing.T) {
+	testStart(t)
+	f := &fakeSource{schema: viewerSchema}
+	startFakeSource(t, f)
+	judge := func(want, said string) {
+		t.Helper()
+		if !strings.Contains(said, want) || len(said) > 4<<10 || strings.ContainsAny(strings.TrimSuffix(said, "\n"), "\x1b\x07") || strings.Contains(said, "\nroot") {
+			t.Errorf("%.8000q, expected %s", said, want)
+		}
+	}
+	for _, token := range []string{"a\x1b[2J", "a\nroot@host", strings.Repeat("T", revisionBytesMax+1)} {
+		f.revision = &v1.ZedToken{Token: token}
+		judge(fmt.Sprintf("it has %d bytes and begins with ", len(token)), fails(t, "", "migrate", "from-spicedb"))
+	}
+	f.revision = &v1.ZedToken{Token: strings.Repeat("T", revisionBytesMax)}
+	f.read = func(context.Context) error {
+		return grpcstatus.Error(codes.InvalidArgument, "\x1b[31mred\x07\nroot@host# "+strings.Repeat("long ", 1000))
+	}
+	judge("␛[31mred␇␊root@host# long ", fails(t, "", "migrate", "from-spicedb"))
+	f.read = nil
+	f.revision = &v1.ZedToken{Token: "now"}
+	f.export = func(_ *v1.ExportBulkRelationshipsRequest, stream exportStream) error {
+		return stream.Send(pageOf("1", viewerOf("document", "a\x1b[31m\nroot@host# "+strings.Repeat("x", 900))))
+	}
+	must(t, "", "store", "create", "named")
+	judge(`document:"a\x1b[31m\nroot@host# xxx`, fails(t, "", "migrate", "from-spicedb", "-q", "--store", "named"))
+	f.export = func(_ *v1.ExportBulkRelationshipsRequest, stream exportStream) error {
+		return stream.Send(pageOf("1", viewerOf("document", "a")))
+	}
+	f.checkBulk = func(r *v1.CheckBulkPermissionsRequest) (*v1.CheckBulkPermissionsResponse, error) {
+		answer := &v1.CheckBulkPermissionsResponse{}
+		for range r.GetItems() {
+			answer.Pairs = append(answer.Pairs, &v1.CheckBulkPermissionsPair{Response: &v1.CheckBulkPermissionsPair_Item{Item: &v1.CheckBulkPermissionsResponseItem{
+				Permissionship:    v1.CheckPermissionResponse_PERMISSIONSHIP_CONDITIONAL_PERMISSION,
+				PartialCaveatInfo: &v1.PartialCaveatInfo{MissingRequiredContext: []string{"\nroot\x1b[31m" + strings.Repeat("x", 22<<10)}},
+			}}})
+		}
+		return answer, nil
+	}
+	stdout, stderr, code := pemba("", "migrate", "from-spicedb", "-q")
+	if judge("conditional on ␊root␛[31mxxx", stdout); code != 1 || !strings.Contains(stdout, "... (of ") {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// TestMigrateLargeSchema: a schema that is too large for a message is not asked for
+// again, and the advice is one for schemas.
+func TestMigrateLargeSchema(t *testing.T) {
+	testStart(t)
+	f := &fakeSource{revision: &v1.ZedToken{Token: "now"}}
+	startFakeSource(t, f)
+	for size, want := range map[int]string{
+		10 << 20: "takes schemas of at most 786432 bytes unless its --limit-schema-bytes says otherwise, and requests of at most ",
+		70 << 20: "the schema is too large to be read, and a server takes schemas of at most 786432 bytes unless its --limit-schema-bytes says otherwise",
+	} {
+		f.schema = viewerSchema + "\n//" + strings.Repeat("x", size)
+		said := fails(t, "", "migrate", "from-spicedb")
+		if !strings.Contains(said, want) || strings.Contains(said, "send several") || strings.Contains(said, "again") {
+			t.Errorf("of %d bytes: %s", size, said)
+		}
 	}
 }
 

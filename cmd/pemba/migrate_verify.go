@@ -268,15 +268,7 @@ func (m *migration) compare(ctx ctx, zookie *pembav1.Zookie, r *migrationJSON) e
 	}
 	// That of the store is the schema of the revision that was copied, also when the
 	// source has another one by now.
-	written, err := m.target.Schemas.ReadSchema(ctx, &pembav1.ReadSchemaRequest{Consistency: consistency, Store: m.store})
-	if err != nil {
-		return err
-	}
-	file, err := schema.Parse("schema", written.GetSchema())
-	if err != nil {
-		return err
-	}
-	compiled, err := schema.Check(file)
+	compiled, err := m.compiledAt(ctx, consistency)
 	if err != nil {
 		return err
 	}
@@ -313,6 +305,19 @@ func (m *migration) compare(ctx ctx, zookie *pembav1.Zookie, r *migrationJSON) e
 	return nil
 }
 
+// compiledAt returns the schema that the store has, compiled.
+func (m *migration) compiledAt(ctx ctx, consistency *pembav1.Consistency) (*schema.Schema, error) {
+	written, err := m.target.Schemas.ReadSchema(ctx, &pembav1.ReadSchemaRequest{Consistency: consistency, Store: m.store})
+	if err != nil {
+		return nil, err
+	}
+	file, err := schema.Parse("schema", written.GetSchema())
+	if err != nil {
+		return nil, err
+	}
+	return schema.Check(file)
+}
+
 // A difference is a question with two answers.
 type difference struct {
 	question       question
@@ -343,7 +348,8 @@ func (m *migration) compareAnswers(ctx ctx, consistency *pembav1.Consistency, as
 		case theirs[i].refused:
 			refused = append(refused, q.String()+": "+theirs[i].text)
 		case theirs[i].text != ours[i]:
-			differing = append(differing, difference{q, theirs[i].text, ours[i]})
+			// They are kept, and may be megabytes each.
+			differing = append(differing, difference{q, brief(theirs[i].text, sourceTextMax), brief(ours[i], sourceTextMax)})
 		}
 	}
 	return differing, refused, nil
@@ -438,8 +444,8 @@ func (s *source) answers(ctx ctx, revision string, asked []question) ([]sourceAn
 		}
 	}
 	var list []sourceAnswer
-	err := s.persist(ctx, func() error {
-		answer, err := s.permissions.CheckBulkPermissions(s.context(ctx), r)
+	err := s.persist(ctx, func(ctx context.Context) error {
+		answer, err := s.permissions.CheckBulkPermissions(ctx, r)
 		if err != nil {
 			return err
 		}
@@ -486,7 +492,7 @@ func (s *source) readAnswers(asked []question, answer *v1.CheckBulkPermissionsRe
 			failed := status.FromProto(pair.GetError())
 			one, ok := refusal(newSourceError(failed))
 			if !ok {
-				return nil, status.Errorf(notOK(failed.Code()), "%s: %s", asked[i], failed.Message())
+				return nil, status.Errorf(notOK(failed.Code()), "%s: %s", brief(asked[i].String(), sourceTextMax/3), brief(failed.Message(), sourceTextMax/2))
 			}
 			list[i] = one
 		case item.GetPermissionship() == v1.CheckPermissionResponse_PERMISSIONSHIP_HAS_PERMISSION:
@@ -496,7 +502,7 @@ func (s *source) readAnswers(asked []question, answer *v1.CheckBulkPermissionsRe
 		case item.GetPermissionship() == v1.CheckPermissionResponse_PERMISSIONSHIP_NO_PERMISSION:
 			list[i].text = deniedAnswer
 		default:
-			return nil, status.Errorf(codes.DataLoss, "it answers %s with %s, which is no answer", asked[i], item.GetPermissionship())
+			return nil, status.Errorf(codes.DataLoss, "it answers %s with %s, which is no answer", brief(asked[i].String(), sourceTextMax/2), item.GetPermissionship())
 		}
 	}
 	return list, nil
