@@ -176,6 +176,10 @@ func (l *Log) checkSpace(need int64) error {
 		l.reserve, l.measuredAt = use.reserve(), now
 	}
 	err := checkSpace(l.cfg, need+l.reserve)
+	if errors.Is(err, ErrDiskFull) && need < l.cfg.FreeBytesMin {
+		l.reserve, err = l.awaitSpace(need)
+		l.measuredAt = time.Now()
+	}
 	switch {
 	case errors.Is(err, ErrDiskFull):
 		if !l.refusing.Swap(true) {
@@ -187,6 +191,32 @@ func (l *Log) checkSpace(need int64) error {
 		}
 	}
 	return err
+}
+
+// awaitSpace is checkSpace for what keeps the log going: it refuses only what is
+// still refused after a quarter of the deadline. When Badger ends a flush or a
+// compaction, what it wrote and what that replaces are both in use for a moment,
+// and look as if all of it had to be written once more. It returns the reserve
+// that it found last.
+func (l *Log) awaitSpace(need int64) (reserve int64, err error) {
+	limit := time.NewTimer(l.cfg.StoreDeadline / 4)
+	defer limit.Stop()
+	again := time.NewTicker(measureInterval)
+	defer again.Stop()
+	for {
+		use, err := l.measure()
+		if err != nil {
+			return 0, err
+		}
+		if err = checkSpace(l.cfg, need+use.reserve()); !errors.Is(err, ErrDiskFull) {
+			return use.reserve(), err
+		}
+		select {
+		case <-again.C:
+		case <-limit.C:
+			return use.reserve(), err
+		}
+	}
 }
 
 func (l *Log) measure() (diskUse, error) {

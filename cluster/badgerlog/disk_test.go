@@ -56,6 +56,7 @@ func TestDiskFullSeam(t *testing.T) {
 	free.Store(1 << 40)
 	fatal := make(chan error, 10)
 	cfg := testConfig(t.TempDir())
+	cfg.StoreDeadline = 2 * time.Second // Each refusal below takes a quarter of it.
 	cfg.OnFatal = func(err error) { fatal <- err }
 	cfg.freeBytes = func(string) (uint64, error) { return free.Load(), nil }
 	l := mustOpen(t, cfg)
@@ -85,7 +86,11 @@ func TestDiskFullSeam(t *testing.T) {
 		t.Fatalf("a refused Set left %q (%v)", v, err)
 	}
 	wantLog(t, l, 3, 10, term(1), 10)
-	free.Store(1 << 40)
+	// What a compaction holds for a moment refuses no vote.
+	time.AfterFunc(30*time.Millisecond, func() { free.Store(1 << 40) })
+	if err := l.Set([]byte("k"), []byte("w")); err != nil {
+		t.Fatalf("vote while a compaction ends: %v", err)
+	}
 	mustStore(t, l, entries(11, 12, 1, 10))
 	wantLog(t, l, 3, 12, term(1), 10)
 

@@ -333,9 +333,10 @@ func (l *Log) stopWorker() error {
 // fail with ErrClosed, but a second Close does nothing. Shut Raft down before.
 //
 // It does not wait for a disk that hangs: after four times the deadline it
-// returns an error and leaves the directory locked until the process ends. It
-// leaves Badger as it is, as a crash would, if there is too little space for
-// closing it, and returns ErrDiskFull. Nothing acknowledged is lost by either.
+// returns an error and leaves the directory locked until the process ends. If
+// there is too little space for closing Badger, and still is after a quarter of
+// the deadline, it leaves Badger as it is, as a crash would, and returns
+// ErrDiskFull. Nothing acknowledged is lost by either.
 func (l *Log) Close() error {
 	l.writeMu.Lock()
 	again := l.closed.Swap(true)
@@ -367,12 +368,8 @@ func (l *Log) shutdown() error {
 	if !l.cfg.InMemory {
 		err = errors.Join(err, l.mark.sync(), l.mark.close(), l.directory.file.Close())
 		// Badger flushes its memtables when it closes, and ends a compaction.
-		use, measureErr := l.measure()
-		if measureErr == nil {
-			measureErr = checkSpace(l.cfg, l.upkeepBytes()+use.reserve())
-		}
-		if measureErr != nil {
-			return errors.Join(err, measureErr)
+		if _, spaceErr := l.awaitSpace(l.upkeepBytes()); spaceErr != nil {
+			return errors.Join(err, spaceErr)
 		}
 	}
 	if closeErr := l.db.Close(); closeErr != nil {
