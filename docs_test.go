@@ -2,14 +2,16 @@ package pemba_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -22,8 +24,8 @@ import (
 )
 
 // walkedDocs are the pages whose commands a reader types one after the other.
-// The test types them too: fenced blocks of the language sh are run in bash, in
-// order, in an empty folder. Output that a block of text right behind them shows
+// The test types them too: fenced blocks of the language sh are run in order, those
+// of a page in one bash as a reader has it, in an empty folder. Output that a block of text right behind them shows
 // must be what they print, but that "…" stands for anything. A block "sh server"
 // starts what runs in a shell of its own until the end of the page.
 //
@@ -32,10 +34,14 @@ var walkedDocs = []string{"docs/tutorial.md", "docs/http.md", "docs/serving.md"}
 
 // TestDocs holds that the pages work as they are written.
 func TestDocs(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "pemba") // Once, for all pages.
+	if out, err := exec.Command("go", "build", "-o", binary, "./cmd/pemba").CombinedOutput(); err != nil {
+		t.Fatalf("go build ./cmd/pemba: %v\n%s", err, out)
+	}
 	for _, page := range walkedDocs {
 		t.Run(page, func(t *testing.T) {
 			t.Parallel() // They mostly wait.
-			walk(t, page)
+			walk(t, page, binary)
 		})
 	}
 }
@@ -60,20 +66,20 @@ func blocks(page string) []block {
 	return all
 }
 
-// prelude is what the shell of a page has beside the reader's: pemba is built
-// in the folder of the page, and Go works in that of the module, also on a file
-// that the page has written.
+// prelude is what the shell of a page has beside the reader's: it ends with the first
+// command that fails, building pemba puts it into the folder of the page, and Go works
+// in that of the module, also on a file that the page has written.
 const prelude = `set -euo pipefail
 go() {
   local verb=$1
   shift
-  if [ "$verb" = build ]; then command go build -C "$MODULE" -o "$PWD/pemba" "$@"
-  elif [ "$verb" != build ] && [ -f "$1" ]; then command go "$verb" -C "$MODULE" "$PWD/$1"
+  if [ "$verb $*" = "build ./cmd/pemba" ]; then cp "$BINARY" pemba
+  elif [ -f "$1" ]; then command go "$verb" -C "$MODULE" "$PWD/$1"
   else command go "$verb" -C "$MODULE" "$@"; fi
 }
 `
 
-func walk(t *testing.T, name string) {
+func walk(t *testing.T, name, binary string) {
 	source, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
@@ -94,8 +100,9 @@ func walk(t *testing.T, name string) {
 		"127.0.0.1:50061", freeAddr(t), "127.0.0.1:8081", freeAddr(t),
 	).Replace(string(source))
 	folder := t.TempDir()
-	env := append(os.Environ(), "MODULE="+module, "PEMBA_ADDR="+grpcAddr,
+	env := append(os.Environ(), "MODULE="+module, "BINARY="+binary, "PEMBA_ADDR="+grpcAddr,
 		"PEMBA_GRPC_ADDR="+grpcAddr, "PEMBA_HTTP_ADDR="+httpAddr)
+	shell := openShell(t, folder, env)
 	all := blocks(page)
 	ran := 0
 	for i, b := range all {
@@ -109,23 +116,121 @@ func walk(t *testing.T, name string) {
 			serve(t, at, folder, env, b.text, httpAddr)
 			continue
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
-		cmd := exec.CommandContext(ctx, "bash", "-c", prelude+b.text)
-		cmd.Dir, cmd.Env = folder, env
-		var out, errs bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, &errs
-		err := cmd.Run()
-		cancel()
+		out, errs, err := shell.run(b.text)
 		if err != nil {
-			t.Fatalf("%s: %v\n%s\nprinted:\n%s%s", at, err, b.text, out.String(), errs.String())
+			t.Fatalf("%s: %v\n%s\nprinted:\n%s%s", at, err, b.text, out, errs)
 		}
-		if i+1 < len(all) && all[i+1].info == "text" && !matches(all[i+1].text, out.String()) {
-			t.Errorf("%s: the commands print\n%s\nbut the page shows\n%s", at, out.String(), all[i+1].text)
+		if i+1 < len(all) && all[i+1].info == "text" && !matches(all[i+1].text, out) {
+			t.Errorf("%s: the commands print\n%s\nbut the page shows\n%s", at, out, all[i+1].text)
 		}
 	}
 	if ran == 0 {
 		t.Errorf("%s has no commands", name)
 	}
+}
+
+// A shell is a bash that is given one block after the other, so that what a block
+// leaves set is set for the next.
+type shell struct {
+	script    *os.File      // where it reads its commands, its standard input being another
+	out, errs *os.File      // what it and its commands print, from the end of the last block on
+	done      chan struct{} // gets something when a block is done
+	ended     chan struct{} // closed when bash has ended, with result set before
+	result    error
+	patience  func() time.Duration
+}
+
+// openShell starts a shell. It and what it started end with the test.
+func openShell(t *testing.T, folder string, env []string) *shell {
+	s := &shell{done: make(chan struct{}), ended: make(chan struct{})}
+	s.patience = func() time.Duration {
+		// A block that takes so long is named before the whole test is given up.
+		patience := 8 * time.Minute
+		if deadline, ok := t.Deadline(); ok {
+			patience = min(patience, time.Until(deadline)-30*time.Second)
+		}
+		return patience
+	}
+	must := func(err error) {
+		if err != nil {
+			t.Helper()
+			t.Fatal(err)
+		}
+	}
+	printed := t.TempDir()
+	out, err := os.Create(filepath.Join(printed, "out"))
+	must(err)
+	errs, err := os.Create(filepath.Join(printed, "errs"))
+	must(err)
+	// What reads has a place in the file of its own.
+	s.out, err = os.Open(out.Name())
+	must(err)
+	s.errs, err = os.Open(errs.Name())
+	must(err)
+	script, feed, err := os.Pipe()
+	must(err)
+	marks, mark, err := os.Pipe()
+	must(err)
+	s.script = feed
+	cmd := exec.Command("bash", "/dev/fd/3")
+	cmd.Dir, cmd.Env = folder, env
+	cmd.Stdout, cmd.Stderr = out, errs
+	cmd.ExtraFiles = []*os.File{script, mark}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	must(cmd.Start())
+	must(errors.Join(script.Close(), mark.Close(), out.Close(), errs.Close()))
+	go func() {
+		defer close(s.ended)
+		s.result = cmd.Wait()
+	}()
+	go func() {
+		var one [1]byte
+		for {
+			if _, err := marks.Read(one[:]); err != nil {
+				return // Nobody is left that could mark anything.
+			}
+			select {
+			case s.done <- struct{}{}:
+			case <-s.ended:
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Error(err)
+		}
+		<-s.ended
+		if err := errors.Join(feed.Close(), marks.Close(), s.out.Close(), s.errs.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := feed.WriteString(prelude); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// run gives the shell a block, waits for its end and returns what was printed.
+func (s *shell) run(text string) (out, errs string, err error) {
+	// A shell that does not read would be waited for here, but for its end.
+	written := make(chan error, 1)
+	go func() {
+		_, err := s.script.WriteString(text + "\nprintf . >&4\n")
+		written <- err
+	}()
+	patience := s.patience()
+	select {
+	case <-s.done:
+		err = <-written
+	case <-s.ended:
+		err = fmt.Errorf("the shell ended: %w", s.result)
+	case <-time.After(patience):
+		err = fmt.Errorf("it is not done after %v", patience)
+	}
+	printed, outErr := io.ReadAll(s.out)
+	wrong, errsErr := io.ReadAll(s.errs)
+	return string(printed), string(wrong), errors.Join(err, outErr, errsErr)
 }
 
 // jsonBlanks are those that protobuf's JSON may or may not have, as it likes.
@@ -177,7 +282,7 @@ func serve(t *testing.T, at, folder string, env []string, text, httpAddr string)
 		}
 		select {
 		case <-done:
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Errorf("%s: the server did not end", at)
 			if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); err != nil {
 				t.Error(err)
@@ -191,7 +296,7 @@ func serve(t *testing.T, at, folder string, env []string, text, httpAddr string)
 		defer transport.CloseIdleConnections()
 		probe.Transport, url = transport, "https://"+httpAddr+"/readyz"
 	}
-	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		select {
 		case <-done:
 			t.Fatalf("%s: the server ended: %v\n%s", at, ended, out.String())
@@ -211,18 +316,24 @@ func serve(t *testing.T, at, folder string, env []string, text, httpAddr string)
 	t.Fatalf("%s: the server is not ready", at)
 }
 
-// freeAddr returns an address that nobody listens on.
+// freeAddr returns an address that nobody listens on. Its port is below those that
+// systems give out by themselves, as one of them might be another's by the time
+// that it is used.
 func freeAddr(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
+	var failed error
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
+		if err != nil {
+			failed = err
+			continue
+		}
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
-	return l.Addr().String()
+		return l.Addr().String()
+	}
+	t.Fatal("no port is free: ", failed)
+	return ""
 }
 
 var (

@@ -452,5 +452,9 @@ func (g *gate) authenticate(ctx context.Context, info *tap.Info) (context.Contex
 		}
 		return ctx, st.Err()
 	}
-	return context.WithValue(ctx, callerKey{}, c), nil
+	ctx = context.WithValue(ctx, callerKey{}, c)
+	if g.dialect != nil && g.dialect(info.FullMethodName) != nil {
+		ctx = context.WithValue(ctx, headerKey{}, info.Header)
+	}
+	return ctx, nil
 }

@@ -53,6 +53,9 @@ func joinField(message, field string) string {
 	if field == "" {
 		return message
 	}
+	if field[0] == '[' {
+		return message + field
+	}
 	return message + "." + field
 }
 
@@ -398,8 +401,11 @@ func (l *Limits) toContext(p *structpb.Struct) (schema.Context, error) {
 		return nil, nil
 	}
 	v := structReader{bytesMax: l.ContextBytes, flag: "--limit-context-bytes"}
-	m, err := v.object("context", p, 1)
-	return schema.Context(m), err
+	m, err := v.object(p, 1)
+	if err != nil {
+		return nil, within("context", err)
+	}
+	return schema.Context(m), nil
 }
 
 // toJSON converts a struct to canonical JSON, as graph.CanonicalContext does. An
@@ -409,9 +415,9 @@ func toJSON(field string, p *structpb.Struct, bytesMax int, flag string) ([]byte
 		return nil, nil
 	}
 	v := structReader{bytesMax: bytesMax, flag: flag}
-	m, err := v.object(field, p, 1)
+	m, err := v.object(p, 1)
 	if err != nil {
-		return nil, err
+		return nil, within(field, err)
 	}
 	b, err := graph.CanonicalContext(m)
 	if err != nil {
@@ -424,7 +430,9 @@ func toJSON(field string, p *structpb.Struct, bytesMax int, flag string) ([]byte
 }
 
 // A structReader converts a Struct to JSON values, counting what it holds so
-// that one of a few nested lists cannot grow beyond its limit.
+// that one of a few nested lists cannot grow beyond its limit. The path of a value
+// is made on the way back from an error: to make each would take the square of the
+// size.
 type structReader struct {
 	bytesMax int
 	bytes    int
@@ -432,40 +440,40 @@ type structReader struct {
 	flag string
 }
 
-func (r *structReader) count(field string, n int) error {
+func (r *structReader) count(n int) error {
 	if r.bytes += n; r.bytes > r.bytesMax {
-		return tooLarge(field, r.bytes, r.bytesMax, r.flag)
+		return tooLarge("", r.bytes, r.bytesMax, r.flag)
 	}
 	return nil
 }
 
-func (r *structReader) text(field, s string) error {
+func (r *structReader) text(s string) error {
 	if !utf8.ValidString(s) {
-		return malformed(field, "it is not valid UTF-8")
+		return malformed("", "it is not valid UTF-8")
 	}
-	return r.count(field, len(s)+2)
+	return r.count(len(s) + 2)
 }
 
-func (r *structReader) object(field string, p *structpb.Struct, depth int) (map[string]any, error) {
+func (r *structReader) object(p *structpb.Struct, depth int) (map[string]any, error) {
 	if depth > graph.MaxContextDepth {
-		return nil, malformed(field, "it is nested more than %d deep", graph.MaxContextDepth)
+		return nil, malformed("", "it is nested more than %d deep", graph.MaxContextDepth)
 	}
 	m := make(map[string]any, len(p.GetFields()))
 	for k, v := range p.GetFields() {
-		if err := r.text(field, k); err != nil {
+		if err := r.text(k); err != nil {
 			return nil, err
 		}
-		value, err := r.value(field+"."+k, v, depth)
+		value, err := r.value(v, depth)
 		if err != nil {
-			return nil, err
+			return nil, within(k, err)
 		}
 		m[k] = value
 	}
 	return m, nil
 }
 
-func (r *structReader) value(field string, v *structpb.Value, depth int) (any, error) {
-	if err := r.count(field, 1); err != nil {
+func (r *structReader) value(v *structpb.Value, depth int) (any, error) {
+	if err := r.count(1); err != nil {
 		return nil, err
 	}
 	switch k := v.GetKind().(type) {
@@ -475,28 +483,28 @@ func (r *structReader) value(field string, v *structpb.Value, depth int) (any, e
 		return k.BoolValue, nil
 	case *structpb.Value_NumberValue:
 		if math.IsNaN(k.NumberValue) || math.IsInf(k.NumberValue, 0) {
-			return nil, malformed(field, "it is %v; finite numbers are allowed", k.NumberValue)
+			return nil, malformed("", "it is %v; finite numbers are allowed", k.NumberValue)
 		}
 		return k.NumberValue, nil
 	case *structpb.Value_StringValue:
-		return k.StringValue, r.text(field, k.StringValue)
+		return k.StringValue, r.text(k.StringValue)
 	case *structpb.Value_StructValue:
-		return r.object(field, k.StructValue, depth+1)
+		return r.object(k.StructValue, depth+1)
 	case *structpb.Value_ListValue:
 		if depth >= graph.MaxContextDepth {
-			return nil, malformed(field, "it is nested more than %d deep", graph.MaxContextDepth)
+			return nil, malformed("", "it is nested more than %d deep", graph.MaxContextDepth)
 		}
 		list := make([]any, 0, len(k.ListValue.GetValues()))
 		for i, e := range k.ListValue.GetValues() {
-			value, err := r.value(fmt.Sprintf("%s[%d]", field, i), e, depth+1)
+			value, err := r.value(e, depth+1)
 			if err != nil {
-				return nil, err
+				return nil, within(fmt.Sprintf("[%d]", i), err)
 			}
 			list = append(list, value)
 		}
 		return list, nil
 	}
-	return nil, malformed(field, "it has no value; null, a boolean, a number, text, a list or an object is allowed")
+	return nil, malformed("", "it has no value; null, a boolean, a number, text, a list or an object is allowed")
 }
 
 func toCheck(object *pembav1.Object, permission string, subject *pembav1.Subject) (q engine.Check, err error) {

@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"math"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -183,4 +184,37 @@ func convertAll(m proto.Message) []error {
 		add(toChangeFilters(r.GetFilters()))
 	}
 	return errs
+}
+
+// The path of a value is told where something is wrong with it, and costs nothing
+// elsewhere: under a long key it would be made as often as there are values.
+func TestContextPaths(t *testing.T) {
+	limits := DefaultLimits()
+	nested := &structpb.Struct{Fields: map[string]*structpb.Value{
+		"a": structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{
+			structpb.NewBoolValue(true),
+			structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{"b": structpb.NewNumberValue(math.NaN())}}),
+		}}),
+	}}
+	_, err := limits.toContext(nested)
+	var refusal *engine.Refusal
+	if !errors.As(err, &refusal) || refusal.Field != "context.a[1].b" {
+		t.Errorf("got %v, want a refusal of context.a[1].b", err)
+	}
+	values := make([]*structpb.Value, 4000)
+	for i := range values {
+		values[i] = structpb.NewBoolValue(true)
+	}
+	long := &structpb.Struct{Fields: map[string]*structpb.Value{
+		strings.Repeat("k", 30_000): structpb.NewListValue(&structpb.ListValue{Values: values}),
+	}}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := limits.toContext(long); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if taken := after.TotalAlloc - before.TotalAlloc; taken > 8<<20 {
+		t.Errorf("%d bytes were allocated for a context of some 40 KB", taken)
+	}
 }

@@ -122,6 +122,8 @@ func undecodable(v any, bytesMax int) error {
 type registrar struct {
 	server   *grpc.Server
 	bytesMax int
+	// outward makes of an error of a method what its caller is told.
+	outward func(fullMethod string, err error) error
 }
 
 // RegisterService implements grpc.ServiceRegistrar.
@@ -129,7 +131,7 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, implementation any) {
 	d := *desc
 	d.Methods = slices.Clone(desc.Methods)
 	for i := range d.Methods {
-		handler := d.Methods[i].Handler
+		handler, fullMethod := d.Methods[i].Handler, "/"+desc.ServiceName+"/"+desc.Methods[i].MethodName
 		d.Methods[i].Handler = func(service any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
 			return handler(service, ctx, func(message any) error {
 				if err := decode(message); err != nil {
@@ -139,9 +141,7 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, implementation any) {
 				if err == nil {
 					return nil
 				}
-				// No interceptor sees this error.
-				st, _ := toStatus(err)
-				return st.Err()
+				return r.outward(fullMethod, err) // No interceptor sees this error.
 			}, interceptor)
 		}
 	}

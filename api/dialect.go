@@ -56,12 +56,23 @@ type Host struct{ server *Server }
 // StoreHeader names the store that a call of a dialect is about, in its metadata.
 const StoreHeader = "pemba-store"
 
+// headerKey is the key of the metadata of a dialect's call in its context.
+type headerKey struct{}
+
+// Header returns what the metadata of a dialect's call has under a key, which is in
+// lower case; nil for nothing. It must not be changed. The function of gRPC compares a
+// key that is not there with each that is, and most keys of a dialect are not there.
+func Header(ctx context.Context, key string) []string {
+	header, _ := ctx.Value(headerKey{}).(metadata.MD)
+	return header[key]
+}
+
 // Store returns the store that a call is about: the one named by StoreHeader;
 // without one, the only store that the caller's key is bound to; else the default
 // store. It counts the call against the rates.
 func (h *Host) Store(ctx context.Context) (graph.StoreInfo, error) {
 	name := ""
-	switch values := metadata.ValueFromIncomingContext(ctx, StoreHeader); len(values) {
+	switch values := Header(ctx, StoreHeader); len(values) {
 	case 0:
 	case 1:
 		if name = values[0]; name == "" {
@@ -70,13 +81,15 @@ func (h *Host) Store(ctx context.Context) (graph.StoreInfo, error) {
 	default:
 		return graph.StoreInfo{}, malformed(StoreHeader, "it is given %d times; once is allowed", len(values))
 	}
-	if who := callerOf(ctx); name == "" && !who.operator && len(who.stores) == 1 {
-		for only := range who.stores {
-			name = only
+	if name == "" {
+		who := callerOf(ctx)
+		if !who.operator && len(who.stores) == 1 {
+			for only := range who.stores {
+				name = only
+			}
+		} else if !who.maySee(who.storeName("")) {
+			return graph.StoreInfo{}, storeNotNamed(who, "metadata "+StoreHeader)
 		}
-	}
-	if who := callerOf(ctx); name == "" && !who.maySee(who.storeName("")) {
-		return graph.StoreInfo{}, storeNotNamed(who, "metadata "+StoreHeader)
 	}
 	store, err := h.server.store(ctx, name)
 	if err != nil {
@@ -276,12 +289,15 @@ func QuestionContext(field string, p *structpb.Struct, bytesMax int) (schema.Con
 		return nil, nil
 	}
 	v := structReader{bytesMax: bytesMax}
-	m, err := v.object(field, p, 1)
-	return schema.Context(m), err
+	m, err := v.object(p, 1)
+	if err != nil {
+		return nil, within(field, err)
+	}
+	return schema.Context(m), nil
 }
 
-// TupleContext converts the context that a tuple carries to its canonical form,
-// of at most bytesMax bytes.
+// TupleContext converts the context that a tuple carries, or the metadata of a
+// change, to its canonical form, of at most bytesMax bytes.
 func TupleContext(field string, p *structpb.Struct, bytesMax int) ([]byte, error) {
 	return toJSON(field, p, bytesMax, "")
 }
@@ -342,7 +358,7 @@ func FeedChanges[M proto.Message](host *Host, stream grpc.ServerStream, store gr
 func EachTuple(ctx context.Context, snapshot *engine.Snapshot, filter graph.Filter, position []byte,
 	f func(t graph.Tuple, position func() []byte) (more bool, err error),
 ) error {
-	return eachTuple(ctx, snapshot, snapshot.Graph().Read, filter, position, f)
+	return eachTupleFrom(ctx, snapshot, snapshot.Graph().Read, filter, position, f)
 }
 
 // EachTupleSorted is EachTuple in the order of graph.Snapshot.ReadSorted: by type,
@@ -350,11 +366,10 @@ func EachTuple(ctx context.Context, snapshot *engine.Snapshot, filter graph.Filt
 func EachTupleSorted(ctx context.Context, snapshot *engine.Snapshot, filter graph.Filter, position []byte,
 	f func(t graph.Tuple, position func() []byte) (more bool, err error),
 ) error {
-	return eachTuple(ctx, snapshot, snapshot.Graph().ReadSorted, filter, position, f)
+	return eachTupleFrom(ctx, snapshot, snapshot.Graph().ReadSorted, filter, position, f)
 }
 
-func eachTuple(ctx context.Context, snapshot *engine.Snapshot,
-	read func(f graph.Filter, after []byte, limit int) ([]graph.Tuple, []byte, error), filter graph.Filter, position []byte,
+func eachTupleFrom(ctx context.Context, snapshot *engine.Snapshot, read tupleReader, filter graph.Filter, position []byte,
 	f func(t graph.Tuple, position func() []byte) (more bool, err error),
 ) error {
 	at := tuplePosition{}
@@ -364,28 +379,49 @@ func eachTuple(ctx context.Context, snapshot *engine.Snapshot,
 			return graph.ErrInvalidPosition
 		}
 	}
-	// A filter that matches little may look at much before it finds it.
-	snapshot.Graph().Guard(func(int) error { return ctx.Err() })
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		page, next, err := read(filter, at.after, pageTuples)
-		if err != nil {
-			return err
-		}
-		for at.skip < len(page) {
-			t := page[at.skip]
-			at.skip++
-			if more, err := f(t, at.append); err != nil || !more {
-				return err
-			}
-		}
-		if next == nil {
-			return nil
-		}
-		at = tuplePosition{after: next}
+	return eachTuple(ctx, snapshot, read, filter, at, f)
+}
+
+// FilterArguments is a filter as arguments of a cursor: what decides the results of
+// reading tuples.
+func FilterArguments(f graph.Filter) []string {
+	relation := "any"
+	if f.SubjectRelation != nil {
+		relation = "=" + *f.SubjectRelation
 	}
+	return []string{f.ObjectType, f.ObjectID, f.ObjectIDPrefix, f.Relation, f.SubjectType, f.SubjectID, relation}
+}
+
+// A Pager gathers messages into pages, and puts each out that is full. It is for one
+// goroutine.
+type Pager[M proto.Message] struct {
+	// Most is how many messages a page has at most; one that has BytesMax bytes or
+	// more is full too.
+	Most, BytesMax int
+	// Put takes a page, which is never empty, and is not used again.
+	Put func(page []M) error
+
+	page  []M
+	bytes int
+}
+
+// Add adds a message, and returns the error of Put when the page is full.
+func (p *Pager[M]) Add(m M) error {
+	p.page = append(p.page, m)
+	if p.bytes += proto.Size(m); len(p.page) == p.Most || p.bytes >= p.BytesMax {
+		return p.Flush()
+	}
+	return nil
+}
+
+// Flush puts out what is there, if there is anything.
+func (p *Pager[M]) Flush() error {
+	if len(p.page) == 0 {
+		return nil
+	}
+	full := p.page
+	p.page, p.bytes = nil, 0
+	return p.Put(full)
 }
 
 // StatusOf returns what pemba.v1 says of an error of one item of a bulk call.

@@ -17,17 +17,35 @@ import (
 	"github.com/pembadb/pemba/graph"
 )
 
+// patience bounds what should happen at once. Only failures take as long: the
+// machine may be slow and busy with other things.
+const patience = time.Minute
+
 // testNode opens a real node on a directory of the test's own.
 func testNode(t testing.TB) *cluster.Node {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	return openNode(t, cluster.Config{DataDir: t.TempDir()})
+}
+
+// memoryNode opens a real node in memory, where a change waits for no disk.
+func memoryNode(t testing.TB) *cluster.Node {
+	t.Helper()
+	return openNode(t, cluster.Config{InMemory: true})
+}
+
+// openNode opens a node, which ends with the test.
+func openNode(t testing.TB, c cluster.Config) *cluster.Node {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	node, err := cluster.Open(ctx, cluster.Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	c.Logger = slog.New(slog.DiscardHandler)
+	c.Log.BallastBytes = -1 // It would take far more of the disk than a test writes.
+	node, err := cluster.Open(ctx, c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := node.Close(ctx); err != nil {
 			t.Error(err)
@@ -97,10 +115,10 @@ func dial(t testing.TB, s *Server, options ...grpc.DialOption) *testClient {
 	}
 }
 
-// testContext bounds one test.
+// testContext bounds one test, which may wait for several things.
 func testContext(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -53,6 +53,7 @@ func TestFeedStuck(t *testing.T) {
 						if err := put(i); err != nil {
 							return err
 						}
+						<-stuck // The stall begins no sooner than the first send.
 					}
 					return nil
 				}, func(int) error { sends.Add(1); close(stuck); <-release; return errors.New("gone") })
@@ -63,7 +64,7 @@ func TestFeedStuck(t *testing.T) {
 				if canceled && !errors.Is(err, context.Canceled) || !canceled && (!errors.As(err, &e) || e.reason != "CLIENT_STALLED") {
 					t.Errorf("%d results, canceled %t: %v", results, canceled, err)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(patience):
 				t.Fatalf("%d results, canceled %t: feed is stuck", results, canceled)
 			}
 			cancel()
@@ -324,8 +325,17 @@ func TestStalledHTTP(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// What nobody reads of the watch would stall it as well.
+	var beats atomic.Int64
+	ended := make(chan string, 1)
 	watch := post(t, s, "watch", "{}")
-	beats := bufio.NewScanner(watch)
+	go func() {
+		lines := bufio.NewScanner(watch)
+		for lines.Scan() && strings.Contains(lines.Text(), "heartbeat") {
+			beats.Add(1)
+		}
+		ended <- fmt.Sprintf("%q, %v", lines.Text(), lines.Err())
+	}()
 	for range stalledStreamsMax + 1 {
 		post(t, s, "export-tuples", "{}")
 	}
@@ -335,11 +345,15 @@ func TestStalledHTTP(t *testing.T) {
 			t.Error("a stream came to its end")
 		}
 	}
-	for range 5 {
-		if !beats.Scan() || !strings.Contains(beats.Text(), "heartbeat") {
-			t.Fatalf("the watch beside them ends with %q, %v", beats.Text(), beats.Err())
+	before := beats.Load()
+	eventually(t, "the watch beside them goes on", func() bool {
+		select {
+		case with := <-ended:
+			t.Fatalf("the watch beside them ends with %s", with)
+		default:
 		}
-	}
+		return beats.Load() > before+5
+	})
 }
 
 // post asks over an HTTP connection of its own, which holds little, and returns
@@ -351,7 +365,7 @@ func post(t *testing.T, s *Server, path, body string) io.Reader {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() }) // The server may have closed it.
-	if err := errors.Join(conn.(*net.TCPConn).SetReadBuffer(64<<10), conn.SetDeadline(time.Now().Add(20*time.Second))); err != nil {
+	if err := errors.Join(conn.(*net.TCPConn).SetReadBuffer(64<<10), conn.SetDeadline(time.Now().Add(3*patience))); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := fmt.Fprintf(conn, "POST /pemba/v1/%s HTTP/1.1\r\nHost: pemba\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body); err != nil {

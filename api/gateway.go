@@ -313,15 +313,21 @@ func (s *Server) refusePath(w http.ResponseWriter, r *http.Request) {
 		code: codes.NotFound, reason: "UNKNOWN_PATH",
 		message: fmt.Sprintf("there is no path %q; %s lists those of the protocol", r.URL.Path, openAPIPath),
 	}
-	if name, below := strings.CutPrefix(r.URL.Path, httpPrefix); below {
-		var names []string
-		for path := range s.gateway.streaming {
-			names = append(names, strings.TrimPrefix(path, httpPrefix))
+	var names []string
+	for path := range s.gateway.streaming {
+		names = append(names, strings.TrimPrefix(path, httpPrefix))
+	}
+	name, below := strings.CutPrefix(r.URL.Path, httpPrefix)
+	near := schema.Nearest(name, names)
+	if !below {
+		// The name of a call may be right, and what stands before it be missing.
+		if near = name[strings.LastIndexByte(name, '/')+1:]; !slices.Contains(names, near) {
+			near = ""
 		}
-		if near := schema.Nearest(name, names); near != "" {
-			e.message += fmt.Sprintf("; did you mean %q?", httpPrefix+near)
-			e.metadata = map[string]string{"suggestion": httpPrefix + near}
-		}
+	}
+	if near != "" {
+		e.message += fmt.Sprintf("; did you mean %q?", httpPrefix+near)
+		e.metadata = map[string]string{"suggestion": httpPrefix + near}
 	}
 	s.writeStatus(w, e, 0)
 }
@@ -385,12 +391,13 @@ func withReason(err error) *status.Status {
 			return st
 		}
 	}
-	reason := "GRPC"
+	reason, message := "GRPC", st.Message()
 	switch st.Code() {
 	case codes.InvalidArgument:
 		reason = "MALFORMED"
 	case codes.DeadlineExceeded:
-		reason = "DEADLINE_EXCEEDED"
+		// What gRPC says of it is of contexts and frames.
+		reason, message = "DEADLINE_EXCEEDED", "the deadline of the call has passed"
 	case codes.Canceled:
 		reason = "CANCELED"
 	case codes.ResourceExhausted:
@@ -398,7 +405,7 @@ func withReason(err error) *status.Status {
 	case codes.Unavailable:
 		reason = "SHUTTING_DOWN"
 	}
-	return newStatus(st.Code(), reason, "", st.Message(), nil)
+	return newStatus(st.Code(), reason, "", message, nil)
 }
 
 // ndjson is one JSON object a line.

@@ -259,6 +259,14 @@ func TestHTTPErrors(t *testing.T) {
 	if _, reason := httpError(t, "a misspelt path", a.body); reason != "UNKNOWN_PATH" || !strings.Contains(strings.ReplaceAll(a.body, `": `, `":`), `"suggestion":"/pemba/v1/check"`) {
 		t.Errorf("a misspelt path: %s", a.body)
 	}
+	a = send(t, "POST", httpURL(s, "/v1/check"), "{}")
+	if _, reason := httpError(t, "a path without its beginning", a.body); reason != "UNKNOWN_PATH" || !strings.Contains(strings.ReplaceAll(a.body, `": `, `":`), `"suggestion":"/pemba/v1/check"`) {
+		t.Errorf("a path without its beginning: %s", a.body)
+	}
+	a = send(t, "POST", httpURL(s, "/pemba/v1/count-tuples"), "{}", "Authorization", "Bearer k", "Grpc-Timeout", "1n")
+	if _, reason := httpError(t, "a deadline", a.body); reason != "DEADLINE_EXCEEDED" || !strings.Contains(a.body, "the deadline of the call has passed") {
+		t.Errorf("a deadline: %s", a.body)
+	}
 	// The document tells nothing of what is stored; strangers may read it.
 	if a := send(t, "GET", httpURL(s, openAPIPath), "", "Authorization", ""); a.status != 200 {
 		t.Errorf("the document: %d", a.status)
@@ -311,14 +319,18 @@ func TestHTTPCancel(t *testing.T) {
 		}
 		done <- err
 	}()
-	<-entered
+	select {
+	case <-entered:
+	case err := <-done:
+		t.Fatalf("the call did not come to the node: %v", err)
+	}
 	cancel()
 	select {
 	case cause := <-left:
 		if !errors.Is(cause, context.Canceled) {
 			t.Errorf("the call ended by %v", cause)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the call goes on without its caller")
 	}
 	if err := <-done; err == nil {
@@ -390,7 +402,7 @@ func TestHTTPPanic(t *testing.T) {
 // FuzzHTTP: no body of any content gets anything but JSON back, and none is a
 // fault of the server.
 func FuzzHTTP(f *testing.F) {
-	node := testNode(f)
+	node := memoryNode(f)
 	s := testServer(f, Config{Node: node})
 	paths := make([]string, 0, len(s.gateway.streaming))
 	for path := range s.gateway.streaming {

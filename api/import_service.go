@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
@@ -57,6 +58,8 @@ type importStream struct {
 	begun bool
 	// staged is the staged change after its last step.
 	staged graph.StageInfo
+	// mayBeStaged says that a chunk was staged, or that nobody knows whether one was.
+	mayBeStaged bool
 
 	// What the batches came to; written counts them.
 	written uint32
@@ -115,11 +118,62 @@ func newImport(s *Server, store graph.StoreInfo) *importStream {
 	return x
 }
 
+// namelessMark begins the ids of imports that nobody can come back to. Others are
+// hashes, of which none will.
+const namelessMark = "nameless"
+
 // newStageID returns an id that nobody knows.
 func newStageID() (id graph.StageID) {
+	copy(id[:], namelessMark)
 	// crypto/rand never fails: it ends the process instead.
-	_, _ = rand.Read(id[:])
+	_, _ = rand.Read(id[len(namelessMark):])
 	return id
+}
+
+func isNameless(id graph.StageID) bool { return strings.HasPrefix(string(id[:]), namelessMark) }
+
+// LeftBehindAfter is after what time without a step an import that nobody can come
+// back to is taken for left behind, by a server that was killed or could not write:
+// then it makes room for another. Its stream may still be there, with a client that
+// sends nothing for so long, and then fails.
+const LeftBehindAfter = 10 * time.Minute
+
+// dropLeftBehind forgets the imports of a store that were left behind, and reports
+// whether there was one.
+func (s *Server) dropLeftBehind(ctx context.Context, store graph.StoreInfo) (dropped bool, err error) {
+	stages, err := s.node.Stages(store.ID)
+	if err != nil {
+		return false, ofStore(store, err)
+	}
+	before := graph.InstantOf(time.Now().Add(-LeftBehindAfter))
+	for i := range stages {
+		if !isNameless(stages[i].ID) || stages[i].Touched > before {
+			continue
+		}
+		one, err := s.dropStage(ctx, store, stages[i].ID)
+		if err != nil {
+			return false, err
+		}
+		dropped = dropped || one
+	}
+	return dropped, nil
+}
+
+// dropStage forgets a staged change, unless there is none under the id, or no more.
+func (s *Server) dropStage(ctx context.Context, store graph.StoreInfo, id graph.StageID) (dropped bool, err error) {
+	_, err = s.change(ctx, store, &graph.Mutation{Stage: &graph.Stage{Operation: graph.StageDrop, ID: id}})
+	var refusal *engine.Refusal
+	if errors.As(err, &refusal) && refusal.Reason == engine.StageUnknown {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// isStagesFull reports whether a chunk was refused because the store has as many
+// imports as it may have.
+func isStagesFull(err error) bool {
+	var refusal *engine.Refusal
+	return errors.As(err, &refusal) && refusal.Reason == engine.StageTooLarge && refusal.Field == ""
 }
 
 // begin judges the header.
@@ -281,6 +335,16 @@ func (x *importStream) stage(ctx context.Context, number uint32, updates []graph
 	}
 	m := graph.Mutation{Updates: updates, Stage: &graph.Stage{Operation: graph.StageUpdates, ID: x.id, Chunk: number}}
 	result, err := x.server.change(ctx, x.store, &m)
+	if isStagesFull(err) {
+		room, failed := x.server.dropLeftBehind(ctx, x.store)
+		if failed != nil {
+			return failed
+		}
+		if room {
+			result, err = x.server.change(ctx, x.store, &m)
+		}
+	}
+	x.mayBeStaged = x.mayBeStaged || err == nil || errors.Is(err, cluster.ErrOutcomeUnknown)
 	if err != nil {
 		return err
 	}
@@ -364,7 +428,8 @@ func (x *importStream) translated(err error) error {
 	case engine.StageTooLarge:
 		if r.Field == "" { // It is not about what is sent.
 			r.Message = fmt.Sprintf("the store has %d imports that were not committed, and no more are allowed; commit one of them, or forget it with AbortImport, or all with its field all "+
-				"(pemba tuple import --abort --all); they are forgotten %d hours after their last chunk", graph.StagesMax, graph.StageLifetime/3600e6)
+				"(pemba tuple import --abort --all); they are forgotten %d hours after their last chunk, and those without an import_id make room %d minutes after it",
+				graph.StagesMax, graph.StageLifetime/3600e6, int(LeftBehindAfter.Minutes()))
 			r.Metadata = map[string]string{"limit": strconv.Itoa(graph.StagesMax)}
 		}
 	case engine.StageStale:
@@ -459,7 +524,7 @@ const forgetTimeout = 2 * time.Second
 // the call's own context has ended, but not while the server stops, which waits
 // for it.
 func (x *importStream) forget() {
-	if !x.atomic || x.header.GetImportId() != "" || x.staged.Chunks == 0 {
+	if !x.atomic || x.header.GetImportId() != "" || !x.mayBeStaged {
 		return
 	}
 	select {
@@ -551,7 +616,7 @@ func (s *tupleService) AbortImport(ctx context.Context, r *pembav1.AbortImportRe
 	if err != nil {
 		return nil, err
 	}
-	dropped, err := s.drop(ctx, store, id)
+	dropped, err := s.server.dropStage(ctx, store, id)
 	if err != nil {
 		return nil, err
 	}
@@ -573,7 +638,7 @@ func (s *tupleService) abortAll(ctx context.Context, store graph.StoreInfo, r *p
 	}
 	response := &pembav1.AbortImportResponse{}
 	for i := range stages {
-		dropped, err := s.drop(ctx, store, stages[i].ID)
+		dropped, err := s.server.dropStage(ctx, store, stages[i].ID)
 		if err != nil {
 			return nil, err
 		}
@@ -582,14 +647,4 @@ func (s *tupleService) abortAll(ctx context.Context, store graph.StoreInfo, r *p
 		}
 	}
 	return response, nil
-}
-
-// drop forgets a staged change, unless there is none under the id, or no more.
-func (s *tupleService) drop(ctx context.Context, store graph.StoreInfo, id graph.StageID) (dropped bool, err error) {
-	_, err = s.server.change(ctx, store, &graph.Mutation{Stage: &graph.Stage{Operation: graph.StageDrop, ID: id}})
-	var refusal *engine.Refusal
-	if errors.As(err, &refusal) && refusal.Reason == engine.StageUnknown {
-		return false, nil
-	}
-	return err == nil, err
 }

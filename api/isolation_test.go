@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -155,7 +154,7 @@ func newTwoStores(t testing.TB) *twoStores {
 	if err := os.WriteFile(keys, []byte("bound store alpha\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	x := &twoStores{server: testServer(t, Config{Keys: []string{"operator"}, KeyFile: keys}), cursors: make(map[string]string)}
+	x := &twoStores{server: testServer(t, Config{Node: memoryNode(t), Keys: []string{"operator"}, KeyFile: keys}), cursors: make(map[string]string)}
 	x.client = dial(t, x.server)
 	ctx := as(context.Background(), "operator") // A fuzzer renews alpha for as long as it runs.
 	tuple := func(doc, user string) *pembav1.Tuple {
@@ -293,7 +292,7 @@ func (x *twoStores) ask(t testing.TB, m protoreflect.MethodDescriptor, r protore
 	if m.Name() == "Watch" {
 		take = 1
 	}
-	ctx, cancel := context.WithTimeout(as(context.Background(), "bound"), 10*time.Second)
+	ctx, cancel := context.WithTimeout(as(context.Background(), "bound"), patience)
 	defer cancel()
 	messages, err := invoke(ctx, x.client.conn, m, take, r.Interface())
 	var b strings.Builder

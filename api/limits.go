@@ -224,13 +224,18 @@ func (l Limits) budget() engine.Budget {
 // FitsAnswer refuses an answer that is larger than AnswerBytes; instead says what to
 // ask for instead.
 func (l *Limits) FitsAnswer(answer proto.Message, instead string) error {
-	got := proto.Size(answer)
+	return l.FitsAnswerBytes(proto.Size(answer), instead)
+}
+
+// FitsAnswerBytes is FitsAnswer for an answer that has so many bytes so far: one that
+// is made in parts is refused before it is all there.
+func (l *Limits) FitsAnswerBytes(got int, instead string) error {
 	if got <= l.AnswerBytes {
 		return nil
 	}
 	return &requestError{
 		code: codes.ResourceExhausted, reason: "ANSWER_TOO_LARGE",
-		message:  fmt.Sprintf("the answer has %d bytes, and %d are allowed: %s, or raise --limit-answer-bytes of the server and what the client takes", got, l.AnswerBytes, instead),
+		message:  fmt.Sprintf("the answer has %d bytes or more, and %d are allowed: %s, or raise --limit-answer-bytes of the server and what the client takes", got, l.AnswerBytes, instead),
 		metadata: map[string]string{"limit": strconv.Itoa(l.AnswerBytes)},
 	}
 }

@@ -138,7 +138,7 @@ func (s *permissionService) Expand(ctx context.Context, r *pembav1.ExpandRequest
 		return nil, err
 	}
 	response := &pembav1.ExpandResponse{Tree: tree, ExpandedAt: s.server.zookie(snapshot).proto()}
-	return response, s.server.limits.FitsAnswer(response, "read the tuples, or look the subjects up, which come one by one and in pages, or expand what is further down")
+	return response, s.server.limits.FitsAnswer(response, "read the tuples, or look the subjects up, which come one by one and in pages, all but the exclusions of a wildcard, or expand what is further down")
 }
 
 func (s *permissionService) LookupResources(r *pembav1.LookupResourcesRequest, stream grpc.ServerStreamingServer[pembav1.LookupResourcesResponse]) error {
@@ -196,11 +196,26 @@ func (s *permissionService) LookupSubjects(r *pembav1.LookupSubjectsRequest, str
 		defer l.snapshot.Close()
 		lookedUpAt := l.at.proto()
 		return l.snapshot.LookupSubjects(ctx, q, func(found engine.FoundSubject) error {
-			return put(&pembav1.LookupSubjectsResponse{
+			const instead = "ask with CheckBulk about the subjects that matter, or with CountSubjects how many there are"
+			limits, bytes := &s.server.limits, 0
+			for i := range found.Excluded {
+				bytes += len(found.Excluded[i].Subject.ID)
+			}
+			if err := limits.FitsAnswerBytes(bytes, instead); err != nil {
+				return err
+			}
+			result := &pembav1.LookupSubjectsResponse{
 				Subject: SubjectMessage(found.Subject), Decision: fromDecision(found.Decision), Missing: found.Missing,
 				Excluded: fromExcluded(found.Excluded), LookedUpAt: lookedUpAt,
 				Cursor: l.cursor(found.Position),
-			})
+			}
+			// A wildcard has all its exclusions in one message.
+			if len(found.Excluded) > 0 {
+				if err := limits.FitsAnswer(result, instead); err != nil {
+					return err
+				}
+			}
+			return put(result)
 		})
 	}
 	return feed(ctx, s.server.limits.StreamStall, sendAheadResults, produce, stream.Send)

@@ -23,17 +23,18 @@ func testRates(perKey int) *rates {
 }
 
 // spend calls until it is refused, at most so many times, and returns how many
-// calls passed and the refusal.
-func spend(r *rates, c caller, store graph.StoreInfo, most int) (passed int, refusal *requestError) {
+// calls passed, how long that took and the refusal.
+func spend(r *rates, c caller, store graph.StoreInfo, most int) (passed int, took time.Duration, refusal *requestError) {
+	begin := time.Now()
 	for ; passed < most; passed++ {
 		if err := r.allow(c, store); err != nil {
 			if !errors.As(err, &refusal) {
 				panic(err)
 			}
-			return passed, refusal
+			break
 		}
 	}
-	return passed, nil
+	return passed, time.Since(begin), refusal
 }
 
 // TestRates: keys and stores have buckets of their own, which fill again.
@@ -41,29 +42,31 @@ func TestRates(t *testing.T) {
 	free := graph.StoreInfo{ID: 1, Name: "free"}
 	bound := graph.StoreInfo{ID: 2, Name: "bound", Settings: graph.StoreSettings{CallsPerSecond: 5}}
 	first, second := caller{digest: keyDigest{1}}, caller{digest: keyDigest{2}}
-	if n, refusal := spend(testRates(0), first, free, 1000); refusal != nil {
+	if n, _, refusal := spend(testRates(0), first, free, 1000); refusal != nil {
 		t.Errorf("without limits: %d calls, then %v", n, refusal)
 	}
-	// A bucket may fill by a call or two while the test runs.
-	near := func(n, want int) bool { return n >= want && n <= want+2 }
+	// A bucket fills while it is spent, the more so where that takes long.
+	bucket := func(n, perSecond int, took time.Duration) bool {
+		return n >= perSecond && float64(n) <= float64(perSecond)*(1+took.Seconds())+1
+	}
 	r := testRates(100)
-	n, refusal := spend(r, first, free, 1000)
-	if refusal == nil || n < 100 || n > 150 {
-		t.Fatalf("a key: %d calls, then %v", n, refusal)
+	n, took, refusal := spend(r, first, free, 1_000_000)
+	if refusal == nil || !bucket(n, 100, took) {
+		t.Fatalf("a key: %d calls in %v, then %v", n, took, refusal)
 	}
 	if refusal.code != codes.ResourceExhausted || refusal.reason != "RATE_LIMITED" || refusal.metadata["limited"] != "key" ||
 		refusal.metadata["limit"] != "100" || refusal.retry < time.Millisecond || refusal.retry > 20*time.Millisecond {
 		t.Errorf("the refusal: %+v", refusal)
 	}
-	if n, refusal := spend(r, second, bound, 1000); !near(n, 5) || refusal == nil || refusal.metadata["store"] != "bound" {
-		t.Errorf("a store: %d calls, then %v", n, refusal)
+	if n, took, refusal := spend(r, second, bound, 1000); !bucket(n, 5, took) || refusal == nil || refusal.metadata["store"] != "bound" {
+		t.Errorf("a store: %d calls in %v, then %v", n, took, refusal)
 	}
 	if err := r.allow(second, free); err != nil {
 		t.Errorf("another key, another store: %v", err)
 	}
 	// What the refusal says is enough.
 	r = testRates(0)
-	if _, refusal = spend(r, first, bound, 1000); refusal == nil {
+	if _, _, refusal = spend(r, first, bound, 1000); refusal == nil {
 		t.Fatal("no refusal")
 	}
 	time.Sleep(refusal.retry)
@@ -76,8 +79,8 @@ func TestRates(t *testing.T) {
 		t.Errorf("a limit that was lifted: %v", err)
 	}
 	bound.Settings.CallsPerSecond = 1
-	if n, refusal := spend(r, first, bound, 10); refusal == nil || n > 1 {
-		t.Errorf("a lower limit: %d calls, then %v", n, refusal)
+	if n, took, refusal := spend(r, first, bound, 1000); refusal == nil || float64(n) > 1+took.Seconds() {
+		t.Errorf("a lower limit: %d calls in %v, then %v", n, took, refusal)
 	}
 }
 
@@ -101,7 +104,7 @@ func TestRatesBounded(t *testing.T) {
 func TestRateLimited(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "keys")
 	writeFile(t, file, []byte("one\ntwo\n"))
-	s := testServer(t, Config{KeyFile: file, Limits: Limits{CallsPerSecond: 3}})
+	s := testServer(t, Config{KeyFile: file, Limits: Limits{CallsPerSecond: 1}})
 	c := dial(t, s)
 	ask := func(key string) error {
 		_, err := c.CountTuples(metadata.AppendToOutgoingContext(testContext(t), "authorization", "Bearer "+key), &pembav1.CountTuplesRequest{})
@@ -111,7 +114,8 @@ func TestRateLimited(t *testing.T) {
 		expectStatus(t, "a wrong key", ask("wrong"), codes.Unauthenticated, "KEY_INVALID")
 	}
 	var err error
-	for i := 0; i < 20 && status.Code(err) != codes.ResourceExhausted; i++ {
+	// A call may take longer than the bucket to fill, but not each of them.
+	for end := time.Now().Add(patience); status.Code(err) != codes.ResourceExhausted && time.Now().Before(end); {
 		err = ask("one")
 	}
 	expectStatus(t, "the key", err, codes.ResourceExhausted, "RATE_LIMITED")
@@ -128,7 +132,7 @@ func TestRateLimited(t *testing.T) {
 		t.Errorf("another key: %v", err)
 	}
 	var a httpAnswer
-	for i := 0; i < 20 && a.status != http.StatusTooManyRequests; i++ {
+	for end := time.Now().Add(patience); a.status != http.StatusTooManyRequests && time.Now().Before(end); {
 		a = send(t, "POST", httpURL(s, "/pemba/v1/count-tuples"), "{}", "Authorization", "Bearer one")
 	}
 	if _, reason := httpError(t, "over HTTP", a.body); reason != "RATE_LIMITED" || a.header.Get("Retry-After") != "1" {

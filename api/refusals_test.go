@@ -30,7 +30,7 @@ func TestHTTPSilence(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
 		body := `{"header": ` + header + `}` + "\n" + `{"tup`
@@ -65,7 +65,7 @@ func TestHTTPSilence(t *testing.T) {
 // answered at once with the reason, though its client sends no second one and
 // does not end its body. The stall is longer than the test waits.
 func TestHTTPEarlyError(t *testing.T) {
-	s := testServer(t, Config{})
+	s := testServer(t, Config{Limits: Limits{StreamStall: time.Hour}})
 	writeDocs(t, dial(t, s), 1)
 	tuple := func(relation string) string {
 		return `[{"object": {"type": "doc", "id": "a"}, "relation": "` + relation + `", "subject": {"object": {"type": "user", "id": "anne"}}}]`
@@ -91,7 +91,7 @@ func TestHTTPEarlyError(t *testing.T) {
 					t.Error(err)
 				}
 			}()
-			if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 				t.Fatal(err)
 			}
 			header, body := "Content-Length: 100000\r\n", x.body
@@ -306,7 +306,7 @@ func TestReadChangesAhead(t *testing.T) {
 // once, and its connection closed, though its client neither ends the body nor hangs
 // up. The stall is longer than the test waits.
 func TestHTTPBrokenBody(t *testing.T) {
-	s := testServer(t, Config{Limits: Limits{RequestBytes: 1000}})
+	s := testServer(t, Config{Limits: Limits{RequestBytes: 1000, StreamStall: time.Hour}})
 	writeDocs(t, dial(t, s), 1)
 	for what, body := range map[string]string{
 		"no JSON":               `{"header": {}}` + "\n" + `{"tuples": nothing}`,
@@ -319,7 +319,7 @@ func TestHTTPBrokenBody(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := conn.SetDeadline(time.Now().Add(8 * time.Second)); err != nil {
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := fmt.Fprintf(conn, "POST /pemba/v1/import-tuples HTTP/1.1\r\nHost: pemba\r\nContent-Type: application/x-ndjson\r\nContent-Length: 100000\r\n\r\n%s", body); err != nil {

@@ -326,12 +326,13 @@ func (s *schemaService) DiffSchema(ctx context.Context, r *pembav1.DiffSchemaReq
 	}, nil
 }
 
-// compile compiles a schema of a request.
+// compile compiles a schema of a request that is not written, so that it may be one
+// that was read from a store.
 func (s *schemaService) compile(field, text string) (*schema.Schema, error) {
 	if err := s.server.limits.checkSchema(field, text); err != nil {
 		return nil, err
 	}
-	return engine.CompileSchema(field, text)
+	return engine.CompileForgiving(field, text)
 }
 
 // schemaAt returns the schema that a store had at a zookie, or the newest one
@@ -355,7 +356,7 @@ func (s *schemaService) schemaAt(ctx context.Context, store graph.StoreInfo, fie
 		if err != nil {
 			return nil, err
 		}
-		return engine.CompileSchema(field, version.Text)
+		return engine.CompileStored(version.Text)
 	}
 	defer snapshot.Close()
 	compiled, _, err := snapshot.Schema()

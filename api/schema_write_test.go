@@ -107,7 +107,7 @@ func TestSchemaTurnIsOfItsStore(t *testing.T) {
 		stores = append(stores, store)
 	}
 	_, err := host.WriteSchema(ctx, stores[0], "definition first {}", func(*engine.Snapshot) error {
-		short, cancel := context.WithTimeout(ctx, 10*time.Second)
+		short, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		_, err := host.WriteSchema(short, stores[1], "definition second {}", func(*engine.Snapshot) error { return nil })
 		return err

@@ -207,7 +207,7 @@ func validateAddr(addr string, others bool) error {
 	}
 	for _, ip := range ips {
 		if !ip.IsLoopback() {
-			return fmt.Errorf("%q can be reached from other machines and no key is configured; configure a key, or use a loopback address such as 127.0.0.1", addr)
+			return fmt.Errorf("%q can be reached from other machines and no key is configured; configure a key (--key-file or PEMBA_SERVE_KEY), or use a loopback address such as 127.0.0.1", addr)
 		}
 	}
 	return nil
@@ -255,6 +255,9 @@ type Server struct {
 	// schemaTurns are the turns of those who write schemas.
 	schemaTurns storeTurns
 
+	// drainPatience is how long Close lets idle HTTP connections end by themselves.
+	drainPatience time.Duration
+
 	// stopping is closed when Close begins.
 	stopping  chan struct{}
 	closeOnce sync.Once
@@ -273,6 +276,7 @@ func Listen(c Config) (*Server, error) {
 	s := &Server{
 		node: c.Node, clusterID: c.Node.ClusterID(), limits: c.Limits.withDefaults(),
 		logger: c.Logger, onFault: c.OnFault, makingStore: make(chan struct{}, 1), stopping: make(chan struct{}),
+		drainPatience: drainPatience,
 	}
 	if s.logger == nil {
 		s.logger = slog.Default()
@@ -456,7 +460,7 @@ func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
 		grpc.UnknownServiceHandler(refuseUnknown))
 	options = append(options, s.tracer.serverOptions()...)
 	g := grpc.NewServer(append(options, more...)...)
-	r := registrar{g, s.limits.RequestBytes}
+	r := registrar{g, s.limits.RequestBytes, s.outward}
 	pembav1.RegisterStoreServiceServer(r, &storeService{server: s})
 	pembav1.RegisterSchemaServiceServer(r, &schemaService{server: s})
 	pembav1.RegisterTupleServiceServer(r, &tupleService{server: s})
@@ -619,7 +623,7 @@ func (s *Server) close(ctx context.Context) error {
 // that is just then on its way would be lost; answers given meanwhile say that
 // they are the last of their connection.
 func (s *Server) drain(ctx context.Context) {
-	patience := drainPatience
+	patience := s.drainPatience
 	if deadline, ok := ctx.Deadline(); ok {
 		patience = min(patience, time.Until(deadline)/2)
 	}

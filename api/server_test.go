@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -454,26 +455,26 @@ func TestStall(t *testing.T) {
 		}
 		return int64(m.Snapshots)
 	}
-	deadline := time.Now().Add(5 * time.Second)
-	for snapshots() > 0 && time.Now().Before(deadline) {
-		time.Sleep(10 * time.Millisecond)
-	}
-	if n := snapshots(); n != 0 {
-		t.Fatalf("%d snapshots are held", n)
-	}
+	eventually(t, "the state is let go", func() bool { return snapshots() == 0 })
 	var err error
 	n := 1
 	for ; err == nil; n++ {
 		_, err = stream.Recv()
 	}
 	expectStatus(t, fmt.Sprintf("after %d results", n), err, codes.ResourceExhausted, "CLIENT_STALLED")
+	if !strings.Contains(status.Convert(err).Message(), "taken for 100ms") {
+		t.Errorf("it had another time: %v", err)
+	}
 }
 
 // TestCloseWithOpenStreams: closing waits for open calls as long as it is told
 // and no longer, and loses no write that was acknowledged.
 func TestCloseWithOpenStreams(t *testing.T) {
 	node := testNode(t)
-	config := Config{Node: node, GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)}
+	config := Config{
+		Node: node, GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler),
+		Limits: Limits{StreamStall: time.Hour}, // Nothing but closing ends a stream.
+	}
 	s, err := Listen(config)
 	if err != nil {
 		t.Fatal(err)
@@ -492,7 +493,7 @@ func TestCloseWithOpenStreams(t *testing.T) {
 	}
 	// Writers go on until they are turned away; each remembers its last success.
 	const writers = 4
-	acknowledged := make([]int, writers)
+	acknowledged := make([]atomic.Int64, writers)
 	var running sync.WaitGroup
 	for w := range writers {
 		running.Add(1)
@@ -507,19 +508,32 @@ func TestCloseWithOpenStreams(t *testing.T) {
 				if err != nil {
 					return
 				}
-				acknowledged[w] = i
+				acknowledged[w].Store(int64(i))
 			}
 		}()
 	}
-	time.Sleep(100 * time.Millisecond)
-	started := time.Now()
+	eventually(t, "every writer gets to write", func() bool {
+		for w := range acknowledged {
+			if acknowledged[w].Load() == 0 {
+				return false
+			}
+		}
+		return true
+	})
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
-	if err := s.Close(ctx); err != nil {
-		t.Error(err)
-	}
-	if took := time.Since(started); took > 3*time.Second {
-		t.Errorf("closing took %v", took)
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close(ctx) }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+		if ctx.Err() == nil {
+			t.Error("it did not wait for the open streams")
+		}
+	case <-time.After(patience):
+		t.Fatal("closing waits for a stream that nobody takes")
 	}
 	if err := <-served; err != nil {
 		t.Error(err)
@@ -539,13 +553,10 @@ func TestCloseWithOpenStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer snapshot.Close()
-	for w, n := range acknowledged {
-		if n == 0 {
-			t.Errorf("writer %d did not get to write", w)
-		}
-		for i := 1; i <= n; i++ {
+	for w := range acknowledged {
+		for i := range acknowledged[w].Load() {
 			subject := graph.Subject{Object: graph.Object{Type: "user", ID: "anne"}}
-			id := fmt.Sprintf("w%d-%06d", w, i)
+			id := fmt.Sprintf("w%d-%06d", w, i+1)
 			if _, ok, err := snapshot.Graph().Get(graph.Object{Type: "doc", ID: id}, "viewer", subject); err != nil || !ok {
 				t.Fatalf("%s was acknowledged and is gone: %v", id, err)
 			}

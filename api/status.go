@@ -53,11 +53,15 @@ func tooMany(field, reason string, got, allowed int, advice string) error {
 }
 
 // tooLarge refuses a part of a request by its size; flag is that of serve that
-// sets the limit.
+// sets the limit, "" where none does.
 func tooLarge(field string, got, allowed int, flag string) error {
+	advice := "make it smaller"
+	if flag != "" {
+		advice += ", or raise " + flag + " of the server"
+	}
 	return &requestError{
 		code: codes.ResourceExhausted, reason: "TOO_LARGE", field: field,
-		message:  fmt.Sprintf("it has %d bytes or more; at most %d are allowed; make it smaller, or raise %s of the server", got, allowed, flag),
+		message:  fmt.Sprintf("it has %d bytes or more; at most %d are allowed; %s", got, allowed, advice),
 		metadata: map[string]string{"limit": strconv.Itoa(allowed)},
 	}
 }

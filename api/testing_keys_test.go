@@ -29,23 +29,6 @@ import (
 	"github.com/pembadb/pemba/cluster"
 )
 
-// memoryNode opens a node in memory, which ends with the test.
-func memoryNode(t testing.TB) *cluster.Node {
-	t.Helper()
-	node, err := cluster.Open(testContext(t), cluster.Config{InMemory: true, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := node.Close(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	return node
-}
-
 // testingServer is a server that takes every key, of a node in memory.
 func testingServer(t testing.TB, limits Limits) (*Server, *testClient) {
 	t.Helper()
@@ -459,7 +442,7 @@ func TestTestingEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		schemas, tuples := pembav1.NewSchemaServiceClient(conn), pembav1.NewTupleServiceClient(conn)
-		ctx, cancelCalls := context.WithTimeout(as(context.Background(), "k"), 20*time.Second)
+		ctx, cancelCalls := context.WithTimeout(as(context.Background(), "k"), 3*patience)
 		defer cancelCalls()
 		if _, err := schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: testSchema}); err != nil {
 			t.Fatal(err)
@@ -513,7 +496,7 @@ func TestTestingEnds(t *testing.T) {
 	for range 2 {
 		round()
 	}
-	for end := time.Now().Add(20 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			b := make([]byte, 1<<20)
 			t.Fatalf("there were %d goroutines, and are %d:\n%s", before, runtime.NumGoroutine(), b[:runtime.Stack(b, true)])

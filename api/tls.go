@@ -31,8 +31,12 @@ func (f tlsFiles) validate() error {
 	switch {
 	case f.cert == "" && f.key == "" && f.clientCA == "":
 		return nil
-	case f.cert == "" || f.key == "":
-		return errors.New("TLS needs both a certificate and its key")
+	case f.cert == "" && f.key == "":
+		return errors.New("authorities of clients (--client-ca) go with TLS; give the server's certificate (--tls-cert) and its key (--tls-key) too")
+	case f.cert == "":
+		return errors.New("a key of TLS (--tls-key) is given without its certificate; give that too (--tls-cert)")
+	case f.key == "":
+		return errors.New("a certificate of TLS (--tls-cert) is given without its key; give that too (--tls-key)")
 	}
 	_, err := f.load()
 	return err

@@ -5,7 +5,6 @@ import (
 	"math"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/engine"
@@ -106,26 +105,18 @@ func (s *tupleService) ExportTuples(r *pembav1.ExportTuplesRequest, stream grpc.
 		return err
 	}
 	produce := func(ctx context.Context, put func(*pembav1.ExportTuplesResponse) error) error {
-		batch := &pembav1.ExportTuplesResponse{ReadAt: read.readAt}
-		bytes := 0
 		var last func() string
-		flush := func() error {
-			full := batch
-			full.Cursor = last()
-			batch, bytes = &pembav1.ExportTuplesResponse{ReadAt: read.readAt}, 0
-			return put(full)
-		}
+		pages := Pager[*pembav1.Tuple]{Most: batchTuples, BytesMax: batchBytes, Put: func(page []*pembav1.Tuple) error {
+			return put(&pembav1.ExportTuplesResponse{ReadAt: read.readAt, Tuples: page, Cursor: last()})
+		}}
 		err := read.each(ctx, func(tuple *pembav1.Tuple, cursor func() string) (more bool, err error) {
-			batch.Tuples, last = append(batch.Tuples, tuple), cursor
-			if bytes += proto.Size(tuple); len(batch.Tuples) == batchTuples || bytes >= batchBytes {
-				err = flush()
-			}
-			return true, err
+			last = cursor
+			return true, pages.Add(tuple)
 		})
-		if err == nil && len(batch.Tuples) > 0 {
-			err = flush()
+		if err != nil {
+			return err
 		}
-		return err
+		return pages.Flush()
 	}
 	return feedBatches(stream.Context(), s.server.limits.StreamStall, produce, stream)
 }
@@ -213,47 +204,59 @@ func (s *tupleService) open(stream grpc.ServerStream, kind questionKind, r inter
 // wants no more.
 func (r *tupleRead) each(ctx context.Context, f func(t *pembav1.Tuple, cursor func() string) (more bool, err error)) error {
 	defer r.snapshot.Close()
-	// A filter that matches little may look at much before it finds it.
-	r.snapshot.Graph().Guard(func(int) error { return ctx.Err() })
 	if err := r.snapshot.JudgeFilter("filter", r.filter); err != nil {
 		return err
 	}
+	var behind func() []byte
 	token := func() string {
-		c := cursor{zookie: r.at, kind: r.kind, arguments: r.arguments, position: r.position.append()}
+		c := cursor{zookie: r.at, kind: r.kind, arguments: r.arguments, position: behind()}
 		return c.token()
 	}
+	return eachTuple(ctx, r.snapshot, r.snapshot.Graph().Read, r.filter, r.position, func(t graph.Tuple, position func() []byte) (more bool, err error) {
+		tuple, err := TupleMessage(t)
+		if err != nil {
+			return false, err
+		}
+		behind = position
+		return f(tuple, token)
+	})
+}
+
+// A tupleReader is one of the orders in which a snapshot gives tuples, a page at a
+// time.
+type tupleReader func(f graph.Filter, after []byte, limit int) ([]graph.Tuple, []byte, error)
+
+// eachTuple is EachTuple from a position that was parsed, in the order of read.
+func eachTuple(ctx context.Context, snapshot *engine.Snapshot, read tupleReader, filter graph.Filter, at tuplePosition,
+	f func(t graph.Tuple, position func() []byte) (more bool, err error),
+) error {
+	// A filter that matches little may look at much before it finds it.
+	snapshot.Graph().Guard(func(int) error { return ctx.Err() })
+	position := func() []byte { return at.append() }
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		page, next, err := r.snapshot.Graph().Read(r.filter, r.position.after, pageTuples)
+		page, next, err := read(filter, at.after, pageTuples)
 		if err != nil {
 			return err
 		}
-		for r.position.skip < len(page) {
-			tuple, err := TupleMessage(page[r.position.skip])
-			if err != nil {
-				return err
-			}
-			r.position.skip++
-			if more, err := f(tuple, token); err != nil || !more {
+		for at.skip < len(page) {
+			t := page[at.skip]
+			at.skip++
+			if more, err := f(t, position); err != nil || !more {
 				return err
 			}
 		}
 		if next == nil {
 			return nil
 		}
-		r.position = tuplePosition{after: next}
+		at = tuplePosition{after: next}
 	}
 }
 
 // filterArguments hashes what decides the results of ReadTuples and
 // ExportTuples.
 func filterArguments(kind questionKind, store graph.StoreInfo, f graph.Filter) argumentHash {
-	relation := "any"
-	if f.SubjectRelation != nil {
-		relation = "=" + *f.SubjectRelation
-	}
-	return hashArguments(kind, storeArgument(store), f.ObjectType, f.ObjectID, f.ObjectIDPrefix,
-		f.Relation, f.SubjectType, f.SubjectID, relation).sum()
+	return hashArguments(kind, append([]string{storeArgument(store)}, FilterArguments(f)...)...).sum()
 }

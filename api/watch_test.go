@@ -22,6 +22,7 @@ import (
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
+	"github.com/pembadb/pemba/cluster/badgerlog"
 	"github.com/pembadb/pemba/graph"
 )
 
@@ -58,9 +59,9 @@ func (p *place) set(writer *testClient, watchers []*testClient) {
 // serveDir serves a node on a directory; stop closes both.
 func serveDir(t *testing.T, dir string, limits Limits) (s *Server, stop func()) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	node, err := cluster.Open(ctx, cluster.Config{DataDir: dir, Logger: slog.New(slog.DiscardHandler)})
+	node, err := cluster.Open(ctx, cluster.Config{DataDir: dir, Logger: slog.New(slog.DiscardHandler), Log: badgerlog.Config{BallastBytes: -1}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +72,7 @@ func serveDir(t *testing.T, dir string, limits Limits) (s *Server, stop func()) 
 	done := make(chan error, 1)
 	go func() { done <- s.Serve() }()
 	return s, func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := errors.Join(s.Close(ctx), <-done, node.Close(ctx)); err != nil {
 			t.Error(err)
@@ -108,7 +109,7 @@ func TestWatchAgain(t *testing.T) {
 	}
 	c := start()
 	defer func() { stop() }()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 8*patience)
 	defer cancel()
 	schema, err := c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: testSchema})
 	if err != nil {
@@ -286,7 +287,7 @@ func TestManyWatchers(t *testing.T) {
 	s := testServer(t, Config{Limits: Limits{Watches: *watchersFlag}})
 	c := dial(t, s)
 	writeDocs(t, c, 1)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*patience)
 	defer cancel()
 	var began, group sync.WaitGroup
 	began.Add(*watchersFlag)
@@ -409,7 +410,7 @@ func TestWatchEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	expectStatus(t, "a watch of a deleted store", short(), codes.NotFound, "UNKNOWN_STORE")
-	closing, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	closing, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	closed := make(chan error, 1)
 	go func() { closed <- s.Close(closing) }()

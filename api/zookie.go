@@ -24,8 +24,9 @@ import (
 //	version 1 (1 byte) | cluster (16) | revision (8) | instant (8) | checksum (4)
 //
 // with integers in big-endian order and the checksum (CRC-32C) over all before
-// it. A dialect gives it out in padded standard base64, and both are read alike. It guards against accidents, not against forgery: a zookie grants nothing,
-// for a node believes no instant that is far ahead of its clock.
+// it. A dialect gives it out in padded standard base64, and both are read alike.
+// The checksum guards against accidents, not against forgery: a zookie grants
+// nothing, for a node believes no instant that is far ahead of its clock.
 type zookie struct {
 	cluster  [16]byte
 	revision graph.Revision

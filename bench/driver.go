@@ -14,6 +14,7 @@ import (
 	"time"
 
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -790,6 +791,22 @@ func (t *target) bulk(ask *checks, batch int, next questions) callFunc {
 	}
 }
 
+// each calls found with each message of a stream, until that fails.
+func each[Message any](stream grpc.ServerStreamingClient[Message], found func(*Message) error) error {
+	for {
+		message, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := found(message); err != nil {
+			return err
+		}
+	}
+}
+
 // lookupResources calls found with each result, until that fails.
 func (t *target) lookupResources(ctx context.Context, l *lookup, found func(id string) error) error {
 	stream, err := t.permissions.LookupResources(ctx, &pembav1.LookupResourcesRequest{
@@ -798,18 +815,7 @@ func (t *target) lookupResources(ctx context.Context, l *lookup, found func(id s
 	if err != nil {
 		return err
 	}
-	for {
-		result, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := found(result.GetObject().GetId()); err != nil {
-			return err
-		}
-	}
+	return each(stream, func(result *pembav1.LookupResourcesResponse) error { return found(result.GetObject().GetId()) })
 }
 
 // lookupSubjects calls found with each result, until that fails.
@@ -820,18 +826,9 @@ func (t *target) lookupSubjects(ctx context.Context, l *lookup, found func(id st
 	if err != nil {
 		return err
 	}
-	for {
-		result, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := found(result.GetSubject().GetObject().GetId()); err != nil {
-			return err
-		}
-	}
+	return each(stream, func(result *pembav1.LookupSubjectsResponse) error {
+		return found(result.GetSubject().GetObject().GetId())
+	})
 }
 
 // verifyLookup compares each result of a lookup with the right ones; while it is

@@ -4,6 +4,7 @@ import (
 	"hash/fnv"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -186,6 +187,27 @@ func TestPlan(t *testing.T) {
 		}
 		if len(names) < 10 {
 			t.Errorf("%v: there are %d workloads", args, len(names))
+		}
+	}
+}
+
+// TestPlanOfRate holds that workloads which the command line gives a rate are found by
+// the name that is listed, and by the one that they get.
+func TestPlanOfRate(t *testing.T) {
+	const listed, rated = "100k/check/view/cold/callers=16", "100k/check/view/cold/rate=4000/callers=16"
+	for _, run := range []string{listed, rated} {
+		c, err := parse([]string{"--run", run, "--rate", "4000"}, t.Output())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, group := range plan(c) {
+			for i := range group {
+				names = append(names, group[i].name())
+			}
+		}
+		if len(names) != 1 || !strings.HasSuffix(names[0], rated) {
+			t.Errorf("--run %s finds %v", run, names)
 		}
 	}
 }

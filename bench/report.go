@@ -252,7 +252,11 @@ func (r *report) block(head, name string, parameters map[string]any, list []meas
 	var text strings.Builder
 	text.WriteString("\n" + head + "\n")
 	for _, m := range list {
-		fmt.Fprintf(&text, "    %-28s %8s %s\n", m.Measure, number(m.Median), m.Unit)
+		value, unit := m.Median, m.Unit
+		if value < 0 {
+			value, unit = 0, unit+" (less than the empty server has)"
+		}
+		fmt.Fprintf(&text, "    %-28s %8s %s\n", m.Measure, number(value), unit)
 	}
 	r.headed = false
 	_, err := io.WriteString(r.table, text.String())

@@ -3,6 +3,7 @@ package main
 import (
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -106,5 +107,18 @@ func TestNumber(t *testing.T) {
 		if got := number(test.f); got != test.want {
 			t.Errorf("%v is written %s; want %s", test.f, got, test.want)
 		}
+	}
+}
+
+// TestLessMemory holds that a server which has less memory resident than the empty one
+// is told as such, and not as a negative size.
+func TestLessMemory(t *testing.T) {
+	var table strings.Builder
+	r := &report{table: &table}
+	if err := r.block("head", "name", nil, []measure{once("resident after restart", "bytes/tuple", -1000)}); err != nil {
+		t.Fatal(err)
+	}
+	if got := table.String(); strings.Contains(got, "-1") || !strings.Contains(got, " 0.00 bytes/tuple (less than the empty server has)") {
+		t.Errorf("it is told as %q", got)
 	}
 }

@@ -232,10 +232,11 @@ func plan(c *config) [][]workload {
 		if c.quick && !w.quick || !c.quick && w.source == wideQuick {
 			continue
 		}
+		listed := w.name() // With a rate of the command line it has another.
 		if c.rate > 0 && (w.kind == check || w.kind == bulk) {
 			w.rate = c.rate
 		}
-		if !c.run.MatchString(w.name()) || slices.ContainsFunc(chosen[w.source], func(other workload) bool { return other.name() == w.name() }) {
+		if !c.run.MatchString(listed) && !c.run.MatchString(w.name()) || slices.ContainsFunc(chosen[w.source], func(other workload) bool { return other.name() == w.name() }) {
 			continue
 		}
 		if !slices.Contains(order, w.source) {

@@ -159,11 +159,11 @@ func TestAsOfWaitsForWritesUnderWay(t *testing.T) {
 		t.Errorf("just after: %v", err)
 	}
 	n.config.WaitMax = deadline
-	answered := make(chan error)
+	answered := make(chan error, 1)
 	go func() { answered <- ask(stamp) }()
 	select {
 	case err := <-answered:
-		t.Errorf("answered beside a write of the moment: %v", err)
+		t.Fatalf("answered beside a write of the moment: %v", err)
 	case <-time.After(10 * time.Millisecond):
 	}
 	n.stamps.end(proposal)

@@ -31,6 +31,9 @@ const formatVersion = 1
 // wonders what this directory is.
 const formatPrefix = "pemba data directory, format "
 
+// formatText is what the FORMAT file of this program says.
+var formatText = formatPrefix + strconv.Itoa(formatVersion) + "\n"
+
 // A dataDir is a data directory that is locked for this process.
 type dataDir struct {
 	path   string
@@ -41,7 +44,8 @@ type dataDir struct {
 // openDataDir locks the directory at path, made if it is missing, and returns
 // it with the id of its node: the one kept there or, in a new directory,
 // wantNodeID or one made up. Each step of making a directory can be the last
-// before a crash, and the next start goes on from there.
+// before a crash, and the next start goes on from there. Into a directory that is
+// refused for what it holds nothing is written, the lock neither.
 func openDataDir(path, wantNodeID string) (*dataDir, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -50,12 +54,14 @@ func openDataDir(path, wantNodeID string) (*dataDir, error) {
 	if err := makeDirectory(path); err != nil {
 		return nil, fmt.Errorf("create the data directory %s: %w", path, err)
 	}
-	lock, err := lockDirectory(path)
-	if err != nil {
+	d := &dataDir{path: path}
+	if _, err := d.look(); err != nil {
 		return nil, err
 	}
-	d := &dataDir{path: path, lock: lock}
-	if err := d.checkFormat(); err != nil {
+	if d.lock, err = lockDirectory(path); err != nil {
+		return nil, err
+	}
+	if err := d.claim(); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	if err := d.loadNodeID(wantNodeID); err != nil {
@@ -96,6 +102,9 @@ func makeDirectory(path string) error {
 	return syncDirectory(parent)
 }
 
+// lockDirectory locks the directory at path, and changes nothing in it but for
+// making the lock. The lock is never removed, so that whoever has it open has the
+// one that the others find.
 func lockDirectory(path string) (*os.File, error) {
 	name := filepath.Join(path, lockFile)
 	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
@@ -116,39 +125,86 @@ func lockDirectory(path string) (*os.File, error) {
 			fmt.Errorf("the data directory %s is in use by %s: stop it, or use another directory", path, holder),
 			file.Close())
 	}
-	err = file.Truncate(0)
-	if err == nil {
-		_, err = file.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock the data directory %s: %w", path, err), file.Close())
-	}
 	return file, nil
 }
 
-// checkFormat refuses a directory of another format or with foreign files, and
-// marks an empty one as ours.
-func (d *dataDir) checkFormat() error {
-	content, err := os.ReadFile(filepath.Join(d.path, formatFile))
+// claim decides, now that nobody else can, whether the directory is ours, marks an
+// empty one so, and says who has it.
+func (d *dataDir) claim() error {
+	marked, err := d.look()
+	if err != nil {
+		return err
+	}
+	err = d.lock.Truncate(0)
 	if err == nil {
-		return d.parseFormat(string(content))
+		_, err = d.lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("data directory %s: %w", d.path, err)
+	if err != nil {
+		return fmt.Errorf("lock the data directory %s: %w", d.path, err)
 	}
+	if marked {
+		return nil
+	}
+	return d.replaceFile(formatFile, formatText)
+}
+
+// look refuses a directory of another format or with foreign files, without
+// changing any. It reports whether the directory is marked as ours; it is empty
+// else. Without the lock, what it finds may change: its entries are read before the
+// mark, which is made before all that it does not expect.
+func (d *dataDir) look() (marked bool, err error) {
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
-		return fmt.Errorf("data directory %s: %w", d.path, err)
+		return false, fmt.Errorf("data directory %s: %w", d.path, err)
+	}
+	content, err := os.ReadFile(filepath.Join(d.path, formatFile))
+	if err == nil {
+		return true, d.parseFormat(string(content))
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("data directory %s: %w", d.path, err)
 	}
 	for _, entry := range entries {
-		switch entry.Name() {
-		case lockFile, formatFile + newExtension, "lost+found": // The last one is in every new file system.
-		default:
-			return fmt.Errorf("the directory %s holds %q and no file %s: it is neither empty nor a data directory of Pemba's",
+		ours, err := d.beginning(entry)
+		if err != nil {
+			return false, fmt.Errorf("data directory %s: %w", d.path, err)
+		}
+		if !ours {
+			return false, fmt.Errorf("the directory %s holds %q and no file %s: it is neither empty nor a data directory of Pemba's",
 				d.path, entry.Name(), formatFile)
 		}
 	}
-	return d.replaceFile(formatFile, formatPrefix+strconv.Itoa(formatVersion)+"\n")
+	return false, nil
+}
+
+// beginning reports whether an entry may stand in a directory before the mark: it is
+// then what a crash leaves of a first start, and may be written over.
+func (d *dataDir) beginning(entry fs.DirEntry) (bool, error) {
+	switch entry.Name() {
+	case "lost+found": // It is in every new file system.
+		return true, nil
+	case lockFile, formatFile + newExtension:
+	default:
+		return false, nil
+	}
+	info, err := entry.Info()
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil // Another process has marked the directory meanwhile.
+	}
+	if err != nil || !info.Mode().IsRegular() || info.Size() > int64(len(formatText)) {
+		return false, err
+	}
+	content, err := os.ReadFile(filepath.Join(d.path, entry.Name()))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true, nil
+	case err != nil:
+		return false, err
+	case entry.Name() == lockFile:
+		return strings.Trim(string(content), "0123456789\n\x00") == "", nil
+	}
+	// What was not synced may have its length and not yet its bytes.
+	return strings.HasPrefix(formatText, strings.TrimRight(string(content), "\x00")), nil
 }
 
 func (d *dataDir) parseFormat(content string) error {

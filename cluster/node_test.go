@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -203,6 +204,69 @@ func TestRefusedDirectories(t *testing.T) {
 			t.Fatal(err)
 		}
 		refusedWith(t, config, config.DataDir, "thesis.tex")
+	})
+	t.Run("nothing is written into it", func(t *testing.T) {
+		for _, foreign := range []map[string]string{
+			{"thesis.tex": "chapter"},
+			{"thesis.tex": "chapter", lockFile: "precious"},
+			{lockFile: "precious"},
+			{lockFile: "12345", formatFile + newExtension: "precious"},
+			{lockFile: "12345", formatFile: "pemba data directory, format 7\n"},
+			{formatFile: "precious"},
+		} {
+			config := testConfig(t, t.TempDir())
+			for name, content := range foreign {
+				if err := os.WriteFile(filepath.Join(config.DataDir, name), []byte(content), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			refusedWith(t, config, config.DataDir)
+			entries, err := os.ReadDir(config.DataDir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left := map[string]string{}
+			for _, entry := range entries {
+				content, err := os.ReadFile(filepath.Join(config.DataDir, entry.Name()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				left[entry.Name()] = string(content)
+			}
+			if !maps.Equal(left, foreign) {
+				t.Errorf("of %q the refusal leaves %q", foreign, left)
+			}
+		}
+	})
+	t.Run("many begin at once", func(t *testing.T) {
+		dir := filepath.Join(t.TempDir(), "new")
+		const many = 8
+		ends := make(chan error, many)
+		for i := range many {
+			go func() {
+				d, err := openDataDir(dir, fmt.Sprint("n", i))
+				if err == nil {
+					t.Cleanup(func() {
+						if err := d.close(); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				ends <- err
+			}()
+		}
+		held := 0
+		for range many {
+			switch err := <-ends; {
+			case err == nil:
+				held++
+			case !strings.Contains(err.Error(), "is in use by"):
+				t.Error(err)
+			}
+		}
+		if held != 1 {
+			t.Errorf("%d have the directory", held)
+		}
 	})
 	t.Run("a file", func(t *testing.T) {
 		config := testConfig(t, filepath.Join(t.TempDir(), "file"))
@@ -519,6 +583,7 @@ func TestCloseUnderLoad(t *testing.T) {
 	n := open(t, config)
 	writeSchema(t, n)
 	var group sync.WaitGroup
+	var total atomic.Int64
 	var counts [8]int
 	for w := range counts {
 		group.Go(func() {
@@ -532,24 +597,20 @@ func TestCloseUnderLoad(t *testing.T) {
 					return
 				}
 				counts[w]++
+				total.Add(1)
 			}
 		})
 	}
-	time.Sleep(100 * time.Millisecond)
+	eventually(t, "the writing", func() bool { return total.Load() >= 100 })
 	closeNode(t, n)
 	group.Wait()
 	n = open(t, config)
-	total := 0
 	for w, count := range counts {
-		total += count
 		for i := range count {
 			if !has(t, n, Consistency{}, viewer(fmt.Sprintf("%d-%d", w, i), "hanna")) {
 				t.Errorf("document %d-%d was acknowledged and is gone", w, i)
 			}
 		}
-	}
-	if total == 0 {
-		t.Error("nothing was written")
 	}
 }
 

@@ -140,19 +140,24 @@ func (n *Node) collectStages(store graph.StoreID, now graph.Instant) error {
 type remover struct {
 	wake chan struct{} // Has room for one.
 
-	mu     sync.Mutex
-	stores map[graph.StoreID]struct{}
+	mu sync.Mutex
+	// stores are those with something to remove, and the moments before which it is
+	// not tried: zero, unless it failed.
+	stores map[graph.StoreID]time.Time
 }
 
 func (r *remover) init() {
 	r.wake = make(chan struct{}, 1)
-	r.stores = map[graph.StoreID]struct{}{}
+	r.stores = map[graph.StoreID]time.Time{}
 }
 
-// note tells that something of a store was forgotten. The FSM calls it.
+// note tells that something of a store was forgotten. The FSM calls it. A store that
+// waits after a failure goes on waiting.
 func (r *remover) note(store graph.StoreID) {
 	r.mu.Lock()
-	r.stores[store] = struct{}{}
+	if _, ok := r.stores[store]; !ok {
+		r.stores[store] = time.Time{}
+	}
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:
@@ -160,18 +165,32 @@ func (r *remover) note(store graph.StoreID) {
 	}
 }
 
-// take returns a store and takes it out.
-func (r *remover) take() (graph.StoreID, bool) {
+// later puts a store back whose removal failed, until a moment.
+func (r *remover) later(store graph.StoreID, until time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for store := range r.stores {
-		delete(r.stores, store)
-		return store, true
-	}
-	return 0, false
+	r.stores[store] = until
 }
 
-// removeRetry is how long the remover waits after a failure.
+// take returns a store whose moment has come and takes it out; else wait is how long
+// the first one waits, zero when there is none.
+func (r *remover) take(now time.Time) (store graph.StoreID, ok bool, wait time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for store, until := range r.stores {
+		left := until.Sub(now)
+		if left <= 0 {
+			delete(r.stores, store)
+			return store, true, 0
+		}
+		if wait == 0 || left < wait {
+			wait = left
+		}
+	}
+	return 0, false, wait
+}
+
+// removeRetry is how long the remover leaves a store alone after a failure.
 const removeRetry = time.Minute
 
 // remove takes from the disk what was pruned and dropped. Nobody can read it any
@@ -183,12 +202,17 @@ func (n *Node) remove() {
 		n.remover.note(info.ID)
 	}
 	for {
-		store, ok := n.remover.take()
+		store, ok, wait := n.remover.take(time.Now())
 		if !ok {
+			var retry <-chan time.Time // Never, where no store waits.
+			if wait > 0 {
+				retry = time.After(wait)
+			}
 			select {
 			case <-n.stop:
 				return
 			case <-n.remover.wake:
+			case <-retry:
 			}
 			continue
 		}
@@ -206,8 +230,7 @@ func (n *Node) remove() {
 			return
 		default:
 			n.config.Logger.Warn("what was pruned was not removed", "node", n.dir.nodeID, "store", store, "error", err)
-			n.remover.note(store)
-			pause = removeRetry
+			n.remover.later(store, time.Now().Add(removeRetry))
 		}
 		if !n.sleep(max(restMin, pause)) {
 			return

@@ -17,7 +17,7 @@ func TestConsistency(t *testing.T) {
 	now := newClock(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
 	config := testConfig(t, t.TempDir())
 	config.Now = now.Now
-	config.WaitMax = 50 * time.Millisecond
+	config.WaitMax = time.Hour // What waits ends with its context.
 	n := open(t, config)
 	writeSchema(t, n)
 	before := n.db.Applied().Revision
@@ -82,7 +82,7 @@ func TestConsistency(t *testing.T) {
 		{"exactly the future", Consistency{Mode: Exactly, Revision: 1 << 40}, ErrRevisionAhead, fmt.Sprint(n.raft.LastIndex())},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			start := time.Now()
+			// None of them is waited for: that would end with the context.
 			s, err := n.Snapshot(testContext(t), graph.DefaultStore, c.ask, graph.Overlay{})
 			if err == nil {
 				s.Close()
@@ -92,8 +92,8 @@ func TestConsistency(t *testing.T) {
 			if (c.want != nil && !errors.Is(err, c.want)) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v", err)
 			}
-			if took := time.Since(start); took > config.WaitMax {
-				t.Errorf("it took %v", took)
+			if errors.Is(err, context.DeadlineExceeded) {
+				t.Error("it waited")
 			}
 		})
 	}
@@ -176,7 +176,7 @@ func TestWaiting(t *testing.T) {
 	next := Consistency{Mode: AtLeast, Revision: n.db.Applied().Revision + 1}
 
 	t.Run("comes", func(t *testing.T) {
-		got := make(chan error)
+		got := make(chan error, 1)
 		go func() {
 			s, err := n.Snapshot(testContext(t), graph.DefaultStore, next, graph.Overlay{})
 			if err == nil {
@@ -189,7 +189,7 @@ func TestWaiting(t *testing.T) {
 		}()
 		select {
 		case err := <-got:
-			t.Errorf("answered before the revision was there: %v", err)
+			t.Fatalf("answered before the revision was there: %v", err)
 		case <-time.After(20 * time.Millisecond):
 		}
 		write(t, n, create(viewer("0", "hanna")))
@@ -215,7 +215,7 @@ func TestWaiting(t *testing.T) {
 	})
 	t.Run("the node closes", func(t *testing.T) {
 		n.config.WaitMax = deadline
-		got := make(chan error)
+		got := make(chan error, 1)
 		go func() {
 			_, err := n.Snapshot(testContext(t), graph.DefaultStore, next, graph.Overlay{})
 			got <- err

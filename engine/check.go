@@ -62,6 +62,10 @@ type BulkAnswer struct {
 func (s *Snapshot) CheckBulk(ctx context.Context, questions []Check) ([]BulkAnswer, error) {
 	answers := make([]BulkAnswer, len(questions))
 	for i, q := range questions {
+		// One that is refused before it walks does not look at ctx.
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		answer, err := s.Check(ctx, q)
 		var refusal *Refusal
 		if err != nil && !errors.As(err, &refusal) {

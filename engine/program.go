@@ -85,8 +85,9 @@ type operation struct {
 	all bool
 	// targets holds, for an arrow, what is asked of the objects reached: one
 	// entry for each shape the relation stores. Its name is nil where the type
-	// has none.
+	// has none. Arrows that walk one relation to one target share it.
 	targets []arrowTarget
+	target  string
 	rewrite schema.Rewrite
 }
 
@@ -165,15 +166,16 @@ func compileProgram(s *schema.Schema, version graph.SchemaVersion, snapshot *gra
 			}
 		}
 	}
+	b := binder{program: p, targets: map[arrow][]arrowTarget{}}
 	for _, n := range p.names {
 		rewrite := s.Definition(n.typ.name).Rewrite(n.name)
-		op, err := p.operation(n, rewrite)
+		op, err := b.operation(n, rewrite)
 		if err != nil {
 			return nil, err
 		}
 		n.rewrite = op
 	}
-	f := feeder{program: p, feeds: map[fed]bool{}, selves: map[*name]bool{}}
+	f := feeder{program: p, feeds: map[fed]bool{}, selves: map[*name]bool{}, arrows: map[fedArrow]bool{}}
 	for _, n := range p.names {
 		f.feed(n, n.rewrite)
 	}
@@ -219,11 +221,25 @@ func btoi(b bool) int {
 	return 0
 }
 
+// A binder compiles the rewrites of a program.
+type binder struct {
+	*program
+	// targets holds those of the arrows so far, which arrows alike share: a schema may
+	// have as many arrows as types.
+	targets map[arrow][]arrowTarget
+}
+
+// An arrow is a relation with the name that is asked of the objects reached.
+type arrow struct {
+	relation *name
+	target   string
+}
+
 // operation compiles one node of a rewrite of n. Children are ordered so that
 // what is answered by a look at stored tuples comes before what walks on;
 // reordering changes no answer, since all operands are evaluated or the value
 // is already certain.
-func (p *program) operation(n *name, rewrite schema.Rewrite) (*operation, error) {
+func (p *binder) operation(n *name, rewrite schema.Rewrite) (*operation, error) {
 	op := &operation{typ: n.typ, rewrite: rewrite}
 	var children []schema.Rewrite
 	switch r := rewrite.(type) {
@@ -239,11 +255,17 @@ func (p *program) operation(n *name, rewrite schema.Rewrite) (*operation, error)
 		if op.name == nil {
 			return nil, fmt.Errorf("engine: %s#%s walks unknown relation %q", n.typ.name, n.name, r.Relation)
 		}
-		for _, s := range op.name.stored {
-			if s.concrete {
-				op.targets = append(op.targets, arrowTarget{s, s.typ.names[r.Name]})
+		key := arrow{op.name, r.Name}
+		targets, known := p.targets[key]
+		if !known {
+			for _, s := range op.name.stored {
+				if s.concrete {
+					targets = append(targets, arrowTarget{s, s.typ.names[r.Name]})
+				}
 			}
+			p.targets[key] = targets
 		}
+		op.target, op.targets = r.Name, targets
 	case schema.Union:
 		op.kind, children = TraceUnion, r.Children
 	case schema.Intersection:
@@ -309,9 +331,16 @@ func (n *name) storedCost() int {
 // A feeder enters, at each name, where its subjects become subjects of others.
 type feeder struct {
 	*program
-	// feeds and selves hold what is entered already.
+	// feeds, selves and arrows hold what is entered already.
 	feeds  map[fed]bool
 	selves map[*name]bool
+	arrows map[fedArrow]bool
+}
+
+// A fedArrow is an arrow with the name whose rewrite it is in.
+type fedArrow struct {
+	to *name
+	arrow
 }
 
 // A fed is a feed with the name it starts from.
@@ -339,9 +368,16 @@ func (f *feeder) feed(n *name, op *operation) {
 	case TraceName:
 		f.add(op.name, feed{to: n})
 	case TraceArrow:
+		key := fedArrow{n, arrow{op.name, op.target}}
+		if f.arrows[key] {
+			return
+		}
+		f.arrows[key] = true
+		// Each is another one, as the shapes of a relation are: to look for them in
+		// feeds would take most of the time of a schema of many arrows.
 		for _, t := range op.targets {
 			if t.name != nil {
-				f.add(t.name, feed{to: n, via: op.name, shape: t.shape})
+				t.name.feeds = append(t.name.feeds, feed{to: n, via: op.name, shape: t.shape})
 			}
 		}
 	case TraceUnion:

@@ -14,7 +14,10 @@ func (e *Engine) storeChange(m *graph.Mutation, commit *graph.Commit) *Refusal {
 		if e.db.ClusterID() == [16]byte{} {
 			return refuse(Malformed, "", "the cluster has no identity yet, with which its first store is made")
 		}
-		if _, exists := e.db.StoreNamed(c.Name); exists {
+		if store, exists := e.db.StoreNamed(c.Name); exists {
+			if store.ID == graph.DefaultStore {
+				return refuse(StoreExists, "name", "the store %q is the default store, which is always there; use it, or choose another name", c.Name).with("store", c.Name)
+			}
 			return refuse(StoreExists, "name", "a store named %q exists; delete it first, or choose another name", c.Name).with("store", c.Name)
 		}
 	} else {

@@ -85,12 +85,31 @@ func (s *Snapshot) TrySchema(ctx context.Context, text string) (Trial, error) {
 
 // CompileSchema compiles the text of a schema that somebody writes. It refuses more
 // than Apply does, which must never refuse what an earlier program stored: also
-// mistakes in what no definition uses. Its error is a *Refusal of the field.
+// mistakes that change no answer, see schema.Strictness. Its error is a *Refusal of
+// the field.
 func CompileSchema(field, text string) (*schema.Schema, error) {
+	return compileText(field, text, schema.Check)
+}
+
+// CompileForgiving is CompileSchema without the mistakes that change no answer, of the
+// text of a schema that was written for another server or read from a store.
+func CompileForgiving(field, text string) (*schema.Schema, error) {
+	return compileText(field, text, func(file *schema.File) (*schema.Schema, error) {
+		return schema.CheckWith(file, schema.Strictness{})
+	})
+}
+
+// CompileStored compiles the text of a schema that is stored, as Apply did. Its error
+// is a *Refusal, which only a text that was never stored can draw.
+func CompileStored(text string) (*schema.Schema, error) {
+	return compileText("schema", text, schema.Compile)
+}
+
+func compileText(field, text string, compile func(*schema.File) (*schema.Schema, error)) (*schema.Schema, error) {
 	file, err := schema.Parse(schemaName, text)
 	var compiled *schema.Schema
 	if err == nil {
-		compiled, err = schema.Check(file)
+		compiled, err = compile(file)
 	}
 	if err != nil {
 		refusal := refuseSchema(err)

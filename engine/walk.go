@@ -302,6 +302,8 @@ func (q *question) judge(e graph.Edge) (caveat *schema.Caveat, v value, failure 
 	} else {
 		result, err = caveat.Eval(stored, q.context)
 	}
+	// Else a question might meet a costly caveat as often as it may look at a tuple.
+	q.steps += result.Steps
 	if err != nil {
 		if failure, err = refuseContext("context", err); failure == nil {
 			return caveat, denied, nil, err

@@ -78,7 +78,7 @@ func TestMisspelling(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err = schema.Compile(file); err == nil || !strings.Contains(err.Error(), "did you mean `is_accountant`") {
+	if _, err = schema.Check(file); err == nil || !strings.Contains(err.Error(), "did you mean `is_accountant`") {
 		t.Errorf("the misspelling is answered with %v", err)
 	}
 }

@@ -48,8 +48,10 @@ func (db *DB) Remove(id StoreID) (more bool, err error) {
 
 // fillRemoval puts the next step into the batch, and how far it comes.
 func (db *DB) fillRemoval(b *pebble.Batch, id StoreID) (more bool, err error) {
-	// The floors are those on the disk: one that a commit is about to raise must
-	// not be obeyed before it is written, or a crash between would bare it.
+	// The floors are those that Pebble has, of which some may be in memory alone: one
+	// that a commit is about to raise must not be obeyed before its batch. The batch of
+	// this removal comes behind that one, and a crash keeps a prefix of the batches, so
+	// that no removal is on the disk without the floor that it obeyed.
 	value, ok, err := get(db.pebble, appendStore(nil, spaceStore, id))
 	if err != nil || !ok {
 		return false, err

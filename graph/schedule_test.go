@@ -69,7 +69,7 @@ func TestOpenBeforeCompactions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		close(held.release)
 		t.Fatal("Open waits for a compaction")
 	}
@@ -77,7 +77,7 @@ func TestOpenBeforeCompactions(t *testing.T) {
 		t.Fatalf("%d tables in level 0 are left of %d: the test would show nothing", n, tables)
 	}
 	close(held.release)
-	for end := time.Now().Add(30 * time.Second); db.pebble.Metrics().Levels[0].TablesCount >= tables; {
+	for end := time.Now().Add(time.Minute); db.pebble.Metrics().Levels[0].TablesCount >= tables; {
 		if time.Now().After(end) {
 			t.Fatal("nothing was compacted")
 		}

@@ -44,13 +44,16 @@ func TestVerify(t *testing.T) {
 	}
 
 	verify := func(disk vfs.FS, bytesPerSecond int64) (read int64, err error) {
+		// A compaction would take the tables away before they are read.
+		held := tablesHeld{disk, make(chan struct{})}
 		c := config
-		c.FS = disk
+		c.FS = held
 		db, err := Open(c)
 		if err != nil {
 			return 0, err
 		}
 		defer func() {
+			close(held.release)
 			if closeErr := db.Close(); closeErr != nil && err == nil {
 				err = closeErr
 			}
@@ -99,7 +102,8 @@ func TestVerify(t *testing.T) {
 		if ok, err := vfs.Clone(disk, lost, "graph", "graph"); err != nil || !ok {
 			t.Fatal(ok, err)
 		}
-		db, err := Open(Config{Dir: "graph", FS: lost})
+		held := tablesHeld{lost, make(chan struct{})}
+		db, err := Open(Config{Dir: "graph", FS: held})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -109,6 +113,7 @@ func TestVerify(t *testing.T) {
 		if err := db.Verify(context.Background(), 1<<30, nil); !IsCorruptionError(err) || !strings.Contains(err.Error(), name) {
 			t.Errorf("without %s: %v", name, err)
 		}
+		close(held.release)
 		if err := db.Close(); err != nil {
 			t.Logf("close without %s: %v", name, err)
 		}

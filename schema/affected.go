@@ -23,7 +23,8 @@ type AffectedPermission struct {
 // no meaning. Both schemas must not be nil.
 //
 // It compares what is written, not what follows from it: a rewrite that is
-// written in another way and says the same counts as changed. The cost grows
+// written in another way and says the same counts as changed, but for the groups that
+// Diff sees no change in. The cost grows
 // with the size of both schemas.
 func Affected(from, to *Schema) []AffectedPermission {
 	a := affection{users: make(map[element][]element)}
@@ -53,7 +54,7 @@ func Affected(from, to *Schema) []AffectedPermission {
 		}
 		affected = append(affected, AffectedPermission{
 			Definition: e.definition, Permission: e.name,
-			Rewritten: RewriteString(p.Rewrite) != RewriteString(q.Rewrite),
+			Rewritten: meaningOf(p.Rewrite) != meaningOf(q.Rewrite),
 		})
 	}
 	slices.SortFunc(affected, func(x, y AffectedPermission) int {
@@ -121,7 +122,7 @@ func (a *affection) elements(s *Schema) map[element]string {
 				}
 			}
 			slices.Sort(forms)
-			meaning := "relation " + RewriteString(r.Rewrite)
+			meaning := "relation " + meaningOf(r.Rewrite)
 			for _, f := range forms {
 				meaning += "\x00" + f
 			}
@@ -131,7 +132,7 @@ func (a *affection) elements(s *Schema) map[element]string {
 		for _, list := range [...][]*Permission{d.Permissions, d.Hidden} {
 			for _, p := range list {
 				e := element{d.Name, p.Name}
-				elements[e] = "permission " + RewriteString(p.Rewrite)
+				elements[e] = "permission " + meaningOf(p.Rewrite)
 				a.rewrite(d, e, p.Rewrite)
 			}
 		}

@@ -32,8 +32,10 @@ type Caveat struct {
 	// plain evaluates when every parameter has a value, partial when some have not.
 	plain, partial cel.Program
 	// contextMax is the size of the largest context, as contextSize measures it,
-	// with which the estimated cost of the expression stays below costMax.
+	// with which the estimated cost of the expression stays below costMax; -1 if
+	// none does. Beyond it, metered makes the program that counts what it does.
 	contextMax int
+	metered    func() (cel.Program, error)
 }
 
 // A Parameter is a declared parameter of a caveat.
@@ -79,6 +81,10 @@ type Result struct {
 	// Missing names the parameters without a value that decide, sorted. It is
 	// empty unless Truth is Unknown.
 	Missing []string
+	// Steps is what the evaluation cost beyond a plain one, in steps of some
+	// microseconds: 0 unless the values are large or the expression is costly. It
+	// is set beside an *EvalError, too.
+	Steps int
 }
 
 // A ContextError says that a context does not fit the parameters of a caveat.
@@ -100,7 +106,7 @@ func (e *ContextError) Error() string {
 }
 
 // An EvalError says that the expression of a caveat failed on values of the right
-// types: a division by zero, a missing key, a context too large to evaluate.
+// types: a division by zero, a missing key, or more work than an evaluation may be.
 type EvalError struct {
 	Caveat string
 	Err    error
@@ -137,14 +143,15 @@ func (c *Caveat) Check(ctx Context) error {
 // matter where the others decide: `false && p` is False.
 //
 // The error is a *ContextError for a value of the wrong type and an *EvalError
-// for an expression that fails. The result depends on the arguments alone, and
-// the work is bounded: it is estimated from the expression and the size of the
-// context, and what would take too long is refused before it begins.
+// for an expression that fails. The result depends on the arguments alone, unless
+// the expression asks for the order in which CEL walks over a map, which is none.
+//
+// The work is bounded by EvaluationStepsMax: where the size of the context proves
+// that it is little nothing is counted, and all else is given up beyond the bound,
+// with an *EvalError. It is the work that is done which counts, with parameters
+// missing or not.
 func (c *Caveat) Eval(stored, request Context) (Result, error) {
-	return c.eval(stored, request, func(p cel.Program, vars cel.Activation) (ref.Val, error) {
-		out, _, err := p.Eval(vars)
-		return out, err
-	})
+	return c.eval(stored, request, cel.Program.Eval)
 }
 
 // EvalContext is Eval that gives up when ctx is done, with ctx's error. Because
@@ -153,9 +160,8 @@ func (c *Caveat) EvalContext(ctx context.Context, stored, request Context) (Resu
 	if err := ctx.Err(); err != nil {
 		return Result{}, err
 	}
-	r, err := c.eval(stored, request, func(p cel.Program, vars cel.Activation) (ref.Val, error) {
-		out, _, err := p.ContextEval(ctx, vars)
-		return out, err
+	r, err := c.eval(stored, request, func(p cel.Program, vars any) (ref.Val, *cel.EvalDetails, error) {
+		return p.ContextEval(ctx, vars)
 	})
 	if ctxErr := ctx.Err(); err != nil && ctxErr != nil {
 		return Result{}, ctxErr
@@ -164,7 +170,7 @@ func (c *Caveat) EvalContext(ctx context.Context, stored, request Context) (Resu
 }
 
 // eval is Eval and EvalContext, which run programs differently.
-func (c *Caveat) eval(stored, request Context, run func(cel.Program, cel.Activation) (ref.Val, error)) (Result, error) {
+func (c *Caveat) eval(stored, request Context, run func(cel.Program, any) (ref.Val, *cel.EvalDetails, error)) (Result, error) {
 	vars := &bindings{caveat: c, values: make([]ref.Val, len(c.Parameters))}
 	size := 0
 	var missing []*cel.AttributePatternType
@@ -184,10 +190,6 @@ func (c *Caveat) eval(stored, request Context, run func(cel.Program, cel.Activat
 		vars.values[i] = val
 		size += contextSize(v)
 	}
-	if size > c.contextMax {
-		return Result{}, &EvalError{c.Name, fmt.Errorf("the context has a size of %d, with which the expression would take too long; at most %d is allowed", size, c.contextMax)}
-	}
-
 	program, input := c.plain, cel.Activation(vars)
 	if missing != nil {
 		partial, err := cel.PartialVars(vars, missing...)
@@ -196,20 +198,32 @@ func (c *Caveat) eval(stored, request Context, run func(cel.Program, cel.Activat
 		}
 		program, input = c.partial, partial
 	}
-	out, err := run(program, input)
+	if size > c.contextMax {
+		metered, err := c.metered()
+		if err != nil {
+			return Result{}, &EvalError{c.Name, err}
+		}
+		program = metered
+	}
+	out, details, err := run(program, input)
+	var r Result
+	if spent := details.ActualCost(); spent != nil {
+		r.Steps = int(*spent / costOfStep)
+	}
 	if err != nil {
-		return Result{}, &EvalError{c.Name, err}
+		return r, &EvalError{c.Name, tooCostly(err, size)}
 	}
 	switch out := out.(type) {
 	case types.Bool:
 		if out {
-			return Result{Truth: True}, nil
+			r.Truth = True
 		}
-		return Result{Truth: False}, nil
+		return r, nil
 	case *types.Unknown:
-		return Result{Truth: Unknown, Missing: c.missing(out)}, nil
+		r.Truth, r.Missing = Unknown, c.missing(out)
+		return r, nil
 	}
-	return Result{}, &EvalError{c.Name, fmt.Errorf("the result is %v, not a bool", out.Type())}
+	return r, &EvalError{c.Name, fmt.Errorf("the result is %v, not a bool", out.Type())}
 }
 
 // missing returns the names of the parameters that make a value unknown.

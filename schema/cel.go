@@ -2,7 +2,6 @@ package schema
 
 import (
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -17,7 +16,6 @@ import (
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
-	"cel.dev/cel-go/common/cost"
 	"cel.dev/cel-go/common/decls"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
@@ -28,12 +26,6 @@ import (
 const (
 	// ExpressionCharsMax bounds the characters of a caveat's expression.
 	ExpressionCharsMax = 100_000
-	// comprehensionsMax bounds all(), exists(), map(), filter() within one another.
-	comprehensionsMax = 3
-	// costMax bounds the estimated cost of an evaluation, in CEL's cost units: one
-	// per step, a tenth per character of a string that is read. A unit takes some
-	// nanoseconds, where lists are built some tens.
-	costMax = 50_000_000
 	// regexProgramMax bounds the size of the program that a regular expression
 	// compiles to.
 	regexProgramMax = 2_000
@@ -42,11 +34,6 @@ const (
 	// interruptSteps is the number of iterations between looks at a deadline.
 	interruptSteps = 100
 )
-
-// contextSizes are the sizes of contexts for which the cost of an expression is
-// estimated, from the largest that any context may have. An expression that is
-// too costly for the smallest is refused.
-var contextSizes = [...]int{64 << 10, 32 << 10, 16 << 10, 8 << 10, 4 << 10, 2 << 10, 1 << 10, 512, 256}
 
 // A valueType converts JSON values to those of a parameter's type.
 type valueType struct {
@@ -185,11 +172,11 @@ var baseEnv = sync.OnceValues(func() (*cel.Env, error) {
 		cel.DefaultUTCTimeZone(true),
 		// `price > 5` is meant to work for a double, too.
 		cel.CrossTypeNumericComparisons(true),
+		cel.OptionalTypes(),
 		cel.ParserExpressionSizeLimit(ExpressionCharsMax),
 		cel.RegexProgramSizeLimit(regexProgramMax),
 		cel.ASTValidators(
 			cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals(), cel.ValidateRegexLiterals(),
-			cel.ValidateComprehensionNestingLimit(comprehensionsMax),
 		),
 		cel.Types(ipType),
 		cel.Function("in_cidr", cel.MemberOverload(inCIDROverload,
@@ -282,10 +269,8 @@ func compileCaveat(errs *errorList, file *File, decl *CaveatDecl) *Caveat {
 			return nil
 		}
 	}
-	if err := c.estimate(env, checked); err != nil {
-		fail(TypeError, celPosition(decl, use.firstLine, use.firstColumn), "%v", err)
-		return nil
-	}
+	c.estimate(env, checked)
+	c.metered = newMetered(env, checked)
 	c.plain, err = env.Program(checked, cel.InterruptCheckFrequency(interruptSteps))
 	if err == nil {
 		c.partial, err = env.Program(checked, cel.InterruptCheckFrequency(interruptSteps), cel.EvalOptions(cel.OptPartialEval))
@@ -483,61 +468,6 @@ func (u *celUse) walk(e ast.Expr, bound []string) {
 	}
 }
 
-// estimate sets contextMax, or says that the expression is too costly for any
-// context.
-//
-// Of a context of b bytes the estimate adds up two extremes: many small elements
-// in every list, and few elements of which each has all the bytes. Both together
-// are not less than any mixture, as long as an element's cost grows at least
-// linearly with its size.
-func (c *Caveat) estimate(env *cel.Env, checked *cel.Ast) error {
-	for _, b := range contextSizes {
-		many, err := env.EstimateCost(checked, sizes{text: b, list: b / 2, element: 16})
-		if err != nil {
-			return fmt.Errorf("the cost of the expression cannot be estimated: %w", err)
-		}
-		few, err := env.EstimateCost(checked, sizes{text: b, list: 2, element: b})
-		if err != nil {
-			return fmt.Errorf("the cost of the expression cannot be estimated: %w", err)
-		}
-		if cost.SafeAdd(many.Max, few.Max) <= costMax {
-			c.contextMax = b
-			return nil
-		}
-	}
-	return errors.New("the expression is too costly to evaluate, even with small values")
-}
-
-// sizes tells CEL's cost estimate how large the values of parameters can be.
-type sizes struct{ text, list, element int }
-
-// EstimateSize returns the size of a parameter, or of an element within one.
-func (s sizes) EstimateSize(node cost.AstNode) *cost.SizeEstimate {
-	size := s.element
-	switch path := node.Path(); {
-	case len(path) == 0:
-		return nil
-	case len(path) == 1:
-		size = s.list
-		if k := node.Type().Kind(); k == types.StringKind || k == types.BytesKind {
-			size = s.text
-		}
-	}
-	estimate := cost.RangedSizeEstimate(0, uint64(size))
-	return &estimate
-}
-
-// EstimateCallCost returns the cost of the functions that CEL does not know.
-func (s sizes) EstimateCallCost(_, overload string, _ *cost.AstNode, _ []cost.AstNode) *cost.CallEstimate {
-	switch overload {
-	case subtreeOverload:
-		return cost.NewCallEstimate(cost.FixedCostEstimate(uint64(2*s.text)), nil)
-	case inCIDROverload:
-		return cost.NewCallEstimate(cost.FixedCostEstimate(10), nil)
-	}
-	return nil
-}
-
 // canonicalBody returns the text of a caveat's body without surrounding blanks
 // and common indentation. A body with a string that spans lines is only trimmed,
 // and verbatim is true: its indentation may be part of the string.
@@ -649,9 +579,11 @@ func isSubtreeOf(a, b ref.Val) ref.Val {
 		ours := small.Get(key)
 		_, oursMap := ours.(traits.Mapper)
 		_, theirsMap := theirs.(traits.Mapper)
-		equal := types.Equal(ours, theirs)
+		var equal ref.Val
 		if oursMap && theirsMap {
 			equal = isSubtreeOf(ours, theirs)
+		} else {
+			equal = types.Equal(ours, theirs)
 		}
 		if equal != types.True {
 			return types.False

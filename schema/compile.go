@@ -23,6 +23,9 @@ const (
 	SizeMax = 500_000
 	// ChainMax bounds the names in a chain of arrows.
 	ChainMax = 16
+	// ArrowTypesMax bounds what the arrows of a schema lead to: the subject types of
+	// the relations they walk, counted anew for each arrow. Compile does not ask for it.
+	ArrowTypesMax = 1_000_000
 	// ExpressionBytesMax bounds the CEL expressions of a schema together; one alone
 	// has at most ExpressionCharsMax characters.
 	ExpressionBytesMax = 500_000
@@ -37,17 +40,36 @@ const typecheckStepsMax = 50_000_000
 // maps, the machine or the time. Compile is safe for concurrent use and does not
 // change the file.
 //
-// A partial that no definition uses is not looked into: it says nothing, and a
-// schema that was stored must not be refused for it later. Check does.
-func Compile(f *File) (*Schema, error) { return compile(f, false) }
+// A schema that was stored must not be refused later for what says nothing: a partial
+// that no definition uses is not looked into, and an arrow may lead to a name that none
+// of the types has which it leads to. It holds nobody.
+func Compile(f *File) (*Schema, error) { return compile(f, nil) }
 
-// Check is Compile for a file that somebody writes: it also refuses mistakes in
-// partials that no definition uses.
-func Check(f *File) (*Schema, error) { return compile(f, true) }
+// Check is Compile for a file that somebody writes: it also refuses the mistakes of a
+// Strictness, and arrows that lead to more than ArrowTypesMax.
+func Check(f *File) (*Schema, error) { return compile(f, &strict) }
 
-func compile(f *File, unused bool) (*Schema, error) {
+// CheckWith is Check with another Strictness.
+func CheckWith(f *File, s Strictness) (*Schema, error) { return compile(f, &s) }
+
+// A Strictness says which mistakes Check refuses that change no answer. Its zero value
+// refuses none of them: it is for schemas that were made for SpiceDB, which takes them.
+type Strictness struct {
+	// UnusedPartials refuses mistakes in partials that no definition uses.
+	UnusedPartials bool
+	// UnreachableArrows refuses arrows to a name that none of the types has which they
+	// lead to: nearly always it is misspelt, and denies in silence. Where they are not
+	// refused, Lint warns of them, with RuleArrowUnreachable.
+	UnreachableArrows bool
+}
+
+// strict is the Strictness of Check.
+var strict = Strictness{UnusedPartials: true, UnreachableArrows: true}
+
+// compile judges a file as somebody writes it, or one that is stored if written is nil.
+func compile(f *File, written *Strictness) (*Schema, error) {
 	var errs errorList
-	c := analyse(f, &errs, unused)
+	c := analyse(f, &errs, written)
 	if !c.tooLarge {
 		c.caveatPrograms()
 	}
@@ -64,24 +86,26 @@ func typeErrors(f *File, errs *errorList) {
 	if errs.full() {
 		return
 	}
-	if c := analyse(f, errs, true); !c.tooLarge {
+	if c := analyse(f, errs, &strict); !c.tooLarge {
 		c.caveatPrograms()
 	}
 }
 
 // analyse runs all of Compile but the compilation of CEL expressions. errs is
-// empty, or holds the syntax errors of the files; unused asks for the partials too
-// that no definition uses.
-func analyse(f *File, errs *errorList, unused bool) *compiler {
+// empty, or holds the syntax errors of the files; written is as for compile.
+func analyse(f *File, errs *errorList, written *Strictness) *compiler {
 	c := &compiler{
 		errs:        errs,
-		unused:      unused,
+		bounded:     written != nil,
 		given:       len(errs.errs),
 		files:       f.files(),
 		order:       map[string]int{},
 		definitions: map[string]*definition{},
 		partials:    map[string]*partial{},
 		caveats:     map[string]*caveat{},
+	}
+	if written != nil {
+		c.strict = *written
 	}
 	for i, file := range c.files {
 		c.order[file.Name] = i
@@ -122,7 +146,10 @@ type compiler struct {
 	gaps     fileGaps       // what the syntax errors of all files leave open
 	size     int
 	tooLarge bool
-	unused   bool // judges partials that no definition uses
+	strict   Strictness
+	// arrowTypes counts what ArrowTypesMax bounds, if bounded.
+	arrowTypes int
+	bounded    bool
 
 	definitions map[string]*definition
 	sorted      []*definition // the same, by name
@@ -231,6 +258,20 @@ func (c *compiler) grow(file *File, at Name, n int) {
 		c.tooLarge = true
 		c.errs.add(file, TypeError, at.Pos, at.End, "the schema is too large: it has more than %d relations, permissions, subject types and terms of expressions", SizeMax)
 	}
+}
+
+// leads counts an arrow that leads to so many types, and reports false when that is
+// too much to look into them.
+func (c *compiler) leads(file *File, e *Expr, types int) bool {
+	c.arrowTypes += types
+	if !c.bounded || c.arrowTypes <= ArrowTypesMax {
+		return true
+	}
+	if c.arrowTypes-types <= ArrowTypesMax {
+		c.errs.add(file, TypeError, e.Pos, e.End,
+			"the arrows of the schema lead to too many types: each leads to the subject types of the relation it walks, and together they may lead to %d; give the relations fewer subject types, or name what all arrows ask for once, in a type between", ArrowTypesMax)
+	}
+	return false
 }
 
 // declare gathers the names of definitions, partials and caveats.
@@ -391,7 +432,7 @@ func (c *compiler) expand() {
 			}
 		}
 	}
-	if c.unused {
+	if c.strict.UnusedPartials {
 		c.unusedPartials()
 	}
 }
@@ -797,6 +838,13 @@ func (c *compiler) arrow(d *definition, m *member, e *Expr) Rewrite {
 				c.hide(t, m, e, chain[i:])
 			}
 		}
+		types := 0
+		for _, t := range from {
+			types += len(t.byName[chain[i].name].outRelation.Allowed)
+		}
+		if !c.leads(m.file, e, types) {
+			return Nil{}
+		}
 		reached, complete := c.reached(from, chain[i].name)
 		sure = sure && complete
 		target := e.Steps[i+1].Name
@@ -808,12 +856,15 @@ func (c *compiler) arrow(d *definition, m *member, e *Expr) Rewrite {
 				next = append(next, t)
 			}
 		}
-		if len(next) == 0 {
-			if sure {
-				c.missingTarget(m.file, e.Steps[i].Name, target, reached)
-			}
+		if len(next) == 0 && !sure {
 			return Nil{}
 		}
+		if len(next) == 0 && c.strict.UnreachableArrows {
+			c.errs.add(m.file, TypeError, target.Pos, target.End, "%s", missingTarget(e.Steps[i].Name, target, reached)).
+				suggest(target.Text, func() []string { return membersOf(reached) })
+			return Nil{}
+		}
+		// With nothing to start from, nothing follows: the arrow holds nobody.
 		from = next
 	}
 	return Arrow{Relation: chain[0].name, Name: chainText(chain[1:], nil), All: chain[1].all}
@@ -863,7 +914,8 @@ func (c *compiler) reached(from []*definition, relation string) (types []*defini
 	return types, complete
 }
 
-func (c *compiler) missingTarget(file *File, relation, target Name, types []*definition) {
+// missingTarget says that none of the types which a relation leads to has a name.
+func missingTarget(relation, target Name, types []*definition) string {
 	var names []string
 	for i, t := range types {
 		if i < 5 {
@@ -872,17 +924,19 @@ func (c *compiler) missingTarget(file *File, relation, target Name, types []*def
 			names = append(names, "...")
 		}
 	}
-	msg := fmt.Sprintf("`%s` leads to %s, which has no relation or permission `%s`", relation.Text, strings.Join(names, ""), target.Text)
 	if len(types) > 1 {
-		msg = fmt.Sprintf("`%s` leads to %s, none of which has a relation or permission `%s`", relation.Text, strings.Join(names, ", "), target.Text)
+		return fmt.Sprintf("`%s` leads to %s, none of which has a relation or permission `%s`", relation.Text, strings.Join(names, ", "), target.Text)
 	}
-	c.errs.add(file, TypeError, target.Pos, target.End, "%s", msg).suggest(target.Text, func() []string {
-		var names []string
-		for _, t := range types {
-			names = append(names, t.names()...)
-		}
-		return names
-	})
+	return fmt.Sprintf("`%s` leads to %s, which has no relation or permission `%s`", relation.Text, strings.Join(names, ""), target.Text)
+}
+
+// membersOf returns the names of all relations and permissions of some types.
+func membersOf(types []*definition) []string {
+	var names []string
+	for _, t := range types {
+		names = append(names, t.names()...)
+	}
+	return names
 }
 
 // hide gives d the hidden permission for the rest of a chain.
@@ -1188,8 +1242,14 @@ func (c *compiler) schema() *Schema {
 		definitions: make(map[string]*Definition, len(c.definitions)),
 		caveats:     make(map[string]*Caveat, len(c.caveats)),
 		order:       make(map[string][]string, len(c.definitions)),
+		anyArrows:   map[memberKey][]uint16{},
 	}
 	for _, d := range c.sorted {
+		for _, m := range d.members {
+			if arrows := anyArrows(m.expr(), nil); slices.ContainsFunc(arrows, func(steps uint16) bool { return steps != 0 }) {
+				s.anyArrows[memberKey{d.out.Name, m.name().Text}] = arrows
+			}
+		}
 		s.Definitions = append(s.Definitions, d.out)
 		s.definitions[d.out.Name] = d.out
 		s.order[d.out.Name] = d.names()
@@ -1200,6 +1260,27 @@ func (c *compiler) schema() *Schema {
 		s.caveats[name] = cv
 	}
 	return s
+}
+
+// anyArrows adds the arrows of an expression, which may be nil, as Schema.anyArrows
+// has them.
+func anyArrows(e *Expr, arrows []uint16) []uint16 {
+	if e == nil {
+		return arrows
+	}
+	if e.Op == OpArrow {
+		var steps uint16 // An arrow that was compiled has at most ChainMax names.
+		for i, s := range e.Steps {
+			if s.Any {
+				steps |= 1 << i
+			}
+		}
+		return append(arrows, steps)
+	}
+	for _, child := range e.Children {
+		arrows = anyArrows(child, arrows)
+	}
+	return arrows
 }
 
 // docOf returns the comments of a statement as they are kept in the schema.

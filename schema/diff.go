@@ -116,7 +116,9 @@ func orNone(s string) string {
 // Diff returns what must change to get from one schema to the other: first the
 // definitions, then the caveats, each in the order of their names, and within
 // each what was removed or changed in the order of the old schema, then what was
-// added in the order of the new one. The order of members alone is no change.
+// added in the order of the new one. The order of members alone is no change, and
+// neither is the grouping of a union within a union or of an intersection within an
+// intersection.
 // Both schemas must not be nil; New of nothing is the empty schema.
 func Diff(from, to *Schema) []Change {
 	var d differ
@@ -156,6 +158,13 @@ func (d *differ) changed(kind ChangeKind, c Change, from, to string) {
 	}
 }
 
+// rewrite adds a change if the rewrites differ, and tells them as they are written.
+func (d *differ) rewrite(kind ChangeKind, c Change, from, to Rewrite) {
+	if meaningOf(from) != meaningOf(to) {
+		d.changed(kind, c, RewriteString(from), RewriteString(to))
+	}
+}
+
 func (d *differ) definition(a, b *Definition) {
 	switch {
 	case b == nil:
@@ -191,7 +200,7 @@ func (d *differ) relation(at Change, a, b *Relation) {
 		return
 	}
 	d.changed(RelationDocChanged, at, a.Doc, b.Doc)
-	d.changed(RelationExprChanged, at, RewriteString(a.Rewrite), RewriteString(b.Rewrite))
+	d.rewrite(RelationExprChanged, at, a.Rewrite, b.Rewrite)
 	d.subjectTypes(SubjectTypeRemoved, at, a.Allowed, b.Allowed)
 	d.subjectTypes(SubjectTypeAdded, at, b.Allowed, a.Allowed)
 }
@@ -217,7 +226,7 @@ func (d *differ) permission(at Change, a, b *Permission) {
 		return
 	}
 	d.changed(PermissionDocChanged, at, a.Doc, b.Doc)
-	d.changed(PermissionExprChanged, at, RewriteString(a.Rewrite), RewriteString(b.Rewrite))
+	d.rewrite(PermissionExprChanged, at, a.Rewrite, b.Rewrite)
 	d.changed(AnnotationChanged, at, strings.Join(a.Annotation, " | "), strings.Join(b.Annotation, " | "))
 }
 

@@ -24,7 +24,7 @@
 //     map, on time or on the machine.
 //   - Every name in a Schema resolves. An evaluator that finds a Computed, the
 //     Relation of an Arrow, a type or a caveat missing has found a bug. Only the
-//     Name of an Arrow may be missing, on some of the types it reaches.
+//     Name of an Arrow may be missing, on some of the types it reaches or on all.
 //   - A name does not reach itself through Computed alone, so the walk over one
 //     object ends without looking at tuples.
 //   - Compile(Parse(Print(s))) equals s, Compile(Parse(Format(f))) equals
@@ -32,9 +32,9 @@
 //   - An error is certain: a type error in a text with syntax errors stays one
 //     however these are repaired. What depends on a statement that could not be
 //     read is not judged.
-//   - No text takes the process down or holds it up: sizes, nesting, expansion and
-//     the cost of caveats are bounded, and what exceeds a bound is an [Error] that
-//     says so.
+//   - No text takes the process down or holds it up: sizes, nesting and expansion
+//     are bounded, and what exceeds a bound is an [Error] that says so. A caveat may
+//     be as costly as its author likes; what is bounded is one evaluation of it.
 //
 // # Example
 //

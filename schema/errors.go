@@ -248,14 +248,23 @@ func sourceLine(source string, pos Position) (line string, caret int) {
 	return strings.ToValidUTF8(line, "\uFFFD"), utf8.RuneCountInString(source[start:at])
 }
 
+// What suggest looks at is bounded: it also answers questions, and runs where the
+// log is applied. Among more candidates, or beyond so many mistakes, a suggestion is
+// a guess.
+const (
+	suggestNameBytes  = 64
+	suggestCandidates = 2000
+	suggestDistance   = 5
+)
+
 // suggest returns the candidate nearest to name by edit distance, or "" if none
 // is near enough to be a misspelling of it. Of equally near ones the first in
 // alphabetical order wins, so the result does not depend on the order given.
 func suggest(name string, candidates []string) string {
-	best, bestDistance := "", max(1, len(name)/3)+1
-	if name == "" || len(name) > 64 {
+	if name == "" || len(name) > suggestNameBytes || len(candidates) > suggestCandidates {
 		return ""
 	}
+	best, bestDistance := "", min(max(1, len(name)/3), suggestDistance)+1
 	for _, c := range candidates {
 		if d := len(c) - len(name); d >= bestDistance+1 || -d >= bestDistance+1 || c == name {
 			continue
@@ -268,18 +277,30 @@ func suggest(name string, candidates []string) string {
 	return best
 }
 
+// editRow holds a row of the table of editDistance.
+type editRow [suggestNameBytes + suggestDistance + 3]int
+
 // editDistance returns the number of insertions, deletions, substitutions and
-// swaps of neighbours that turn a into b, or some number above limit.
+// swaps of neighbours that turn a into b, or some number above limit. Their
+// lengths may differ by limit; a has at most suggestNameBytes, and the limit is at
+// most suggestDistance+1.
 func editDistance(a, b string, limit int) int {
-	// Three rows of the usual table: two above the current one for the swaps.
-	above2, above, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range above {
+	// Three rows of the usual table: two above the current one for the swaps. Of each
+	// only the cells within limit of the diagonal can lie on a short way; those
+	// beside them count as too far.
+	var rows [3]editRow
+	above2, above, row := &rows[0], &rows[1], &rows[2]
+	for j := range min(len(b), limit) + 2 {
 		above[j] = j
 	}
 	for i := 1; i <= len(a); i++ {
-		row[0] = i
-		best := i
-		for j := 1; j <= len(b); j++ {
+		from, to := max(1, i-limit), min(len(b), i+limit)
+		row[from-1] = limit + 1
+		if from == 1 {
+			row[0] = i
+		}
+		best := row[from-1]
+		for j := from; j <= to; j++ {
 			cost := 1
 			if a[i-1] == b[j-1] {
 				cost = 0
@@ -291,6 +312,7 @@ func editDistance(a, b string, limit int) int {
 			row[j] = d
 			best = min(best, d)
 		}
+		row[to+1] = limit + 1
 		if best > limit {
 			return limit + 1
 		}

@@ -48,8 +48,11 @@ type printer struct {
 	strings.Builder
 	flags  flag
 	indent string
-	// least leaves out parentheses that only show the precedence.
+	// least leaves out parentheses that change nothing.
 	least bool
+	// anyArrows are those of the expression that is written, as Schema.anyArrows has
+	// them; nil where no arrow is spelt with .any().
+	anyArrows []uint16
 }
 
 // line writes the lines of text at the current indentation.
@@ -328,8 +331,11 @@ func (p *printer) permission(perm *Permission) {
 }
 
 func (p *printer) rewrite(r Rewrite) string {
+	if p.least {
+		r = flatten(r)
+	}
 	var b strings.Builder
-	writeRewrite(&b, r, precedenceNone, spelling{flags: p.flags, least: p.least})
+	writeRewrite(&b, r, precedenceNone, spelling{flags: p.flags, least: p.least, anyArrows: &p.anyArrows})
 	return b.String()
 }
 

@@ -11,9 +11,10 @@ import (
 // PrintInOrder returns the text of a compiled schema in another layout than
 // Print's, which readers of schemas of this language also know: relations and
 // permissions mixed as the source has them, an empty line only before those with
-// comments, parentheses only where precedence needs them, the parameters of a
-// caveat sorted by name and its expression as CanonicalExpression has it, and no
-// line break at the end. The text compiles to a
+// comments, parentheses only where the meaning needs them, so that those around a union
+// within a union or an intersection within an intersection are gone, .any() where the
+// source has it for ->, the parameters of a caveat sorted by name and its expression as
+// CanonicalExpression has it, and no line break at the end. The text compiles to a
 // schema of the same meaning. That of an empty schema is empty.
 func PrintInOrder(s *Schema) string {
 	p := &printer{flags: flagsOf(s.Definitions), least: true}
@@ -40,14 +41,15 @@ func PrintInOrder(s *Schema) string {
 	}
 	for _, d := range s.Definitions {
 		separate()
-		p.inOrder(d, s.order[d.Name])
+		p.inOrder(s, d)
 	}
 	text := p.String()
 	return text[:max(0, len(text)-len("\n"))]
 }
 
-// inOrder writes a definition with its members in the order of their names.
-func (p *printer) inOrder(d *Definition, names []string) {
+// inOrder writes a definition of s with its members in the order of the source.
+func (p *printer) inOrder(s *Schema, d *Definition) {
+	names := s.order[d.Name]
 	p.doc(d.Doc)
 	head := "definition " + nameText(d.Name, false, p.flags)
 	if len(names) == 0 {
@@ -61,13 +63,14 @@ func (p *printer) inOrder(d *Definition, names []string) {
 		if i > 0 && (relation != nil && relation.Doc != "" || permission != nil && permission.Doc != "") {
 			p.line("")
 		}
+		p.anyArrows = s.anyArrows[memberKey{d.Name, name}]
 		if relation != nil {
 			p.relation(relation)
 		} else {
 			p.permission(permission)
 		}
 	}
-	p.indent = ""
+	p.indent, p.anyArrows = "", nil
 	p.line("}")
 }
 
@@ -78,7 +81,7 @@ func (c *Caveat) SortedParameters() []Parameter {
 
 // printEnv parses expressions for printing: it keeps what macros stood for.
 var printEnv = sync.OnceValues(func() (*cel.Env, error) {
-	return cel.NewEnv(cel.EnableMacroCallTracking(), cel.ParserExpressionSizeLimit(ExpressionCharsMax))
+	return cel.NewEnv(cel.OptionalTypes(), cel.EnableMacroCallTracking(), cel.ParserExpressionSizeLimit(ExpressionCharsMax))
 })
 
 // CanonicalExpression returns the expression as CEL itself writes it: without

@@ -14,7 +14,9 @@ const (
 	RuleMixedOperators = "mixed-operators-without-parentheses"
 	// RuleUnusedRelation: nothing in the schema refers to a relation.
 	RuleUnusedRelation = "unused-relation"
-	// RuleArrowUnreachable: an arrow can never yield anybody, whatever the tuples.
+	// RuleArrowUnreachable: an arrow can never yield anybody, whatever the tuples, since
+	// what it leads to is always empty, or no type that it leads to has the name. Check
+	// refuses the latter, unless its Strictness says otherwise.
 	RuleArrowUnreachable = "arrow-references-unreachable-relation"
 	// RuleArrowSubjectRelation: an arrow walks usersets, whose relation it ignores.
 	RuleArrowSubjectRelation = "arrow-walks-subject-relation"
@@ -57,7 +59,7 @@ func (w Warning) String() string {
 //
 // spicedb-ignore-warning means the same. Several rules are separated by commas.
 func Lint(f *File) []Warning {
-	c := analyse(f, &errorList{}, false)
+	c := analyse(f, &errorList{}, nil)
 	if c.tooLarge {
 		return nil
 	}
@@ -200,7 +202,17 @@ func (l *linter) arrow(d *definition, m *member, e *Expr) {
 			l.warn(m, target.Pos, target.End, RuleArrowRelation, "the arrow's target `%s` is a relation of `%s`; a permission there would keep the types independent",
 				target.Text, relations)
 		}
-		if len(next) > 0 && last && !possible {
+		if len(next) == 0 {
+			if reached, complete := l.c.reached(from, left.Text); complete {
+				text := missingTarget(left, target, reached)
+				if near := Nearest(target.Text, membersOf(reached)); near != "" {
+					text += "; did you mean `" + near + "`?"
+				}
+				l.warn(m, target.Pos, target.End, RuleArrowUnreachable, "the arrow can never yield anybody: %s", text)
+			}
+			return
+		}
+		if last && !possible {
 			l.warn(m, e.Pos, e.End, RuleArrowUnreachable, "the arrow can never yield anybody: `%s` is always empty", target.Text)
 		}
 		seen := map[*definition]bool{}

@@ -18,7 +18,47 @@ type spelling struct {
 	flags flag
 	// least leaves out parentheses that only show the precedence.
 	least bool
+	// anyArrows holds the arrows that are still to be written, as Schema.anyArrows has
+	// them; nil, and empty, for a text that spells none with .any().
+	anyArrows *[]uint16
 }
+
+// flatten returns the rewrite without groups that change nothing: a union within a
+// union becomes part of it, and so for intersections. The order of its leaves stays. An
+// exclusion is another one where it is grouped otherwise, and stays as it is.
+func flatten(r Rewrite) Rewrite {
+	switch r := r.(type) {
+	case Union:
+		var children []Rewrite
+		for _, c := range r.Children {
+			c = flatten(c)
+			if inner, ok := c.(Union); ok {
+				children = append(children, inner.Children...)
+			} else {
+				children = append(children, c)
+			}
+		}
+		return Union{Children: children}
+	case Intersection:
+		var children []Rewrite
+		for _, c := range r.Children {
+			c = flatten(c)
+			if inner, ok := c.(Intersection); ok {
+				children = append(children, inner.Children...)
+			} else {
+				children = append(children, c)
+			}
+		}
+		return Intersection{Children: children}
+	case Exclusion:
+		return Exclusion{Base: flatten(r.Base), Subtracted: flatten(r.Subtracted)}
+	}
+	return r
+}
+
+// meaningOf returns a text that is the same for rewrites which are written alike but
+// for groups that change nothing.
+func meaningOf(r Rewrite) string { return RewriteString(flatten(r)) }
 
 // The precedence of the operators, from loosest to tightest. An operand needs
 // parentheses unless it binds tighter than the operator around it.
@@ -66,6 +106,12 @@ func writeRewrite(b *strings.Builder, r Rewrite, around int, how spelling) {
 		chain := splitChain(r.Name)
 		chain[0].all = r.All
 		chain = append([]link{{name: r.Relation}}, chain...)
+		if how.anyArrows != nil && len(*how.anyArrows) > 0 {
+			for i := range chain {
+				chain[i].any = (*how.anyArrows)[0]&(1<<i) != 0
+			}
+			*how.anyArrows = (*how.anyArrows)[1:]
+		}
 		b.WriteString(chainText(chain, func(name string) string { return nameText(name, true, how.flags) }))
 	case Union:
 		list(r.Children, " + ", precedenceUnion)
@@ -85,10 +131,11 @@ func writeRewrite(b *strings.Builder, r Rewrite, around int, how spelling) {
 	}
 }
 
-// A link is one name of a chain of arrows; all says that .all() leads to it.
+// A link is one name of a chain of arrows; all says that .all() leads to it, any that
+// the source spells the arrow to it with .any().
 type link struct {
-	name string
-	all  bool
+	name     string
+	all, any bool
 }
 
 // chainText joins a chain: a->b.all(c). It is the source form when spell quotes
@@ -105,6 +152,8 @@ func chainText(chain []link, spell func(string) string) string {
 			b.WriteString(name)
 		case l.all:
 			b.WriteString(".all(" + name + ")")
+		case l.any:
+			b.WriteString(".any(" + name + ")")
 		default:
 			b.WriteString("->" + name)
 		}

@@ -15,6 +15,11 @@ type Schema struct {
 	// list, in source order. It stands beside the definitions because it is no part
 	// of what they mean.
 	order map[string][]string
+	// anyArrows has, for each relation and permission whose expression spells an arrow
+	// with .any(), all arrows of the expression in source order, each with a bit for
+	// every name of its chain that .any() leads to: bit 1 for the second. It is no part
+	// of what they mean either.
+	anyArrows map[memberKey][]uint16
 }
 
 // Definition returns the definition of the named type, or nil.
@@ -116,7 +121,7 @@ type Computed struct{ Name string }
 // side (a subject's own relation is ignored there, wildcards do not occur) and
 // takes Name of each: the union of what they give, or with All the
 // intersection, which is empty when there is no tuple. An object whose type
-// has no Name contributes the empty set.
+// has no Name contributes the empty set, and there may be no type that has it.
 type Arrow struct {
 	Relation string
 	Name     string

@@ -168,29 +168,22 @@ func exportAll[M proto.Message](a *adapter, stream grpc.ServerStream, r interfac
 	}
 	defer read.snapshot.Close()
 	produce := func(ctx context.Context, put func(M) error) error {
-		var page []*v1.Relationship
 		var last func() []byte
-		bytes := 0
-		flush := func() error {
-			full := message(page, read.cursor(last()))
-			page, bytes = nil, 0
-			return put(full)
-		}
+		pages := api.Pager[*v1.Relationship]{Most: size, BytesMax: exportBatchBytes, Put: func(page []*v1.Relationship) error {
+			return put(message(page, read.cursor(last())))
+		}}
 		err := api.EachTupleSorted(ctx, read.snapshot, filter, read.position, func(t graph.Tuple, position func() []byte) (more bool, err error) {
 			relationship, err := fromTuple(t)
 			if err != nil {
 				return false, err
 			}
-			page, last = append(page, relationship), position
-			if bytes += proto.Size(relationship); len(page) == size || bytes >= exportBatchBytes {
-				err = flush()
-			}
-			return true, err
+			last = position
+			return true, pages.Add(relationship)
 		})
-		if err == nil && len(page) > 0 {
-			err = flush()
+		if err != nil {
+			return err
 		}
-		return err
+		return pages.Flush()
 	}
 	return api.FeedBatches(ctx, a.host, produce, stream)
 }

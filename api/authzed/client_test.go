@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/authzed/authzed-go/pkg/requestmeta"
 	"github.com/authzed/authzed-go/pkg/responsemeta"
@@ -479,7 +478,7 @@ func TestMetadata(t *testing.T) {
 		t.Errorf("the version is %q, which nobody asked for", got)
 	}
 	id, err := responsemeta.GetResponseTrailerMetadata(trailer, responsemeta.RequestID)
-	if err != nil || len(id) != 32 {
+	if err != nil || id == "" {
 		t.Errorf("the id is %q: %v", id, err)
 	}
 	if _, again := ask(testContext(t)); again.Get(string(responsemeta.RequestID))[0] == id {
@@ -623,7 +622,7 @@ func TestStores(t *testing.T) {
 	}
 
 	// A stream ends when its key may no longer use the store that it is about.
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 	defer cancel()
 	watch, err := v1.NewWatchServiceClient(dial(t, s, "of-left")).Watch(ctx, &v1.WatchRequest{
 		OptionalUpdateKinds: []v1.WatchKind{v1.WatchKind_WATCH_KIND_INCLUDE_CHECKPOINTS},

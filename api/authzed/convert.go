@@ -1,6 +1,7 @@
 package authzed
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -232,7 +233,9 @@ func toPreconditions(conditions []*v1.Precondition) ([]graph.Precondition, error
 	return result, nil
 }
 
-// toMetadata converts the metadata of a change.
+// toMetadata converts the metadata of a change to its canonical form, by which
+// pemba.v1 stores it too. JSON as protobuf writes it has blanks that differ from one
+// build to another, which do not count.
 func toMetadata(m *structpb.Struct) ([]byte, error) {
 	if len(m.GetFields()) == 0 {
 		return nil, nil
@@ -241,12 +244,16 @@ func toMetadata(m *structpb.Struct) ([]byte, error) {
 	if err != nil {
 		return nil, invalid("optional_transaction_metadata: %v", err)
 	}
-	if len(b) > metadataMax {
-		return nil, withReason(codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_TRANSACTION_METADATA_TOO_LARGE,
-			fmt.Sprintf("metadata size of %d is greater than maximum allowed of %d", len(b), metadataMax),
-			map[string]string{"metadata_byte_size": fmt.Sprint(len(b)), "maximum_allowed_metadata_byte_size": fmt.Sprint(metadataMax)})
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, b); err != nil {
+		return nil, invalid("optional_transaction_metadata: %v", err)
 	}
-	return b, nil
+	if n := compact.Len(); n > metadataMax {
+		return nil, withReason(codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_TRANSACTION_METADATA_TOO_LARGE,
+			fmt.Sprintf("metadata size of %d is greater than maximum allowed of %d", n, metadataMax),
+			map[string]string{"metadata_byte_size": fmt.Sprint(n), "maximum_allowed_metadata_byte_size": fmt.Sprint(metadataMax)})
+	}
+	return api.TupleContext("optional_transaction_metadata", m, metadataMax)
 }
 
 // filterMetadata is what the errors say of a filter: its fields that are set, under
@@ -292,6 +299,9 @@ func fromMetadata(b []byte) (*structpb.Struct, error) {
 
 // toContext converts the context of a question.
 func toContext(c *structpb.Struct) (schema.Context, error) {
+	if c == nil {
+		return nil, nil
+	}
 	if n := proto.Size(c); n > questionContextMax {
 		return nil, invalid("request caveat context should have less than %d bytes but had %d", questionContextMax, n)
 	}

@@ -95,6 +95,16 @@ func (a *adapter) snapshot(ctx context.Context, c *v1.Consistency) (graph.StoreI
 	return store, snapshot, err
 }
 
+// newest gives the newest state of the store of a request, with every change that was
+// acknowledged before the call. It must be closed.
+func (a *adapter) newest(ctx context.Context) (*engine.Snapshot, error) {
+	store, err := a.host.Store(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return a.host.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
+}
+
 // consistency turns the API's words into the engine's. A token of another server
 // asks, in an at-least-as-fresh read, for the newest state there is: clients keep
 // tokens for days, also across a migration.

@@ -106,6 +106,14 @@ func TestDiffSchema(t *testing.T) {
 			[]string{`permission_expr_changed: doc#two ""`},
 		},
 		{
+			"groups that say nothing", doc("relation one: user", "permission two = (one + one) + one", "permission six = one & (one & one)"),
+			doc("relation one: user", "permission two = one + (one + one)", "permission six = one & one & one"), nil,
+		},
+		{
+			"groups of an exclusion", doc("relation one: user", "permission two = one - one - one"), doc("relation one: user", "permission two = one - (one - one)"),
+			[]string{`permission_expr_changed: doc#two ""`},
+		},
+		{
 			"annotation", doc("relation one: user", "permission two = one"), "use typechecking\n" + doc("relation one: user", "permission two: user = one"),
 			[]string{`permission_expr_changed: doc#two ""`},
 		},

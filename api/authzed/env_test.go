@@ -38,14 +38,28 @@ func newNode(t testing.TB) *cluster.Node {
 // newNodeIn is newNode with its data in a folder.
 func newNodeIn(t testing.TB, dir string) *cluster.Node {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	return openNode(t, cluster.Config{DataDir: dir})
+}
+
+// newMemoryNode is newNode with its data in memory, where a change waits for no disk.
+func newMemoryNode(t testing.TB) *cluster.Node {
+	t.Helper()
+	return openNode(t, cluster.Config{InMemory: true})
+}
+
+// openNode opens a node, which ends with the test.
+func openNode(t testing.TB, c cluster.Config) *cluster.Node {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	node, err := cluster.Open(ctx, cluster.Config{DataDir: dir, Logger: slog.New(slog.DiscardHandler)})
+	c.Logger = slog.New(slog.DiscardHandler)
+	c.Log.BallastBytes = -1 // It would take far more of the disk than a test writes.
+	node, err := cluster.Open(ctx, c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := node.Close(ctx); err != nil {
 			t.Error(err)
@@ -113,10 +127,14 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 
 func (bearer) RequireTransportSecurity() bool { return false }
 
-// testContext bounds one test.
+// patience bounds what should happen at once. Only failures take as long: the
+// machine may be slow and busy with other things.
+const patience = time.Minute
+
+// testContext bounds one test, which may wait for several things.
 func testContext(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -18,7 +18,7 @@ func (s *permissionsService) ExpandPermissionTree(ctx context.Context, r *v1.Exp
 		return nil, err
 	}
 	defer snapshot.Close()
-	tree, err := snapshot.Expand(ctx, engine.Expand{Object: toObject(r.GetResource()), Name: r.GetPermission(), Budget: s.budget()})
+	tree, err := snapshot.Expand(ctx, engine.Expand{Object: toObject(r.GetResource()), Name: r.GetPermission(), Budget: s.host.Budget()})
 	if err != nil {
 		return nil, err
 	}
@@ -28,7 +28,7 @@ func (s *permissionsService) ExpandPermissionTree(ctx context.Context, r *v1.Exp
 	}
 	response := &v1.ExpandPermissionTreeResponse{TreeRoot: fromTree(compiled, tree), ExpandedAt: s.token(snapshot)}
 	limits := s.host.Limits()
-	return response, limits.FitsAnswer(response, "use ReadRelationships or LookupSubjects, which come one by one, or expand what is further down")
+	return response, limits.FitsAnswer(response, "use ReadRelationships or LookupSubjects, whose results come one by one, all but the exclusions of a wildcard, or expand what is further down")
 }
 
 var treeOperations = map[engine.TreeOperation]v1.AlgebraicSubjectSet_Operation{
@@ -81,9 +81,12 @@ func isGrouped(t, c *engine.Tree) bool {
 		c.Object == t.Object && c.Name == t.Name && c.Via == nil && len(c.Children) > 1 && c.Children[0].Via == nil
 }
 
+// hasName reports whether the type of a node's object has its name. A leaf that has the
+// name of a chain of arrows is no permission of the compiler's, which are unions: it is
+// an arrow that leads nowhere, and is called like what it is written with.
 func hasName(s *schema.Schema, t *engine.Tree) bool {
 	d := s.Definition(t.Object.Type)
-	return d != nil && d.Rewrite(t.Name) != nil
+	return d != nil && d.Rewrite(t.Name) != nil && (t.Operation != engine.TreeLeaf || !isHidden(d, t.Name))
 }
 
 func setOf(t *engine.Tree, children []*v1.PermissionRelationshipTree) *v1.PermissionRelationshipTree {

@@ -8,7 +8,6 @@ import (
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
 	"google.golang.org/grpc/codes"
 
-	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
@@ -42,11 +41,7 @@ func (s *experimentalService) ExperimentalCountRelationships(ctx context.Context
 	if err := validateCounter(r); err != nil {
 		return nil, err
 	}
-	store, err := s.host.Store(ctx)
-	if err != nil {
-		return nil, err
-	}
-	snapshot, err := s.host.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
+	snapshot, err := s.newest(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package authzed
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 
@@ -38,7 +39,7 @@ func (a *adapter) expiringCheck(ctx context.Context, store graph.StoreInfo, snap
 	if err != nil {
 		return engine.Answer{}, nil, err
 	}
-	if expiring, _ := names.(map[element]bool); !expiring[element{q.Object.Type, q.Name}] {
+	if expiring, _ := names.(map[member]bool); !expiring[member{definition: q.Object.Type, name: q.Name}] {
 		answer, err := snapshot.Check(ctx, q)
 		return answer, nil, err
 	}
@@ -137,75 +138,27 @@ func firstExpiration(ctx context.Context, at *engine.Snapshot, t *engine.Trace) 
 	return first, isWhole, err
 }
 
-// An element is a relation or permission of a type.
-type element struct{ typ, name string }
-
 // expiringNames is the key of what findExpiring derives from a schema.
 type expiringNames struct{}
 
 // findExpiring returns the names that can lead to tuples that expire: relations
 // that store such, and what refers to them.
-func findExpiring(s *schema.Schema) map[element]bool {
-	referrers := make(map[element][]element)
-	var reached []element
+func findExpiring(s *schema.Schema) map[member]bool {
+	users := usersOf(s)
+	// The tuples that an arrow walks over may expire too.
+	for _, m := range slices.Collect(maps.Keys(users)) {
+		if m.target != "" {
+			walked := member{definition: m.definition, name: m.name}
+			users[walked] = append(users[walked], m)
+		}
+	}
+	var start []member
 	for _, d := range s.Definitions {
 		for _, r := range d.Relations {
-			at := element{d.Name, r.Name}
-			for _, allowed := range r.Allowed {
-				if allowed.Expiration {
-					reached = append(reached, at)
-				}
-				if allowed.Relation != "" {
-					to := element{allowed.Type, allowed.Relation}
-					referrers[to] = append(referrers[to], at)
-				}
-			}
-			refer(d, at, r.Rewrite, referrers)
-		}
-		for _, permissions := range [][]*schema.Permission{d.Permissions, d.Hidden} {
-			for _, p := range permissions {
-				refer(d, element{d.Name, p.Name}, p.Rewrite, referrers)
+			if slices.ContainsFunc(r.Allowed, func(t schema.SubjectType) bool { return t.Expiration }) {
+				start = append(start, member{definition: d.Name, name: r.Name})
 			}
 		}
 	}
-	found := make(map[element]bool)
-	for len(reached) > 0 {
-		e := reached[len(reached)-1]
-		reached = reached[:len(reached)-1]
-		if !found[e] {
-			found[e] = true
-			reached = append(reached, referrers[e]...)
-		}
-	}
-	return found
-}
-
-// refer notes what a rewrite of a name of d refers to.
-func refer(d *schema.Definition, at element, rewrite schema.Rewrite, referrers map[element][]element) {
-	add := func(typ, name string) {
-		to := element{typ, name}
-		referrers[to] = append(referrers[to], at)
-	}
-	switch r := rewrite.(type) {
-	case schema.Computed:
-		add(d.Name, r.Name)
-	case schema.Arrow:
-		add(d.Name, r.Relation)
-		if relation := d.Relation(r.Relation); relation != nil {
-			for _, allowed := range relation.Allowed {
-				add(allowed.Type, r.Name)
-			}
-		}
-	case schema.Union:
-		for _, c := range r.Children {
-			refer(d, at, c, referrers)
-		}
-	case schema.Intersection:
-		for _, c := range r.Children {
-			refer(d, at, c, referrers)
-		}
-	case schema.Exclusion:
-		refer(d, at, r.Base, referrers)
-		refer(d, at, r.Subtracted, referrers)
-	}
+	return reach(func(m member) []member { return users[m] }, start...)
 }

@@ -101,13 +101,13 @@ func (s *permissionsService) LookupResources(r *v1.LookupResourcesRequest, strea
 	q.After = l.after
 	produce := func(ctx context.Context, put func(*v1.LookupResourcesResponse) error) error {
 		defer l.snapshot.Close()
-		return l.snapshot.LookupResources(ctx, q, func(found engine.Resource) error {
+		return refusedLookup(l.snapshot.LookupResources(ctx, q, func(found engine.Resource) error {
 			permissionship, missing := fromFound(found.Verdict)
 			return put(&v1.LookupResourcesResponse{
 				LookedUpAt: l.at, ResourceObjectId: found.Object.ID, Permissionship: permissionship, PartialCaveatInfo: missing,
 				AfterResultCursor: l.cursor(found.Position),
 			})
-		})
+		}))
 	}
 	return api.Feed(stream.Context(), s.host, produce, stream.Send)
 }
@@ -145,7 +145,11 @@ func (s *permissionsService) LookupSubjects(r *v1.LookupSubjectsRequest, stream 
 		defer l.snapshot.Close()
 		concrete := uint32(0)
 		err := l.snapshot.LookupSubjects(ctx, q, func(found engine.FoundSubject) error {
-			if err := put(l.subject(found)); err != nil || found.Subject.ID == graph.Wildcard {
+			result, err := l.subject(found)
+			if err != nil {
+				return err
+			}
+			if err := put(result); err != nil || found.Subject.ID == graph.Wildcard {
 				return err // The limit is one of concrete subjects: a wildcard comes besides.
 			}
 			if concrete++; concrete == r.GetOptionalConcreteLimit() {
@@ -161,21 +165,32 @@ func (s *permissionsService) LookupSubjects(r *v1.LookupSubjectsRequest, stream 
 	return api.Feed(stream.Context(), s.host, produce, stream.Send)
 }
 
-// subject converts a result of LookupSubjects. Old clients read the deprecated
+// subject converts a result of LookupSubjects, or refuses a wildcard with more
+// exclusions than a client takes as one message. Old clients read the deprecated
 // fields, which say the same as those that took their place.
-func (l *lookup) subject(found engine.FoundSubject) *v1.LookupSubjectsResponse {
+func (l *lookup) subject(found engine.FoundSubject) (*v1.LookupSubjectsResponse, error) {
+	const instead = "set wildcard_option to WILDCARD_OPTION_EXCLUDE_WILDCARDS, and ask with CheckBulkPermissions about the subjects of the wildcard that matter"
+	limits, bytes := l.host.Limits(), 0
 	subject := resolved(found.Subject.ID, found.Verdict)
 	var excluded []*v1.ResolvedSubject
 	var excludedIDs []string
 	for _, e := range found.Excluded {
+		bytes += 2 * len(e.Subject.ID)
+		if err := limits.FitsAnswerBytes(bytes, instead); err != nil {
+			return nil, err
+		}
 		excluded, excludedIDs = append(excluded, resolved(e.Subject.ID, e.Verdict)), append(excludedIDs, e.Subject.ID)
 	}
 	//nolint:staticcheck // Those are the deprecated fields.
-	return &v1.LookupSubjectsResponse{
+	result := &v1.LookupSubjectsResponse{
 		LookedUpAt: l.at, Subject: subject, ExcludedSubjects: excluded, AfterResultCursor: l.cursor(found.Position),
 		SubjectObjectId: subject.GetSubjectObjectId(), ExcludedSubjectIds: excludedIDs,
 		Permissionship: subject.GetPermissionship(), PartialCaveatInfo: subject.GetPartialCaveatInfo(),
 	}
+	if len(excluded) == 0 {
+		return result, nil
+	}
+	return result, limits.FitsAnswer(result, instead)
 }
 
 func resolved(id string, v engine.Verdict) *v1.ResolvedSubject {

@@ -2,11 +2,10 @@ package authzed
 
 import (
 	"context"
-	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"strconv"
 	"sync"
 
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
@@ -32,49 +31,69 @@ const (
 	serverVersionHeader    = "io.spicedb.debug.version"
 )
 
-// A call is one operation: the node that is asked answers it alone, and out of no
-// cache of answers. gRPC copies them, so that they stand here once.
-var (
-	dispatchedOperations = []string{"1"}
-	cachedOperations     = []string{"0"}
-)
+// requestIDMax is how many bytes an id that a caller gives a call may have: the
+// answer repeats it, twice, and gRPC keeps the last of a connection.
+const requestIDMax = 128
+
+// A trailer is the metadata that an answer ends with. gRPC copies it, so that it is
+// filled in again for other calls.
+type trailer struct {
+	// id has the id of the call, and is in metadata under both of its names.
+	id       []string
+	metadata metadata.MD
+}
+
+// trailers are those that no call is filling in.
+var trailers = sync.Pool{New: func() any {
+	id := make([]string, 1)
+	return &trailer{id, metadata.MD{
+		requestIDKey: id, requestIDTrailerLegacy: id,
+		// A call is one operation: the node that is asked answers it alone, and out
+		// of no cache of answers.
+		dispatchedTrailer: {"1"}, cachedTrailer: {"0"},
+	}}
+}}
 
 // Begin implements api.Dialect: it gives the answer the metadata that clients of
 // the API look for.
 func (Dialect) Begin(ctx context.Context) error {
-	id := ""
-	if given := metadata.ValueFromIncomingContext(ctx, requestIDKey); len(given) > 0 {
-		id = given[0]
-	}
-	if id == "" {
-		id = newRequestID()
-	}
-	if len(metadata.ValueFromIncomingContext(ctx, requestVersionKey)) > 0 {
+	if len(api.Header(ctx, requestVersionKey)) > 0 {
 		if version := serverVersion(); version != "" {
 			if err := grpc.SetHeader(ctx, metadata.Pairs(serverVersionHeader, version)); err != nil {
 				return fmt.Errorf("authzed: set the header: %w", err)
 			}
 		}
 	}
-	ids := []string{id}
-	if err := grpc.SetTrailer(ctx, metadata.MD{
-		requestIDKey: ids, requestIDTrailerLegacy: ids,
-		dispatchedTrailer: dispatchedOperations, cachedTrailer: cachedOperations,
-	}); err != nil {
+	t := trailers.Get().(*trailer) //nolint:forcetypeassert // Nothing else is in the pool.
+	t.id[0] = requestID(api.Header(ctx, requestIDKey))
+	err := grpc.SetTrailer(ctx, t.metadata)
+	trailers.Put(t)
+	if err != nil {
 		return fmt.Errorf("authzed: set the trailer: %w", err)
 	}
 	return nil
 }
 
-// newRequestID makes up a name for a call. It is for finding the call in a
-// client's own log, and need not be hard to guess.
-func newRequestID() string {
-	var id [16]byte
-	binary.BigEndian.PutUint64(id[:], rand.Uint64())
-	binary.BigEndian.PutUint64(id[8:], rand.Uint64())
-	var text [2 * len(id)]byte
-	hex.Encode(text[:], id[:])
-	return string(text[:])
+// requestID returns the name of a call: the one that its caller gives it, if it can
+// be repeated, or one that is made up. That is for finding the call in a client's own
+// log, and need not be hard to guess; it is short, since an id is what costs most of
+// the metadata, on both sides of the connection.
+func requestID(given []string) string {
+	if len(given) > 0 && isRequestID(given[0]) {
+		return given[0]
+	}
+	return strconv.FormatUint(rand.Uint64(), 36)
+}
+
+// isRequestID reports whether an id has 1 to requestIDMax printable characters of
+// ASCII, without blanks: there are clients that take nothing else in a trailer.
+func isRequestID(id string) bool {
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] > '~' {
+			return false
+		}
+	}
+	return id != "" && len(id) <= requestIDMax
 }
 
 // serverVersion is what the API's tools are told of the version, or "" for a build

@@ -9,7 +9,6 @@ import (
 	"github.com/authzed/authzed-go/pkg/requestmeta"
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/pembadb/pemba/api"
@@ -144,18 +143,12 @@ func itemError(err error) *v1.CheckBulkPermissionsPair_Error {
 func (a *adapter) toCheck(resource *v1.ObjectReference, permission string, subject *v1.SubjectReference, given *structpb.Struct) (engine.Check, error) {
 	values, err := toContext(given)
 	return engine.Check{
-		Object: toObject(resource), Name: permission, Subject: toSubject(subject), Context: values, Budget: a.budget(),
+		Object: toObject(resource), Name: permission, Subject: toSubject(subject), Context: values, Budget: a.host.Budget(),
 	}, err
-}
-
-// budget is what one question may cost.
-func (a *adapter) budget() engine.Budget {
-	limits := a.host.Limits()
-	return engine.Budget{Steps: limits.Steps, MemoryBytes: limits.MemoryBytes}
 }
 
 // wantsTrace reports whether a check asks for a trace: by its field or, as older
 // clients do, by a header of any value.
 func wantsTrace(ctx context.Context, field bool) bool {
-	return field || len(metadata.ValueFromIncomingContext(ctx, string(requestmeta.RequestDebugInformation))) > 0
+	return field || len(api.Header(ctx, string(requestmeta.RequestDebugInformation))) > 0
 }

@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/schema"
@@ -33,9 +35,17 @@ func (s *schemaService) ReflectSchema(ctx context.Context, r *v1.ReflectSchemaRe
 		return nil, err
 	}
 	response := &v1.ReflectSchemaResponse{ReadAt: s.token(snapshot)}
+	// What partials expand to may be much more than the text of the schema.
+	limits, bytes := s.host.Limits(), 0
+	const instead = "select less of the schema with optional_filters"
 	for _, d := range compiled.Definitions {
 		if filters.definition(d.Name) {
-			response.Definitions = append(response.Definitions, reflectDefinition(d, filters))
+			reflected := reflectDefinition(d, filters)
+			bytes += proto.Size(reflected)
+			if err := limits.FitsAnswerBytes(bytes, instead); err != nil {
+				return nil, err
+			}
+			response.Definitions = append(response.Definitions, reflected)
 		}
 	}
 	for _, c := range compiled.Caveats {
@@ -47,7 +57,7 @@ func (s *schemaService) ReflectSchema(ctx context.Context, r *v1.ReflectSchemaRe
 			response.Caveats = append(response.Caveats, reflectCaveat(c, expression))
 		}
 	}
-	return response, nil
+	return response, limits.FitsAnswer(response, instead)
 }
 
 // schemaFilters select parts of a schema: a part is selected if one of the filters
@@ -200,32 +210,26 @@ func (s *schemaService) members(ctx context.Context, r interface {
 // ComputablePermissions returns the relations and permissions that lead, over any
 // number of steps, from the subjects of a type, or from a relation or permission.
 func (s *schemaService) ComputablePermissions(ctx context.Context, r *v1.ComputablePermissionsRequest) (*v1.ComputablePermissionsResponse, error) {
-	start := member{r.GetDefinitionName(), r.GetRelationName()}
+	start := member{definition: r.GetDefinitionName(), name: r.GetRelationName()}
 	compiled, readAt, err := s.members(ctx, r, start, true)
 	if err != nil {
 		return nil, err
 	}
-	users := make(map[member][]member)
-	for _, d := range compiled.Definitions {
-		eachMember(d, func(m member) {
-			for _, used := range subjectsOf(compiled, m) {
-				users[used] = append(users[used], m)
-			}
-		})
-	}
+	users := usersOf(compiled)
 	response := &v1.ComputablePermissionsResponse{ReadAt: readAt}
-	for _, ref := range references(compiled, start, reach(start, func(m member) []member { return users[m] })) {
+	for _, ref := range references(compiled, start, reach(func(m member) []member { return users[m] }, start)) {
 		if strings.HasPrefix(ref.GetDefinitionName(), r.GetOptionalDefinitionNameFilter()) {
 			response.Permissions = append(response.Permissions, ref)
 		}
 	}
-	return response, nil
+	limits := s.host.Limits()
+	return response, limits.FitsAnswer(response, "ask with an optional_definition_name_filter")
 }
 
 // DependentRelations returns the relations and permissions that a permission is
 // computed of, over any number of steps.
 func (s *schemaService) DependentRelations(ctx context.Context, r *v1.DependentRelationsRequest) (*v1.DependentRelationsResponse, error) {
-	start := member{r.GetDefinitionName(), r.GetPermissionName()}
+	start := member{definition: r.GetDefinitionName(), name: r.GetPermissionName()}
 	compiled, readAt, err := s.members(ctx, r, start, false)
 	if err != nil {
 		return nil, err
@@ -234,28 +238,24 @@ func (s *schemaService) DependentRelations(ctx context.Context, r *v1.DependentR
 		return nil, withReason(codes.InvalidArgument, v1.ErrorReason_ERROR_REASON_UNKNOWN_RELATION_OR_PERMISSION,
 			fmt.Sprintf("the relation `%s` is not a permission", start.name), map[string]string{"relationName": start.name})
 	}
-	found := reach(start, func(m member) []member { return subjectsOf(compiled, m) })
+	found := reach(func(m member) []member { return subjectsOf(compiled, m) }, start)
 	// The relations that arrows walk over are looked at too, though what they allow
 	// is not among the subjects.
-	walked := make(map[member]bool)
-	for m := range found {
-		if d := compiled.Definition(m.definition); m.name != "" {
-			eachTerm(d.Rewrite(m.name), func(t schema.Rewrite) {
-				if a, ok := t.(schema.Arrow); ok {
-					walked[member{m.definition, a.Relation}] = true
-				}
-			})
+	for _, m := range slices.Collect(maps.Keys(found)) {
+		if m.target != "" {
+			found[member{definition: m.definition, name: m.name}] = true
 		}
 	}
-	for m := range walked {
-		found[m] = true
-	}
-	return &v1.DependentRelationsResponse{Relations: references(compiled, start, found), ReadAt: readAt}, nil
+	response := &v1.DependentRelationsResponse{Relations: references(compiled, start, found), ReadAt: readAt}
+	limits := s.host.Limits()
+	return response, limits.FitsAnswer(response, "ask about a permission that is computed of less")
 }
 
 // A member is a relation or permission of a definition; without a name it is the
-// objects of the type themselves, as subjects.
-type member struct{ definition, name string }
+// objects of the type themselves, as subjects. With a target it is the arrow from the
+// relation to that name, of which what its subjects come from is found once for all
+// expressions that have it: a relation may allow many types, and many may walk it.
+type member struct{ definition, name, target string }
 
 // checkMember refuses a member that is not in the schema; typeAlone allows one
 // without a name.
@@ -284,11 +284,11 @@ func isHidden(d *schema.Definition, name string) bool {
 // eachMember gives f the members of a definition, the hidden ones too.
 func eachMember(d *schema.Definition, f func(member)) {
 	for _, r := range d.Relations {
-		f(member{d.Name, r.Name})
+		f(member{definition: d.Name, name: r.Name})
 	}
 	for _, list := range [...][]*schema.Permission{d.Permissions, d.Hidden} {
 		for _, p := range list {
-			f(member{d.Name, p.Name})
+			f(member{definition: d.Name, name: p.Name})
 		}
 	}
 }
@@ -319,48 +319,70 @@ func subjectsOf(s *schema.Schema, m member) []member {
 		return nil
 	}
 	var from []member
+	if m.target != "" {
+		for _, a := range d.Relation(m.name).Allowed {
+			if !a.Wildcard && s.Definition(a.Type).Rewrite(m.target) != nil {
+				from = append(from, member{definition: a.Type, name: m.target})
+			}
+		}
+		return from
+	}
 	eachTerm(d.Rewrite(m.name), func(t schema.Rewrite) {
 		switch t := t.(type) {
 		case schema.This:
 			for _, a := range d.Relation(m.name).Allowed {
-				from = append(from, member{a.Type, a.Relation})
+				from = append(from, member{definition: a.Type, name: a.Relation})
 			}
 		case schema.Self:
-			from = append(from, member{d.Name, ""})
+			from = append(from, member{definition: d.Name})
 		case schema.Computed:
-			from = append(from, member{d.Name, t.Name})
+			from = append(from, member{definition: d.Name, name: t.Name})
 		case schema.Arrow:
-			for _, a := range d.Relation(t.Relation).Allowed {
-				if target := s.Definition(a.Type); !a.Wildcard && target.Rewrite(t.Name) != nil {
-					from = append(from, member{a.Type, t.Name})
-				}
-			}
+			from = append(from, member{definition: d.Name, name: t.Relation, target: t.Name})
 		}
 	})
 	return from
 }
 
-// reach returns all members that can be reached from one by steps, with that one.
-func reach(start member, step func(member) []member) map[member]bool {
-	found := map[member]bool{start: true}
-	for open := []member{start}; len(open) > 0; {
+// usersOf returns for each member those whose subjects come from it in one step:
+// subjectsOf the other way round.
+func usersOf(s *schema.Schema) map[member][]member {
+	users := make(map[member][]member)
+	var add func(m member)
+	add = func(m member) {
+		for _, used := range subjectsOf(s, m) {
+			first := users[used] == nil
+			users[used] = append(users[used], m)
+			if first && used.target != "" {
+				add(used)
+			}
+		}
+	}
+	for _, d := range s.Definitions {
+		eachMember(d, add)
+	}
+	return users
+}
+
+// reach returns all members that can be reached from some by steps, with those.
+func reach(step func(member) []member, start ...member) map[member]bool {
+	found := make(map[member]bool)
+	for open := slices.Clone(start); len(open) > 0; {
 		last := open[len(open)-1]
 		open = open[:len(open)-1]
-		for _, next := range step(last) {
-			if !found[next] {
-				found[next] = true
-				open = append(open, next)
-			}
+		if !found[last] {
+			found[last] = true
+			open = append(open, step(last)...)
 		}
 	}
 	return found
 }
 
-// references returns all members but start as messages, sorted.
+// references returns all members but start as messages, sorted; arrows are none.
 func references(s *schema.Schema, start member, members map[member]bool) []*v1.ReflectionRelationReference {
 	var refs []*v1.ReflectionRelationReference
 	for m := range members {
-		if d := s.Definition(m.definition); m != start && m.name != "" && !isHidden(d, m.name) {
+		if d := s.Definition(m.definition); m != start && m.name != "" && m.target == "" && !isHidden(d, m.name) {
 			refs = append(refs, &v1.ReflectionRelationReference{
 				DefinitionName: m.definition, RelationName: m.name, IsPermission: d.Permission(m.name) != nil,
 			})

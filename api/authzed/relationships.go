@@ -72,7 +72,7 @@ func (a *adapter) open(ctx context.Context, c *v1.Consistency, from *v1.Cursor, 
 	if err != nil {
 		return nil, err
 	}
-	read := &relationshipRead{host: a.host, store: store, question: question, arguments: filterArguments(filter)}
+	read := &relationshipRead{host: a.host, store: store, question: question, arguments: api.FilterArguments(filter)}
 	var consistency cluster.Consistency
 	if from != nil {
 		at, err := a.host.ParseCursor(from.GetToken(), store, question, read.arguments...)
@@ -86,26 +86,36 @@ func (a *adapter) open(ctx context.Context, c *v1.Consistency, from *v1.Cursor, 
 	if read.snapshot, err = a.host.Snapshot(ctx, store, consistency); err != nil {
 		return nil, err
 	}
-	if err := read.snapshot.JudgeFilter("relationship_filter", filter); err != nil {
+	if err := judgeFilter(read.snapshot, "relationship_filter", filter); err != nil {
 		read.snapshot.Close()
 		return nil, err
 	}
 	return read, nil
 }
 
+// judgeFilter refuses a filter that names what the schema does not have. The API
+// judges a relation only together with its type: alone, one that no definition has
+// matches nothing.
+func judgeFilter(snapshot *engine.Snapshot, field string, filter graph.Filter) error {
+	err := snapshot.JudgeFilter(field, filter)
+	if isOfNoDefinition(err) {
+		filter.Relation = "" // The rest is judged behind it.
+		err = snapshot.JudgeFilter(field, filter)
+	}
+	return err
+}
+
+// isOfNoDefinition reports whether an error is the engine's no to a relation without
+// a type, since no definition has it.
+func isOfNoDefinition(err error) bool {
+	var refusal *engine.Refusal
+	return errors.As(err, &refusal) && refusal.Reason == engine.UnknownName && refusal.Metadata["type"] == ""
+}
+
 // cursor returns the cursor that continues behind a position.
 func (r *relationshipRead) cursor(position []byte) *v1.Cursor {
 	c := api.Cursor{Revision: r.snapshot.Revision(), Instant: r.snapshot.Instant(), Position: position}
 	return &v1.Cursor{Token: r.host.Cursor(c, r.store, r.question, r.arguments...)}
-}
-
-// filterArguments is a filter as arguments of a cursor.
-func filterArguments(f graph.Filter) []string {
-	relation := "any"
-	if f.SubjectRelation != nil {
-		relation = "=" + *f.SubjectRelation
-	}
-	return []string{f.ObjectType, f.ObjectID, f.ObjectIDPrefix, f.Relation, f.SubjectType, f.SubjectID, relation}
 }
 
 func (s *permissionsService) WriteRelationships(ctx context.Context, r *v1.WriteRelationshipsRequest) (*v1.WriteRelationshipsResponse, error) {
@@ -145,16 +155,26 @@ func (s *permissionsService) WriteRelationships(ctx context.Context, r *v1.Write
 }
 
 // writeNothing answers a write without updates, which the API allows: it changes
-// nothing, so that its preconditions may be judged by a read of the newest state.
+// nothing, so that its preconditions may be judged by a read of the newest state. Its
+// metadata belongs to no change, and is dropped.
 func (s *permissionsService) writeNothing(ctx context.Context, store graph.StoreInfo, r *v1.WriteRelationshipsRequest, conditions []graph.Precondition) (*v1.WriteRelationshipsResponse, error) {
 	snapshot, err := s.host.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
 	if err != nil {
 		return nil, err
 	}
 	defer snapshot.Close()
+	if err := hold(ctx, snapshot, conditions, r.GetOptionalPreconditions()); err != nil {
+		return nil, err
+	}
+	return &v1.WriteRelationshipsResponse{WrittenAt: s.token(snapshot)}, nil
+}
+
+// hold returns an error unless the preconditions of a change that changes nothing
+// hold at a state; given are the same as they were sent.
+func hold(ctx context.Context, snapshot *engine.Snapshot, conditions []graph.Precondition, given []*v1.Precondition) error {
 	for _, c := range conditions {
-		if err := snapshot.JudgeFilter("optional_preconditions", c.Filter); err != nil {
-			return nil, err
+		if err := judgeFilter(snapshot, "optional_preconditions", c.Filter); err != nil {
+			return err
 		}
 	}
 	for i, c := range conditions {
@@ -164,13 +184,13 @@ func (s *permissionsService) writeNothing(ctx context.Context, store graph.Store
 			return false, nil
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if found == c.MustNotMatch {
-			return nil, preconditionFailed(r.GetOptionalPreconditions()[i])
+			return preconditionFailed(given[i])
 		}
 	}
-	return &v1.WriteRelationshipsResponse{WrittenAt: s.token(snapshot)}, nil
+	return nil
 }
 
 // toUpdates converts updates: that no two are of the same relationship is judged
@@ -254,6 +274,13 @@ func (s *permissionsService) DeleteRelationships(ctx context.Context, r *v1.Dele
 	}
 	m.Delete = &graph.DeleteMatching{Filter: filter, Limit: limit, AllowPartial: r.GetOptionalAllowPartialDeletions()}
 	result, err := s.host.Change(ctx, store, m)
+	if isOfNoDefinition(err) {
+		if response, err := s.deleteNothing(ctx, store, r, m); response != nil || err != nil {
+			return response, err
+		}
+		// A schema has the relation since then.
+		result, err = s.host.Change(ctx, store, m)
+	}
 	if err != nil {
 		var refusal *engine.Refusal
 		if errors.As(err, &refusal) && refusal.Reason == engine.TooManyMatches {
@@ -268,6 +295,27 @@ func (s *permissionsService) DeleteRelationships(ctx context.Context, r *v1.Dele
 	return &v1.DeleteRelationshipsResponse{
 		DeletedAt: s.writtenAt(result), DeletionProgress: progress, RelationshipsDeletedCount: uint64(max(result.Changed, 0)),
 	}, nil
+}
+
+// deleteNothing answers a delete whose filter names, without a type, a relation that
+// no definition has. It matches nothing, so that a read of the newest state judges
+// the rest of the request. Nil means that a definition of that state has the relation.
+func (s *permissionsService) deleteNothing(ctx context.Context, store graph.StoreInfo, r *v1.DeleteRelationshipsRequest, m *graph.Mutation) (*v1.DeleteRelationshipsResponse, error) {
+	snapshot, err := s.host.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
+	if err != nil {
+		return nil, err
+	}
+	defer snapshot.Close()
+	if !isOfNoDefinition(snapshot.JudgeFilter("relationship_filter", m.Delete.Filter)) {
+		return nil, nil
+	}
+	if err := judgeFilter(snapshot, "relationship_filter", m.Delete.Filter); err != nil {
+		return nil, err
+	}
+	if err := hold(ctx, snapshot, m.Preconditions, r.GetOptionalPreconditions()); err != nil {
+		return nil, err
+	}
+	return &v1.DeleteRelationshipsResponse{DeletedAt: s.token(snapshot), DeletionProgress: v1.DeleteRelationshipsResponse_DELETION_PROGRESS_COMPLETE}, nil
 }
 
 func tooManyToDelete(limit int, filter *v1.RelationshipFilter) error {
@@ -294,6 +342,14 @@ func refusedChange(err error, updates []graph.Update, conditions []*v1.Precondit
 	}
 	var i int
 	switch refusal.Reason {
+	case engine.UnknownName:
+		// A relation that no definition has matches nothing, which is what the API says.
+		// Where nothing must match, only the engine could judge the rest of the change
+		// at the same state, and its no stands.
+		if _, scan := fmt.Sscanf(refusal.Field, "preconditions[%d]", &i); scan == nil && i < len(conditions) &&
+			isOfNoDefinition(err) && conditions[i].GetOperation() == v1.Precondition_OPERATION_MUST_MATCH {
+			return preconditionFailed(conditions[i])
+		}
 	case engine.PreconditionFailed:
 		if _, scan := fmt.Sscanf(refusal.Field, "preconditions[%d]", &i); scan == nil && i < len(conditions) {
 			return preconditionFailed(conditions[i])

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/pembadb/pemba/cluster"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 	"github.com/pembadb/pemba/schema"
@@ -30,11 +29,7 @@ func (s *schemaService) ReadSchema(ctx context.Context, r *v1.ReadSchemaRequest)
 	if err := validate(r); err != nil {
 		return nil, err
 	}
-	store, err := s.host.Store(ctx)
-	if err != nil {
-		return nil, err
-	}
-	snapshot, err := s.host.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
+	snapshot, err := s.newest(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -106,6 +101,9 @@ func (s *schemaService) WriteSchema(ctx context.Context, r *v1.WriteSchemaReques
 	if err != nil {
 		return nil, err
 	}
+	if _, err := engine.CompileForgiving("schema", text); err != nil {
+		return nil, schemaError(text, err)
+	}
 	result, err := s.host.WriteSchema(ctx, store, text, func(newest *engine.Snapshot) error {
 		old, err := schemaOf(newest)
 		if err != nil {
@@ -127,7 +125,7 @@ func (s *schemaService) parse(field, text string) (*schema.File, error) {
 	}
 	file, err := schema.Parse(field, text)
 	if err != nil {
-		_, err := engine.CompileSchema(field, text)
+		_, err := engine.CompileForgiving(field, text)
 		return nil, schemaError(text, err)
 	}
 	return file, checkNames(file)
@@ -360,7 +358,7 @@ func shorten(code string) string {
 
 // dataError says which change of the schema the stored relationships forbid.
 func dataError(text string, refusal *engine.Refusal) error {
-	compiled, err := engine.CompileSchema("schema", text)
+	compiled, err := engine.CompileForgiving("schema", text)
 	if err != nil {
 		return refusal // It was just compiled by the engine; what that says stands.
 	}

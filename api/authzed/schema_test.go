@@ -35,7 +35,8 @@ func refuseSchema(t *testing.T, conn *grpc.ClientConn, text string, code codes.C
 
 // TestReadSchema holds the layout: caveats, then definitions, each sorted; members
 // in source order; tabs; no line break at the end; canonical CEL; parentheses only
-// where precedence needs them. What is read can be written, and reads the same.
+// where the meaning needs them; .any() where it was written. What is read can be
+// written, and reads the same.
 func TestReadSchema(t *testing.T) {
 	conn := newServer(t)
 	writeSchema(t, conn, `use expiration
@@ -50,6 +51,8 @@ func TestReadSchema(t *testing.T) {
 			// Computed.
 			permission view = ((viewer + early) - (parent->view)) & (viewer - (early - parent.all(view)))
 			permission none = nil
+			permission flat = ((viewer + early) + (view + parent.any(view))) + parent->view
+			permission every = (viewer & (early & view)) & (none & parent.any(view))
 		}
 		caveat zoned(zone string) { 
 			zone in ['a', 'b'] // ab
@@ -77,6 +80,8 @@ definition document {
 	// Computed.
 	permission view = (viewer + early - parent->view) & (viewer - (early - parent.all(view)))
 	permission none = nil
+	permission flat = viewer + early + view + parent.any(view) + parent->view
+	permission every = viewer & early & view & none & parent.any(view)
 }
 
 definition tenant/team {

@@ -1,6 +1,7 @@
 package authzed
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -100,18 +101,38 @@ func (Dialect) Status(err error, native *status.Status) *status.Status {
 	if errors.Is(err, graph.ErrRevisionGone) || errors.Is(err, cluster.ErrRevisionUnknown) {
 		return status.New(codes.OutOfRange, "invalid revision: "+native.Message())
 	}
+	if errors.Is(err, cluster.ErrEntryTooLarge) || isPartTooLarge(native) {
+		// It fails whenever it is sent, and clients of the API send again what has
+		// exhausted a resource.
+		same := native.Proto()
+		same.Code = int32(codes.InvalidArgument)
+		return status.FromProto(same)
+	}
 	return native
 }
 
 // isCursorError reports whether pemba.v1 calls an error that of a cursor.
 func isCursorError(native *status.Status) bool {
+	info := nativeInfo(native)
+	return info.GetReason() == engine.CursorInvalid.String() ||
+		info.GetReason() == "ZOOKIE_FOREIGN" && info.GetMetadata()["field"] == "cursor"
+}
+
+// isPartTooLarge reports whether pemba.v1 calls an error that of the size of a part
+// of a request. A whole message that is too large is what it is for gRPC itself.
+func isPartTooLarge(native *status.Status) bool {
+	info := nativeInfo(native)
+	return info.GetReason() == "TOO_LARGE" && info.GetMetadata()["field"] != ""
+}
+
+// nativeInfo returns what pemba.v1 says of an error beside its text, or nil.
+func nativeInfo(native *status.Status) *errdetails.ErrorInfo {
 	for _, d := range native.Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == api.ErrorDomain {
-			return info.GetReason() == engine.CursorInvalid.String() ||
-				info.GetReason() == "ZOOKIE_FOREIGN" && info.GetMetadata()["field"] == "cursor"
+			return info
 		}
 	}
-	return false
+	return nil
 }
 
 // refusalText says what the API says, where clients and people know its words.
@@ -122,6 +143,9 @@ func refusalText(r *engine.Refusal) string {
 	case engine.UnknownType:
 		return fmt.Sprintf("object definition `%s` not found", r.Metadata["type"])
 	case engine.UnknownName:
+		if r.Metadata["type"] == "" {
+			break // It is said of all definitions.
+		}
 		return fmt.Sprintf("relation/permission `%s` not found under definition `%s`", r.Metadata["name"], r.Metadata["type"])
 	case engine.UnknownCaveat:
 		return fmt.Sprintf("caveat with name `%s` not found", r.Metadata["caveat"])
@@ -141,7 +165,12 @@ func refusalText(r *engine.Refusal) string {
 	case engine.StageUnknown:
 		return "what was imported so far was dropped meanwhile; import it again"
 	case engine.StageTooLarge:
-		return "too many relationships would become visible at once, or too many imports are under way; send fewer in one import"
+		if r.Field == "" { // It is not about what is sent.
+			return fmt.Sprintf("the store has %d imports that are not done, and no more are allowed; try again when one of them is done. "+
+				"One whose client is gone makes room after %d minutes, or after %d hours where it was begun so that it can be gone on with",
+				graph.StagesMax, int(api.LeftBehindAfter.Minutes()), graph.StageLifetime/3600e6)
+		}
+		return "too many relationships would become visible at once; send them in several imports"
 	}
 	return r.Message
 }
@@ -168,9 +197,25 @@ func refusalMetadata(r *engine.Refusal) map[string]string {
 		m["relation_name"] = r.Metadata["name"]
 		delete(m, "name")
 	case engine.WildcardSubject:
-		m["field"] = r.Field
+		m["field"] = cmp.Or(wildcardFields[r.Field], r.Field)
 	}
 	return m
+}
+
+// wildcardFields says what the API calls the parts of a question that may be no
+// wildcard.
+var wildcardFields = map[string]string{"subject.object.id": "subject.object_id", "object.id": "resource.object_id"}
+
+// refusedLookup gives the engine's no to a LookupResources the API's name of its
+// subject, which is another one there.
+func refusedLookup(err error) error {
+	var refusal *engine.Refusal
+	if !errors.As(err, &refusal) || refusal.Reason != engine.WildcardSubject {
+		return err
+	}
+	named := *refusal
+	named.Field = "subject_id"
+	return &named
 }
 
 // decomposedMax is how long a relationship may be for its parts to be told too.

@@ -1,14 +1,11 @@
 package authzed
 
 import (
-	"context"
 	"crypto/rand"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	v1 "github.com/authzed/authzed-go/proto/authzed/api/v1"
 	"google.golang.org/grpc"
@@ -16,25 +13,13 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/pembadb/pemba/api"
-	"github.com/pembadb/pemba/cluster"
 )
 
 // newTestingServer starts a node in memory and a server that takes every key, as
 // the tests of an application do.
 func newTestingServer(t testing.TB) *api.Server {
 	t.Helper()
-	node, err := cluster.Open(testContext(t), cluster.Config{InMemory: true, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := node.Close(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	_, s := newServerWith(t, api.Config{Node: node, Testing: true, Keys: []string{}, HTTPAddr: "127.0.0.1:0"})
+	_, s := newServerWith(t, api.Config{Node: newMemoryNode(t), Testing: true, Keys: []string{}, HTTPAddr: "127.0.0.1:0"})
 	return s
 }
 

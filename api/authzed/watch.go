@@ -118,6 +118,9 @@ type teller struct {
 	filters              []graph.Filter
 	schemas, checkpoints bool
 	put                  func(*v1.WatchResponse) error
+	// schemaChanged says that the revision which is being told wrote the schema. Its
+	// first part says so, and it is told with the last.
+	schemaChanged bool
 	// message has the updates of a revision that were not sent yet; nil when there
 	// are none. It may wait for the next part of its revision, which is in the log.
 	message *v1.WatchResponse
@@ -141,15 +144,19 @@ func (t *teller) tell(r *graph.LoggedRevision) error {
 			}
 		}
 	}
+	t.schemaChanged = t.schemaChanged || r.SchemaChanged
 	if int(r.Offset)+len(r.Changes) < r.Count {
 		return nil
 	}
 	if err := t.flush(r, len(r.Changes)); err != nil {
 		return err
 	}
-	// No revision writes both the schema and relationships, so that no token of
-	// updates can hide this.
-	if t.schemas && r.SchemaChanged {
+	schemaChanged := t.schemaChanged
+	t.schemaChanged = false
+	// A revision that writes the schema may end lifetimes, many of them, and has no
+	// other changes. So none of it is an update, and no token of updates leads into it,
+	// behind the part that says so.
+	if t.schemas && schemaChanged {
 		message := &v1.WatchResponse{ChangesThrough: t.through(r.Revision, r.Stamp), SchemaUpdated: true}
 		if err := describe(message, r); err != nil {
 			return err

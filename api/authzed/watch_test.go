@@ -120,8 +120,6 @@ func TestWatchMessages(t *testing.T) {
 		touch  = v1.RelationshipUpdate_OPERATION_TOUCH
 		remove = v1.RelationshipUpdate_OPERATION_DELETE
 	)
-	expiry := time.Now().Add(time.Second)
-	soon := expiry.UTC().Format(time.RFC3339Nano)
 	var want []string
 	expect := func(token *v1.ZedToken, messages ...string) {
 		for _, m := range append(messages, "checkpoint") {
@@ -133,6 +131,9 @@ func TestWatchMessages(t *testing.T) {
 		update(t, create, "document:d1#viewer@user:anne"), update(t, touch, "document:d1#viewer@user:bob")),
 		"TOUCH document:d1#viewer@user:anne, TOUCH document:d1#viewer@user:bob, by carl")
 	write(t, conn, nil, update(t, touch, "document:d1#viewer@user:bob"), update(t, remove, "document:d1#viewer@user:none"))
+	// The write has so long.
+	expiry := time.Now().Add(3 * time.Second)
+	soon := expiry.UTC().Format(time.RFC3339Nano)
 	expect(write(t, conn, nil, update(t, touch, "document:d1#viewer@user:anne[expiration:"+soon+"]")),
 		"TOUCH document:d1#viewer@user:anne[expiration]")
 	expect(writeSchema(t, conn, watchSchema+"\ndefinition robot {}\n"), "schema")
@@ -303,7 +304,7 @@ func TestWatchAgain(t *testing.T) {
 	t.Logf("seed %d", seed)
 	conn, server := newServerWith(t, api.Config{Limits: api.Limits{StreamStall: 200 * time.Millisecond}})
 	begin := writeSchema(t, conn, watchSchema)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*patience)
 	defer cancel()
 
 	finished := make(chan struct{})
@@ -527,7 +528,7 @@ func TestWatchEnds(t *testing.T) {
 	}
 
 	stream := watch(t, testContext(t), conn, &v1.WatchRequest{})
-	closing, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	closing, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	closed := make(chan error, 1)
 	go func() { closed <- server.Close(closing) }()

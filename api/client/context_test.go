@@ -154,13 +154,16 @@ func TestCheckWithGoValues(t *testing.T) {
 func TestDialError(t *testing.T) {
 	web := httptest.NewServer(http.NotFoundHandler())
 	defer web.Close()
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	// Nobody listens where a connection goes out, and nobody else can meanwhile.
+	outgoing, err := net.Dial("tcp", web.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := closed.Close(); err != nil {
-		t.Fatal(err)
-	}
+	defer func() {
+		if err := outgoing.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	tls, err := client.LoadTLS("", "", "")
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +172,7 @@ func TestDialError(t *testing.T) {
 		config         client.Config
 		answered, http bool
 	}{
-		{client.Config{Addr: closed.Addr().String()}, false, false},
+		{client.Config{Addr: outgoing.LocalAddr().String()}, false, false},
 		{client.Config{Addr: web.Listener.Addr().String()}, true, true},
 		{client.Config{Addr: web.Listener.Addr().String(), TLS: tls}, true, false},
 	} {

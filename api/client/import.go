@@ -84,6 +84,9 @@ type Import struct {
 	// The server has the chunks below known, which hold knownTuples.
 	known       uint32
 	knownTuples uint64
+	// doneBefore is where the server had committed all of it when it was begun; nil
+	// when it had not.
+	doneBefore *pembav1.Zookie
 	// knownDigest stands for what they hold, and digest for what this import would
 	// have put into the chunks that were not sent. The server is told of digest, so
 	// that it commits nothing else, whatever it has by then.
@@ -154,7 +157,7 @@ func (c *Client) Import(ctx context.Context, config ImportConfig) (*Import, erro
 		}
 		// One that is committed is sent again as a whole: the server compares it,
 		// and says what it came to.
-		if answer.GetCommittedAt() == nil {
+		if i.doneBefore = answer.GetCommittedAt(); i.doneBefore == nil {
 			i.known, i.knownTuples, i.knownDigest = answer.GetNextChunk(), answer.GetTuples(), answer.GetDigest()
 		}
 	}
@@ -176,6 +179,12 @@ const unknownImport = "STAGE_UNKNOWN"
 // same ID. They must be added again, before all others and in the same order,
 // but are not sent.
 func (i *Import) Known() uint64 { return i.knownTuples }
+
+// DoneBefore returns the zookie of the revision at which an import with the same ID had
+// been committed when this one was begun, nil if none had. Commit then writes nothing:
+// it compares the tuples with those that were committed, and answers with their numbers
+// of then and a zookie that is not older.
+func (i *Import) DoneBefore() *pembav1.Zookie { return i.doneBefore }
 
 // Add adds tuples. An error may be about tuples that were added some time
 // before; if it is known which one was refused it is an *ImportError. After an

@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
@@ -86,8 +90,16 @@ func TestImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	answer, err := im.Commit()
-	if err != nil || answer.GetTuples() != 12_000 || answer.GetChanged() != 12_000 {
-		t.Fatalf("%v, %v", answer, err)
+	if err != nil || answer.GetTuples() != 12_000 || answer.GetChanged() != 12_000 || im.DoneBefore() != nil {
+		t.Fatalf("%v, done before: %v, %v", answer, im.DoneBefore(), err)
+	}
+	// That it is done once more is told.
+	im = begin(config)
+	if err := add(t, im, 0, 12_000); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := im.Commit(); err != nil || again.GetTuples() != 12_000 || again.GetChanged() != 12_000 || !proto.Equal(im.DoneBefore(), answer.GetWrittenAt()) {
+		t.Fatalf("%v, done before: %v, %v; at first %v", again, im.DoneBefore(), err, answer)
 	}
 	if n := count(t, c); n != 12_000 {
 		t.Errorf("%d tuples are there", n)
@@ -286,5 +298,25 @@ func TestWatchEnds(t *testing.T) {
 	}
 	if fmt.Sprint(got) != "[a b]" || losses == 0 {
 		t.Errorf("got %v over %d losses", got, losses)
+	}
+}
+
+// TestWatchCanceled: the end of its context is the last that a watch yields, as an
+// error of that code.
+func TestWatchCanceled(t *testing.T) {
+	c := dialed(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var last error
+	for response, err := range c.Watch(ctx, &pembav1.WatchRequest{}, nil) {
+		if last != nil {
+			t.Fatalf("behind %v comes %v, %v", last, response, err)
+		}
+		if last = err; response.GetHeartbeat() { // It has begun.
+			cancel()
+		}
+	}
+	if status.Code(last) != codes.Canceled {
+		t.Errorf("the last is %v", last)
 	}
 }

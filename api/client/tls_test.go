@@ -124,7 +124,7 @@ func TestTLS(t *testing.T) {
 			}
 			config.TLS = tls
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		c, err := client.Dial(ctx, config)
 		if err == nil {
 			_, err = c.Schemas.ReadSchema(ctx, &pembav1.ReadSchemaRequest{})

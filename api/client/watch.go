@@ -22,7 +22,8 @@ const (
 )
 
 // Watch follows the changes that r asks for, without end, until the loop or ctx
-// ends: each change once, in order. An empty store in r is filled in from the
+// ends: each change once, in order. The end of ctx is yielded as the last error, with
+// the code Canceled or DeadlineExceeded. An empty store in r is filled in from the
 // client's; r itself is not changed.
 //
 // When the connection is lost, or the server stops, lost is called with why, and
@@ -66,7 +67,7 @@ func (c *Client) Watch(ctx context.Context, r *pembav1.WatchRequest, lost func(e
 			}
 			select {
 			case <-ctx.Done():
-				yield(nil, ctx.Err())
+				yield(nil, status.FromContextError(ctx.Err()).Err())
 				return
 			// Many watches that lose one server must not come back at once.
 			case <-time.After(pause/2 + rand.N(pause/2)):

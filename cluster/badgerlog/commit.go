@@ -193,13 +193,16 @@ func (l *Log) checkSpace(need int64) error {
 	return err
 }
 
+// spacePatience is how long awaitSpace waits, within a quarter of the deadline.
+const spacePatience = time.Second
+
 // awaitSpace is checkSpace for what keeps the log going: it refuses only what is
-// still refused after a quarter of the deadline. When Badger ends a flush or a
+// still refused after spacePatience. When Badger ends a flush or a
 // compaction, what it wrote and what that replaces are both in use for a moment,
 // and look as if all of it had to be written once more. It returns the reserve
 // that it found last.
 func (l *Log) awaitSpace(need int64) (reserve int64, err error) {
-	limit := time.NewTimer(l.cfg.StoreDeadline / 4)
+	limit := time.NewTimer(min(spacePatience, l.cfg.StoreDeadline/4))
 	defer limit.Stop()
 	again := time.NewTicker(measureInterval)
 	defer again.Stop()

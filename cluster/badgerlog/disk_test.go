@@ -56,7 +56,6 @@ func TestDiskFullSeam(t *testing.T) {
 	free.Store(1 << 40)
 	fatal := make(chan error, 10)
 	cfg := testConfig(t.TempDir())
-	cfg.StoreDeadline = 2 * time.Second // Each refusal below takes a quarter of it.
 	cfg.OnFatal = func(err error) { fatal <- err }
 	cfg.freeBytes = func(string) (uint64, error) { return free.Load(), nil }
 	l := mustOpen(t, cfg)

@@ -334,9 +334,9 @@ func (l *Log) stopWorker() error {
 //
 // It does not wait for a disk that hangs: after four times the deadline it
 // returns an error and leaves the directory locked until the process ends. If
-// there is too little space for closing Badger, and still is after a quarter of
-// the deadline, it leaves Badger as it is, as a crash would, and returns
-// ErrDiskFull. Nothing acknowledged is lost by either.
+// there is too little space for closing Badger, and still is after a second, it
+// leaves Badger as it is, as a crash would, and returns ErrDiskFull. Nothing
+// acknowledged is lost by either.
 func (l *Log) Close() error {
 	l.writeMu.Lock()
 	again := l.closed.Swap(true)

@@ -160,7 +160,9 @@ func runChild(settingsJSON string) int {
 	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
 		fmt.Fprintf(os.Stderr, "standard input: %v\n", err)
 	}
-	if err := node.Close(ctx); err != nil {
+	closing, cancelClosing := context.WithTimeout(context.Background(), time.Minute)
+	defer cancelClosing()
+	if err := node.Close(closing); err != nil {
 		fmt.Fprintf(os.Stderr, "close: %v\n", err)
 		return exitFatal
 	}

@@ -1,6 +1,7 @@
 package faulttest
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,13 +33,18 @@ func TestFullDisk(t *testing.T) {
 	h := newHistory()
 	writers := newWriters(h, 4, seed(t))
 	// A second of ordinary life.
-	if err := load(p, writers, func() { time.Sleep(300 * time.Millisecond) }); err != nil {
+	if err := load(p, writers, func() { h.writesAfter(p); time.Sleep(300 * time.Millisecond) }); err != nil {
 		t.Fatal(err)
 	}
 
-	// Someone else takes most of the rest; then the node itself fills it.
-	filler := filepath.Join(disk, "filler")
-	fill(t, filler, 100<<20)
+	// Someone else takes most of the rest; then the node itself fills it. How much that
+	// is depends on how soon its log is cut, so the other one takes more by and by.
+	var fillers []string
+	takeMore := func(size int) {
+		fillers = append(fillers, filepath.Join(disk, fmt.Sprint("filler-", len(fillers))))
+		fill(t, fillers[len(fillers)-1], size)
+	}
+	takeMore(100 << 20)
 	c, err := p.dial()
 	if err != nil {
 		t.Fatal(err)
@@ -46,6 +52,9 @@ func TestFullDisk(t *testing.T) {
 	defer c.close()
 	full := 0
 	for i, wait := 0, time.Now().Add(patience); full < 3 && time.Now().Before(wait); i++ {
+		if full == 0 && i%25 == 24 {
+			takeMore(4 << 20)
+		}
 		actor := "full-" + time.Now().Format("150405.000000000")
 		updates := []update{{Document: actor, Person: "0"}}
 		asked := h.begin(actor, updates)
@@ -73,7 +82,7 @@ func TestFullDisk(t *testing.T) {
 	// itself in the background, and a process that does so on a full disk is
 	// ended by the kernel: against that there is only the ballast file. A node
 	// that is not caught in such a moment goes on reading.
-	fill(t, filler+"2", size)
+	takeMore(size)
 	updates := []update{{Document: "last", Person: "0"}}
 	asked := h.begin("last", updates)
 	r, err := c.ask(request{Op: "write", Actor: "last", Updates: updates})
@@ -99,13 +108,13 @@ func TestFullDisk(t *testing.T) {
 		t.Logf("without a free byte: %s", said)
 	}
 
-	for _, name := range []string{filler, filler + "2"} {
+	for _, name := range fillers {
 		if err := os.Remove(name); err != nil {
 			t.Fatal(err)
 		}
 	}
 	p = start(t, s)
-	if err := load(p, writers, func() { time.Sleep(200 * time.Millisecond) }); err != nil {
+	if err := load(p, writers, func() { h.writesAfter(p); time.Sleep(200 * time.Millisecond) }); err != nil {
 		t.Fatal(err)
 	}
 	p.stop()

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/pembadb/pemba/graph"
 )
@@ -303,6 +304,19 @@ func load(p *process, writers []*writer, until func()) error {
 		all = append(all, <-errs)
 	}
 	return errors.Join(all...)
+}
+
+// writesAfter waits until something is acknowledged from now on, which on a slow
+// machine takes a while, but no longer than patience.
+func (h *history) writesAfter(p *process) {
+	before := h.acknowledged.Load()
+	for wait := time.Now().Add(patience); h.acknowledged.Load() == before && time.Now().Before(wait); {
+		select {
+		case <-p.exited:
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 func newWriters(h *history, count int, seed uint64) []*writer {

@@ -53,7 +53,7 @@ func TestKill(t *testing.T) {
 			watched <- err
 		}()
 		alive := 100*time.Millisecond + time.Duration(rng.Int64N(int64(900*time.Millisecond)))
-		if err := load(p, writers, func() { time.Sleep(alive); p.kill() }); err != nil {
+		if err := load(p, writers, func() { h.writesAfter(p); time.Sleep(alive); p.kill() }); err != nil {
 			t.Fatal(err)
 		}
 		cancel()

@@ -17,8 +17,9 @@ import (
 	"time"
 )
 
-// patience bounds everything that should happen at once.
-const patience = 20 * time.Second
+// patience bounds everything that should happen at once, also where the machine
+// is slow and busy with other things.
+const patience = time.Minute
 
 // A process is a child that runs.
 type process struct {

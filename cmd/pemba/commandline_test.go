@@ -42,6 +42,29 @@ func TestUnknownVariables(t *testing.T) {
 	}
 }
 
+// TestServeWithoutKey: a server without a key says whom it serves, and that the key of
+// callers is none of its own.
+func TestServeWithoutKey(t *testing.T) {
+	t.Chdir(t.TempDir())
+	const alone, callers = "there is no key, so that only this machine may call", "PEMBA_KEY is what callers send"
+	for _, test := range []struct {
+		callerKey   string
+		args        []string
+		says, hides string
+	}{
+		{"", nil, alone, callers},
+		{"s3cret", nil, callers, "s3cret"},
+		{"s3cret", []string{"--key", "k"}, "host:port", alone},
+		{"s3cret", []string{"--testing"}, "host:port", callers},
+	} {
+		t.Setenv("PEMBA_KEY", test.callerKey)
+		said := fails(t, "", append([]string{"serve", "--grpc-addr", "nonsense"}, test.args...)...)
+		if !strings.Contains(said, test.says) || strings.Contains(said, test.hides) {
+			t.Errorf("with PEMBA_KEY=%s and %v: %s", test.callerKey, test.args, said)
+		}
+	}
+}
+
 // TestCommandAgain: a shell makes of the line the flags that the command was given,
 // whatever is in them.
 func TestCommandAgain(t *testing.T) {
@@ -151,7 +174,7 @@ func TestNamesNotCompared(t *testing.T) {
 		code   int
 		want   string
 	}{
-		{"definition doc {}", nil, 0, "warning: the schema has no type \"dok\""},
+		{"definition doc {}", nil, 0, "warning: the schema has no definition \"dok\""},
 		{"definition from a later version {}", nil, 0, "warning: the names are not compared"},
 		{"", refused(t, codes.ResourceExhausted, "RATE_LIMITED"), 0, "RATE_LIMITED"},
 		{"", status.Error(codes.Unavailable, "not now"), 0, "warning: the names are not compared with the store's schema: not now"},

@@ -34,7 +34,7 @@ type connection struct {
 // addFlags adds the flags of a command that asks one store.
 func (c *connection) addFlags(cmd *cobra.Command) {
 	c.addServerFlags(cmd)
-	cmd.Flags().StringVar(&c.store, "store", fromEnv("PEMBA_STORE", ""), "the `store` to ask; empty for the default one (PEMBA_STORE)")
+	cmd.Flags().StringVar(&c.store, "store", fromEnv("PEMBA_STORE", ""), "the `store` that it is about; empty for the default one (PEMBA_STORE)")
 }
 
 // addServerFlags adds the flags of a command that asks a server, and no store or

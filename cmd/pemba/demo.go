@@ -107,14 +107,17 @@ func (r *running) ask(cmd *cobra.Command, example *examples.Example, started tim
 	if over > 0 {
 		left = fmt.Sprintf(" The lifetime of %d of them is over,\nso that %d can be read.", over, tuples-over)
 	}
-	if err := printf(cmd, "%s\n%s\n\nA schema of %d definitions and %d tuples are written.%s Questions:\n",
-		example.Title, r.where(), definitions, tuples, left); err != nil {
+	if err := printf(cmd, "%s\n%s%s\n\nA schema of %d definitions and %d tuples are written.%s Questions:\n",
+		example.Title, r.elsewhere(), r.where(), definitions, tuples, left); err != nil {
 		return err
 	}
 	var first time.Duration
-	var suggestion string
+	var suggestion, to string
+	if addr != fromEnv("PEMBA_ADDR", defaultAddr) {
+		to = " --addr " + addr // Without it another server would be asked.
+	}
 	for _, q := range example.Questions {
-		if err := printf(cmd, "\n%s\n  $ %s %s\n", q.Sentence, program, quoteCommand(q.Command)); err != nil {
+		if err := printf(cmd, "\n%s\n  $ %s %s%s\n", q.Sentence, program, quoteCommand(q.Command), to); err != nil {
 			return err
 		}
 		var out, errs strings.Builder
@@ -142,6 +145,21 @@ The first answer came %d ms after the start. Ask more from a second shell:
 
 The server stays up until you press Ctrl-C.
 `, first.Milliseconds(), program, quoteCommand(suggestion), addr, program, addr)
+}
+
+// elsewhere says which of the usual ports the server does not have, as a line.
+func (r *running) elsewhere() string {
+	var taken []string
+	if r.server.GRPCAddr().String() != "127.0.0.1:"+grpcPort {
+		taken = append(taken, grpcPort)
+	}
+	if addr := r.server.HTTPAddr(); addr != nil && addr.String() != "127.0.0.1:"+httpPort {
+		taken = append(taken, httpPort)
+	}
+	if len(taken) == 0 {
+		return ""
+	}
+	return "Another program has " + strings.Join(taken, " and ") + ", so this server listens elsewhere:\n"
 }
 
 // quoteCommand puts the arguments of a command into quotes that a shell needs.

@@ -26,7 +26,7 @@ import (
 func explainError(cmd *cobra.Command, err error) string {
 	var fromServer interface{ GRPCStatus() *status.Status }
 	if !errors.As(err, &fromServer) {
-		return err.Error()
+		return withoutPackage(err.Error())
 	}
 	message := fromServer.GRPCStatus().Message()
 	reason, metadata := client.Reason(err)
@@ -49,6 +49,18 @@ func explainError(cmd *cobra.Command, err error) string {
 	return inCommandWords(cmd, message, reason, metadata) + " (" + reason + ")"
 }
 
+// withoutPackage takes off the name of the package that an error of ours begins with,
+// which says nothing to whoever types commands.
+func withoutPackage(text string) string {
+	const ofSource = "the source: "
+	from, text := "", text
+	if rest, ok := strings.CutPrefix(text, ofSource); ok {
+		from, text = ofSource, rest
+	}
+	text = strings.TrimPrefix(text, "client: ")
+	return from + strings.TrimPrefix(text, "api: ")
+}
+
 // wantsGRPC says which address a command needs.
 const wantsGRPC = "; --addr and PEMBA_ADDR want the gRPC one"
 
@@ -62,9 +74,9 @@ func (e *tuplesError) Error() string { return e.err.Error() }
 func (e *tuplesError) Unwrap() error { return e.err }
 
 // flagsOfFields names, for parts of requests, the flags that make them; of
-// several, the command has one.
+// several, the command has one. Those without a flag are arguments.
 var flagsOfFields = map[string][]string{
-	"after.token":                         {"from", "after"},
+	"after.token":                         {"from"},
 	"as_of":                               {"as-of"},
 	"consistency.as_of":                   {"as-of"},
 	"consistency.at_least_as_fresh.token": {"at-least"},
@@ -78,6 +90,7 @@ var flagsOfFields = map[string][]string{
 	"header.store":                        {"store"},
 	"import_id":                           {"import-id"},
 	"limit":                               {"limit"},
+	"name":                                nil,
 	"metadata":                            {"metadata"},
 	"recorded_actor":                      {"recorded-actor"},
 	"since":                               {"since"},
@@ -135,11 +148,20 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 		if flag := cmd.Flags().Lookup("create"); flag != nil && metadata["tuple"] != "" {
 			return metadata["tuple"] + " exists already; leave out --create to replace what is there"
 		}
+	case engine.NoSchema.String():
+		if rest, ok := strings.CutSuffix(message, "; write one first"); ok {
+			return rest + "; \"" + typed("pemba schema write FILE") + "\" writes one"
+		}
+	case engine.StageMismatch.String():
+		if cmd.CommandPath() == "pemba tuple import" { // It says by which flag.
+			return strings.TrimSuffix(message, "; use another import_id")
+		}
 	case engine.UnknownStore.String():
 		// The default store cannot be deleted.
 		if flag := cmd.Flags().Lookup("store"); flag != nil && flag.Value.String() == "" {
 			return "the key may not see the default store, for it is bound to others; name one with --store or PEMBA_STORE"
 		}
+		return message + "; \"" + typed("pemba store list") + "\" shows those that there are, and an operator makes one by \"" + typed("pemba store create NAME") + "\""
 	case engine.SchemaData.String():
 		// The server names the first kind of tuples that it finds.
 		if cmd.Flags().Lookup("dry-run") != nil {

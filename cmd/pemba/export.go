@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -21,9 +22,9 @@ func newTupleExport() *cobra.Command {
 		Use:   "export [FILTER]",
 		Short: "Write tuples, all of one revision, to a file or the standard output",
 		Long: `Export writes the tuples that match a filter, without one all, as they are at one
-revision, to the standard output or to the file of --out, which must not exist.
-The form follows from the name of the file (.csv, .jsonl or .ndjson, else text) or
-from --format; "pemba tuple import" reads all three. An export that fails leaves no
+revision, to the standard output or to the file of --out. It writes over no file.
+The form follows from the name of the file (.txt, .csv, .jsonl or .ndjson) or from
+--format, and is text if neither says it; "pemba tuple import" reads all three. An export that fails leaves no
 file; one to a file says at its end how many tuples it holds.
 
 ` + filterForm,
@@ -32,7 +33,7 @@ file; one to a file says at its end how many tuples it holds.
 	}
 	e.connection.addFlags(cmd)
 	e.consistency.addFlags(cmd)
-	cmd.Flags().StringVar(&e.out, "out", "", "write to this `file`, which must not exist")
+	cmd.Flags().StringVar(&e.out, "out", "", "write to this `file`; one that exists is not written over")
 	cmd.Flags().StringVar(&e.format, "format", "", "the `form` of the file: text, csv or jsonl")
 	_ = cmd.MarkFlagFilename("out") // It only fails for a flag that is not there.
 	addQuiet(cmd, &e.quiet)
@@ -71,6 +72,9 @@ func (e *exporter) run(cmd *cobra.Command, filter string) (err error) {
 			return err
 		}
 		file, err := os.OpenFile(e.out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("--out %s: there is a file of that name, and an export writes over none; give another name, or remove it first", e.out)
+		}
 		if err != nil {
 			return err
 		}

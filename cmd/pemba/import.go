@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,8 +46,8 @@ The form follows from the name, or from --format:
   .csv    a heading with the columns ` + strings.Join(tupleColumns, ", ") + `,
           of which all but the first five may be missing
   .jsonl  one JSON object a line, with the same names; .ndjson too
-  else    one tuple a line as text; blank lines and lines that begin with # or //
-          are skipped
+  .txt    one tuple a line as text; blank lines and lines that begin with # or //
+          are skipped; likewise a name without an ending, and the standard input
 
 ` + tupleForm,
 		Example: "  pemba tuple import tuples.txt\n  pemba tuple export --format csv | pemba tuple import --format csv --addr 127.0.0.1:50061 -\n  pemba tuple import --abort --import-id readers-1",
@@ -164,7 +165,7 @@ func (i *importer) run(cmd *cobra.Command, name string) error {
 	return i.call(cmd, func(ctx ctx, c *client.Client) error {
 		p := startProgress(cmd, i.quiet)
 		p.whole.Store(whole)
-		answer, err := i.copy(ctx, c, config, countingReader{in, p}, form, shown, p)
+		answer, before, err := i.copy(ctx, c, config, countingReader{in, p}, form, shown, p)
 		p.close()
 		if err != nil {
 			return err
@@ -173,8 +174,15 @@ func (i *importer) run(cmd *cobra.Command, name string) error {
 			return printJSON(cmd, struct {
 				Imported uint64 `json:"imported"`
 				Changed  uint64 `json:"changed"`
-				Zookie   string `json:"zookie,omitempty"`
-			}{answer.GetTuples(), answer.GetChanged(), answer.GetWrittenAt().GetToken()})
+				// DoneBefore says that all was visible before this command began; the
+				// rest is what came of it then.
+				DoneBefore bool   `json:"done_before,omitempty"`
+				Zookie     string `json:"zookie,omitempty"`
+			}{answer.GetTuples(), answer.GetChanged(), before != nil, cmp.Or(before, answer.GetWrittenAt()).GetToken()})
+		}
+		if before != nil {
+			return printf(cmd, "was done before, and nothing was written now: imported %d, changed %d, zookie %s\n",
+				answer.GetTuples(), answer.GetChanged(), before.GetToken())
 		}
 		if answer.GetTuples() == 0 {
 			return printf(cmd, "imported 0, there are no tuples in %s\n", shown)
@@ -193,13 +201,14 @@ type parsedPart struct {
 const importPart = 512
 
 // copy reads tuples and sends them. One goroutine reads and parses, this one
-// fills chunks, and that of the client encodes and sends them.
+// fills chunks, and that of the client encodes and sends them. before is where an
+// earlier command with the same id had done it, nil if none had.
 func (i *importer) copy(
 	ctx ctx, c *client.Client, config client.ImportConfig, in io.Reader, form, name string, p *progress,
-) (*pembav1.ImportTuplesResponse, error) {
+) (answer *pembav1.ImportTuplesResponse, before *pembav1.Zookie, err error) {
 	im, err := c.Import(ctx, config)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer im.Cancel()
 	reading, stop := context.WithCancel(ctx)
@@ -228,7 +237,7 @@ func (i *importer) copy(
 		case part, more = <-parts:
 		case <-ctx.Done():
 			// A standard input that says nothing must not keep anybody waiting.
-			return nil, failed(context.Cause(ctx))
+			return nil, nil, failed(context.Cause(ctx))
 		}
 		if !more {
 			break
@@ -237,27 +246,26 @@ func (i *importer) copy(
 			t := &part.tuples[n]
 			lines.add(t.line)
 			if err := im.Add(t.Tuple); err != nil {
-				return nil, failed(err)
+				return nil, nil, failed(err)
 			}
 		}
 		p.done.Add(int64(len(part.tuples)))
 		if part.err != nil {
-			return nil, fmt.Errorf("%s:%w%s", name, part.err, i.left(c, im, config, part.err))
+			return nil, nil, fmt.Errorf("%s:%w%s", name, part.err, i.left(c, im, config, part.err))
 		}
 	}
 	if lines.count == 0 {
 		if im.Known() > 0 {
-			return nil, fmt.Errorf("%s: it holds no tuples, and the import %s began with some; use another --import-id", name, config.ID)
+			return nil, nil, fmt.Errorf("%s: it holds no tuples, and the import %s began with some; use another --import-id", name, config.ID)
 		}
-		return &pembav1.ImportTuplesResponse{}, nil
+		return &pembav1.ImportTuplesResponse{}, nil, nil
 	}
 	p.last.Store(!i.batches)
 	i.committing = true
-	answer, err := im.Commit()
-	if err != nil {
-		return nil, failed(err)
+	if answer, err = im.Commit(); err != nil {
+		return nil, nil, failed(err)
 	}
-	return answer, nil
+	return answer, im.DoneBefore(), nil
 }
 
 // parse sends what is read to parts, and closes it at the end, after an error, or
@@ -324,6 +332,9 @@ func (i *importer) find(ctx ctx, form string, err error) int {
 // that it has within a message, and that has within the import: there is its line.
 func explainImport(cmd *cobra.Command, err error) string {
 	text := explainError(cmd, err)
+	if errors.Is(err, client.ErrImportMismatch) { // What is left says by which flag.
+		text = strings.TrimSuffix(text, "; "+client.ErrImportMismatch.Error())
+	}
 	var refused *client.ImportError
 	if !errors.As(err, &refused) {
 		return text

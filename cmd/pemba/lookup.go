@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -65,7 +66,7 @@ many are allowed, and how many conditional.`,
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		subject, err := graph.ParseSubject(args[2])
 		if err != nil {
-			return err
+			return fmt.Errorf("the subject has the form TYPE:ID[#RELATION], as user:anne: %w", err)
 		}
 		context, err := l.contextMessage()
 		if err != nil {
@@ -79,7 +80,7 @@ many are allowed, and how many conditional.`,
 				if err != nil {
 					return err
 				}
-				return l.printCount(cmd, countJSON{Allowed: answer.GetAllowed(), Conditional: answer.GetConditional(), Zookie: answer.GetCountedAt().GetToken()})
+				return l.printCount(cmd, args[0], countJSON{Allowed: answer.GetAllowed(), Conditional: answer.GetConditional(), Zookie: answer.GetCountedAt().GetToken()})
 			}
 			r := &pembav1.LookupResourcesRequest{
 				Consistency: l.message(), Type: args[0], Permission: args[1],
@@ -107,7 +108,8 @@ func newLookupSubjects() *cobra.Command {
 		Long: `Subjects lists, one a line, the subjects of a type that have a permission (or
 relation) on an object: those that tuples name, and the wildcard with those for
 whom it does not hold, as "user:* - {user:carl}". With --count it says how many
-are allowed, how many conditional, and what holds for the wildcard.`,
+are allowed, how many conditional, and, as user:*, what holds for everybody whom no
+tuple names.`,
 		Example: "  pemba lookup subjects document:readme#view user\n  pemba lookup subjects document:readme#view group#member",
 		Args:    arguments(2, 2, "OBJECT#NAME TYPE[#RELATION]"),
 	}
@@ -121,6 +123,10 @@ are allowed, how many conditional, and what holds for the wildcard.`,
 		if err != nil {
 			return err
 		}
+		if strings.Contains(args[1], ":") {
+			return fmt.Errorf("the subjects to list are those of a type, TYPE[#RELATION], as user, and one subject was given: %s; whether it is among them says \"%s\"",
+				args[1], typed("pemba check "+shellQuote(args[0]+"@"+args[1])))
+		}
 		typ, relation, _ := strings.Cut(args[1], "#")
 		return l.call(cmd, func(ctx ctx, c *client.Client) error {
 			if l.count {
@@ -131,7 +137,7 @@ are allowed, how many conditional, and what holds for the wildcard.`,
 				if err != nil {
 					return err
 				}
-				return l.printCount(cmd, countJSON{
+				return l.printCount(cmd, typ, countJSON{
 					Allowed: answer.GetAllowed(), Conditional: answer.GetConditional(),
 					Wildcard: decisionText(answer.GetWildcard()), Zookie: answer.GetCountedAt().GetToken(),
 				})
@@ -168,13 +174,14 @@ type countJSON struct {
 	Zookie      string `json:"zookie"`
 }
 
-func (l *lookup) printCount(cmd *cobra.Command, c countJSON) error {
+// printCount says how many there are; typ is the type of what was counted.
+func (l *lookup) printCount(cmd *cobra.Command, typ string, c countJSON) error {
 	if l.json() {
 		return printJSON(cmd, c)
 	}
 	rows := []row{{"allowed", strconv.FormatUint(c.Allowed, 10)}, {"conditional", strconv.FormatUint(c.Conditional, 10)}}
 	if c.Wildcard != "" {
-		rows = append(rows, row{"wildcard", c.Wildcard})
+		rows = append(rows, row{typ + ":*", c.Wildcard})
 	}
 	return printTable(cmd, rows)
 }

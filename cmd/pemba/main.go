@@ -108,6 +108,9 @@ Begin with "pemba demo", which needs nothing else.`,
 	version.GroupID = "tool"
 	root.AddCommand(version)
 	completeFileNames(root)
+	root.Version = buildVersion()
+	root.SetVersionTemplate("pemba {{.Version}}\n")
+	root.Flags().Bool("version", false, "print the version of this program; \"pemba version\" does too")
 	root.SetFlagErrorFunc(flagMistake)
 	return root
 }

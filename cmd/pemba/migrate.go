@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/pembadb/pemba/api"
@@ -41,7 +43,8 @@ written there later is not. Relationships that have expired are left out.
 
 All tuples become visible at one revision, or none does, up to as many as the
 server allows (10,000,000 unless it was started otherwise). With --batches there
-may be more: they are written in batches, each at a revision of its own.
+may be more: they are written in batches, each at a revision of its own, and whoever
+goes on with them sends all of them again.
 
 When the source is lost it goes on behind the last page, for --from-patience. When it
 answers nothing for as long, and for ten seconds, the command fails.
@@ -319,7 +322,7 @@ func (m *migration) writeSchema(ctx ctx) error {
 		return fmt.Errorf("%s has %d tuples already; %s (a migration that was cut off is gone on with by the --import-id and --from-revision that it named)",
 			m.where(), tuples, otherStore)
 	case stored == "":
-		if _, err := m.target.Schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Store: m.store, Schema: m.schema}); err != nil {
+		if err := m.writeText(ctx); err != nil {
 			return fmt.Errorf("the schema of the source is refused: %s; nothing was copied", m.explainSchema(err))
 		}
 	default:
@@ -332,6 +335,24 @@ func (m *migration) writeSchema(ctx ctx) error {
 		}
 	}
 	return nil
+}
+
+// writeText makes the schema of the source that of the store. What pemba.v1 has for a
+// misspelling, as an arrow to a name that there is not, the API that the schema comes
+// from may take: it is asked then. That API does not take every name, so that it is not
+// asked first.
+func (m *migration) writeText(ctx ctx) error {
+	_, err := m.target.Schemas.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Store: m.store, Schema: m.schema})
+	if reason, _ := client.Reason(err); reason != engine.SchemaType.String() {
+		return err
+	}
+	ctx = metadata.AppendToOutgoingContext(ctx, api.StoreHeader, cmp.Or(m.store, graph.DefaultStoreName))
+	_, other := v1.NewSchemaServiceClient(m.target.Conn()).WriteSchema(ctx, &v1.WriteSchemaRequest{Schema: m.schema})
+	switch status.Code(other) {
+	case codes.FailedPrecondition, codes.InvalidArgument, codes.Unimplemented:
+		return err // It has mistakes for both, or the server has no other API.
+	}
+	return other
 }
 
 // schemaDiffers compares the schema that the store had at a zookie, or that it has
@@ -460,16 +481,9 @@ func (m *migration) recount(ctx ctx) error {
 	if m.compiled, err = m.compiledAt(ctx, client.ExactlyAt(m.committed)); err != nil {
 		return err
 	}
-	for t, err := range m.tuples(ctx) {
+	for t, err := range m.living(ctx, began) {
 		if err != nil {
 			m.noteKey(err)
-			return err
-		}
-		if t.ValidUntil != 0 && !t.ValidUntil.Time().After(began) {
-			m.skipped++
-			continue
-		}
-		if err := m.judge(&t); err != nil {
 			return err
 		}
 		if t.ValidUntil != 0 {
@@ -563,15 +577,8 @@ func (m *migration) send(ctx ctx, im *client.Import, p *progress) error {
 		p.part.Add(1)
 		return nil
 	}
-	for t, err := range m.tuples(ctx) {
+	for t, err := range m.living(ctx, began) {
 		if err != nil {
-			return err
-		}
-		if t.ValidUntil != 0 && !t.ValidUntil.Time().After(began) {
-			m.skipped++
-			continue
-		}
-		if err := m.judge(&t); err != nil {
 			return err
 		}
 		if t.ValidUntil != 0 {
@@ -624,6 +631,25 @@ func (m *migration) tuples(ctx ctx) func(yield func(graph.Tuple, error) bool) {
 				if !yield(t, err) || err != nil {
 					return
 				}
+			}
+		}
+	}
+}
+
+// living yields those of tuples that had not expired at an instant, and counts the
+// others. A tuple with names that the schema lacks is its last, with an error.
+func (m *migration) living(ctx ctx, at time.Time) func(yield func(graph.Tuple, error) bool) {
+	return func(yield func(graph.Tuple, error) bool) {
+		for t, err := range m.tuples(ctx) {
+			if err == nil && t.ValidUntil != 0 && !t.ValidUntil.Time().After(at) {
+				m.skipped++
+				continue
+			}
+			if err == nil {
+				err = m.judge(&t)
+			}
+			if !yield(t, err) || err != nil {
+				return
 			}
 		}
 	}

@@ -418,6 +418,14 @@ var errNoCursor = status.Error(codes.Unimplemented, "a page of the export has no
 // errNoWay is the error of a page whose cursor an earlier one had.
 var errNoWay = status.Error(codes.DataLoss, "the export does not go on: a page has the cursor of an earlier one")
 
+// emptyPagesMax is how many pages without relationships may follow one another. A server
+// leaves out what it does not show when it fills a page, so that few or none are empty.
+const emptyPagesMax = 10_000
+
+// errEmptyPages is the error of an export that has always another page, and nothing in
+// any.
+var errEmptyPages = status.Errorf(codes.DataLoss, "the export comes to no end: %d pages in a row have cursors to go on from and no relationships", emptyPagesMax)
+
 // A way is where an export stands. It finds out when it goes in a circle: the cursor
 // of one page is kept, and then of one twice as far, so that some page of a circle of
 // any length is met again, with the memory of one (R. Brent).
@@ -427,6 +435,9 @@ type way struct {
 	// steps is how often the cursor moved. Invariant: kept is what it was at the
 	// largest power of two that is no larger.
 	steps uint64
+	// empty is how many pages before the cursor had no relationships, back to one that
+	// had some. Invariant: empty < emptyPagesMax where the export goes on.
+	empty int
 }
 
 // stands reports whether a cursor is where the way stands, or none.
@@ -447,7 +458,8 @@ func (w *way) move(c *v1.Cursor) bool {
 }
 
 // pages gives what one call exports to take, from where w stands and until take wants
-// no more. An empty page that does not go on is as if there were none.
+// no more. An empty page that does not go on is as if there were none, and too many that
+// do are an error.
 func (s *source) pages(ctx ctx, revision string, w *way, take func(*v1.ExportBulkRelationshipsResponse) bool) error {
 	calling, silence, end := s.hear(ctx)
 	defer end()
@@ -468,6 +480,13 @@ func (s *source) pages(ctx ctx, revision string, w *way, take func(*v1.ExportBul
 			return errNoCursor
 		case !w.move(page.GetAfterResultCursor()):
 			return errNoWay
+		}
+		w.empty++
+		if len(page.GetRelationships()) > 0 {
+			w.empty = 0
+		}
+		if w.empty >= emptyPagesMax {
+			return errEmptyPages
 		}
 		silence.Stop() // It is this side that is waited for.
 		if !take(page) {

@@ -5,15 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -219,6 +216,61 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
+// TestMigrateUnreachableArrow: a schema in use may have an arrow to a name that there is
+// not, which nobody could write anew; a schema that has a mistake besides is refused, and
+// so is one without that mistake where the store has no API that takes it.
+func TestMigrateUnreachableArrow(t *testing.T) {
+	from, _ := startMigration(t, func(c *startConfig) { c.api.Dialects = []api.Dialect{authzed.Dialect{}} })
+	const text = "definition folder {\n\trelation viewer: user\n}\n\ndefinition document {\n\trelation parent: folder\n\tpermission view = parent->viewer + parent->veiwer\n}\n\ndefinition user {}\n"
+	conn, err := grpc.NewClient(from.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+sourceKey)
+	if _, err := v1.NewSchemaServiceClient(conn).WriteSchema(ctx, &v1.WriteSchemaRequest{Schema: text}); err != nil {
+		t.Fatal(err)
+	}
+	from.must("document:one#parent@folder:a\nfolder:a#viewer@user:anne\n", "tuple", "import", "-", "-q")
+	const mistake = "`parent` leads to `folder`, which has no relation or permission `veiwer`"
+	for _, store := range []string{"default", "other"} {
+		if store != "default" {
+			must(t, "", "store", "create", store)
+		}
+		r := migrated(t, "--store", store, "--seed", "7")
+		if r.Relationships != 2 || r.Differing != 0 || r.RefusedAtSource != 0 || r.Checks == 0 {
+			t.Errorf("%s: migrated: %+v", store, r)
+		}
+		stored := must(t, "", "schema", "read", "--store", store)
+		if said := fails(t, stored, "schema", "write", "-", "--store", store); !strings.Contains(said, mistake) {
+			t.Errorf("%s: written as it is stored: %s", store, said)
+		}
+		if stdout, stderr, code := pemba(stored, "schema", "lint", "-"); code == 0 || !strings.Contains(stdout, mistake+"; did you mean `viewer`? (arrow-references-unreachable-relation)") {
+			t.Errorf("%s: lint: exit %d: %s%s", store, code, stdout, stderr)
+		}
+		// The filter is compared with that schema, and nothing is said of it.
+		if stdout, stderr, code := pemba("", "changes", "--store", store, "--type", "folder"); code != 0 || stderr != "" || !strings.Contains(stdout, "folder:a#viewer@user:anne") {
+			t.Errorf("%s: changes: exit %d: %s%s", store, code, stdout, stderr)
+		}
+		// A store that has that schema, and no tuples.
+		must(t, "", "store", "create", store+"-same")
+		migrated(t, "--store", store+"-same", "--seed", "7")
+		must(t, "", "tuple", "delete", "document:one#parent@folder:a", "folder:a#viewer@user:anne", "--store", store+"-same")
+		if r := migrated(t, "--store", store+"-same", "--seed", "7"); r.Differing != 0 {
+			t.Errorf("%s: into a store with the same schema: %+v", store, r)
+		}
+	}
+	// The target has no other API here.
+	testStart(t)
+	if said := fails(t, "", "migrate", "from-spicedb", "--from", from.addr, "--from-key", sourceKey); !strings.Contains(said, "the schema of the source is refused: ") || !strings.Contains(said, mistake) {
+		t.Errorf("to a server without the dialect: %s", said)
+	}
+}
+
 func compiledSchema(t *testing.T, text string) *schema.Schema {
 	t.Helper()
 	file, err := schema.Parse("schema", text)
@@ -232,105 +284,6 @@ func compiledSchema(t *testing.T, text string) *schema.Schema {
 	return compiled
 }
 
-// A lossyWay is a way from a server that is lost after some bytes.
-type lossyWay struct {
-	listener net.Listener
-	server   string
-	// received counts what came from the server. At each multiple of cutEvery, if that
-	// is not zero, all connections are cut, after due, if that is set.
-	received, cutEvery atomic.Int64
-	cuts               atomic.Int64
-	// gone keeps the way from being found again behind a cut.
-	gone atomic.Bool
-	due  func() bool
-
-	mu    sync.Mutex
-	conns map[net.Conn]bool
-	work  sync.WaitGroup
-}
-
-func startLossyWay(t *testing.T, server string) *lossyWay {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &lossyWay{listener: l, server: server, conns: make(map[net.Conn]bool)}
-	w.work.Go(func() {
-		for {
-			near, err := l.Accept()
-			if err != nil {
-				return // It was closed.
-			}
-			w.work.Go(func() { w.forward(near) })
-		}
-	})
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-		w.cut()
-		w.work.Wait()
-	})
-	return w
-}
-
-func (w *lossyWay) addr() string { return w.listener.Addr().String() }
-
-func (w *lossyWay) forward(near net.Conn) {
-	far, err := net.Dial("tcp", w.server)
-	if err != nil || w.gone.Load() && w.cuts.Load() > 0 {
-		_ = near.Close() // Nobody was told anything yet.
-		if err == nil {
-			_ = far.Close()
-		}
-		return
-	}
-	w.mu.Lock()
-	w.conns[near], w.conns[far] = true, true
-	w.mu.Unlock()
-	w.work.Go(func() {
-		_, _ = io.Copy(far, near) // It ends when either side does.
-		_ = far.Close()
-	})
-	b := make([]byte, 4<<10)
-	for {
-		n, err := far.Read(b)
-		every := w.cutEvery.Load()
-		before := w.received.Load()
-		if after := w.received.Add(int64(n)); every > 0 && after/every > before/every {
-			if w.due != nil {
-				for end := time.Now().Add(20 * time.Second); !w.due() && time.Now().Before(end); {
-					time.Sleep(time.Millisecond)
-				}
-			}
-			w.cuts.Add(1)
-			w.cut()
-		}
-		if _, writeErr := near.Write(b[:n]); err != nil || writeErr != nil {
-			break
-		}
-	}
-	_, _ = near.Close(), far.Close()
-}
-
-func (w *lossyWay) cut() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for conn := range w.conns {
-		_ = conn.Close() // It may have ended before.
-		delete(w.conns, conn)
-	}
-}
-
-// staged reports whether a server has a part of an import.
-func staged(r *running) func() bool {
-	return func() bool {
-		stages, err := r.node.Stages(graph.DefaultStore)
-		return err != nil || len(stages) > 0 && stages[0].Tuples > 0
-	}
-}
-
 // TestMigrateLosesSource: a source that is lost now and then is found again; one that
 // stays away is gone on with, from what the store has, also when something expired.
 func TestMigrateLosesSource(t *testing.T) {
@@ -338,9 +291,9 @@ func TestMigrateLosesSource(t *testing.T) {
 	from.must(migrateSchema, "schema", "write", "-")
 	lines := manyDocuments(12_000) + everyKind
 	from.must(lines, "tuple", "import", "-", "-q")
-	way := startLossyWay(t, from.addr)
+	way := startCutter(t, from.addr)
 	must(t, "", "store", "create", "first")
-	way.cutEvery.Store(250 << 10)
+	way.received.cutEvery.Store(250 << 10)
 	target := startCutter(t, r.server.GRPCAddr().String())
 	if got := migrated(t, "--from", way.addr(), "--addr", target.addr(), "--store", "first", "--verify", "0"); got.Relationships != 12_008 || way.cuts.Load() < 2 {
 		t.Errorf("cut %d times: %+v", way.cuts.Load(), got)
@@ -357,10 +310,10 @@ func TestMigrateLosesSource(t *testing.T) {
 	}
 	from.must(soon.String(), "tuple", "import", "-", "-q")
 	way.gone.Store(true)
-	way.received.Store(0)
+	way.received.bytes.Store(0)
 	way.cuts.Store(0)
-	way.cutEvery.Store(500 << 10)
 	way.due = staged(r)
+	way.received.cutEvery.Store(500 << 10)
 	said := fails(t, "", "migrate", "from-spicedb", "-q", "--from", way.addr(), "--from-patience", "200ms", "--verify", "100", "-o", "json")
 	if !strings.Contains(said, "the source at "+way.addr()) || !strings.Contains(said, "nothing can be seen of it; this goes on with it: ") {
 		t.Fatalf("a source that is gone: %s", said)
@@ -369,9 +322,9 @@ func TestMigrateLosesSource(t *testing.T) {
 		t.Errorf("%s tuples of a migration that was cut off can be seen", got)
 	}
 	way.gone.Store(false)
-	way.cutEvery.Store(0)
+	way.received.cutEvery.Store(0)
 	time.Sleep(time.Until(ends))
-	whole := target.sent.Swap(0)
+	whole := target.sent.bytes.Swap(0)
 	var got migrationJSON
 	text := must(t, "", append(goOn(t, said), "--addr", target.addr())...)
 	if err := json.Unmarshal([]byte(text), &got); err != nil || got.Relationships != 12_008 || got.Counted != 12_008 || got.Differing != 0 || got.Checks != 100 {
@@ -381,7 +334,7 @@ func TestMigrateLosesSource(t *testing.T) {
 		t.Error("what was gone on with is not what the source has")
 	}
 	// Of the chunks at least one was known.
-	if again := target.sent.Load(); again > whole*9/10 {
+	if again := target.sent.bytes.Load(); again > whole*9/10 {
 		t.Errorf("%d bytes of %d were sent again", again, whole)
 	}
 }
@@ -394,12 +347,12 @@ func TestMigrateLosesTarget(t *testing.T) {
 	from.must(manyDocuments(12_000), "tuple", "import", "-", "-q")
 	way := startCutter(t, r.server.GRPCAddr().String())
 	way.due = staged(r)
-	way.cutAt.Store(300 << 10)
+	way.sent.cutEvery.Store(300 << 10)
 	said := fails(t, "", "migrate", "from-spicedb", "-q", "--addr", way.addr(), "--seed", "11")
 	if !strings.HasPrefix(said, "pemba: the server at "+way.addr()+": ") {
 		t.Errorf("nobody knows who was lost: %s", said)
 	}
-	way.cutAt.Store(0)
+	way.sent.cutEvery.Store(0)
 	line := goOn(t, said)
 	if got := must(t, "", "tuple", "count"); got != "0\n" {
 		t.Errorf("%s tuples of a migration that was cut off can be seen", got)
@@ -477,8 +430,7 @@ func TestMigrateInterrupted(t *testing.T) {
 	from.must(migrateSchema, "schema", "write", "-")
 	from.must(manyDocuments(12_000), "tuple", "import", "-", "-q")
 	ctx, cancel := context.WithCancel(t.Context())
-	way := startLossyWay(t, from.addr)
-	way.cutEvery.Store(500 << 10)
+	way := startCutter(t, from.addr)
 	way.due = func() bool {
 		if staged(r)() {
 			cancel()
@@ -486,11 +438,12 @@ func TestMigrateInterrupted(t *testing.T) {
 		}
 		return false
 	}
+	way.received.cutEvery.Store(500 << 10)
 	var stdout, stderr strings.Builder
 	if code := execute(ctx, []string{"migrate", "from-spicedb", "-q", "--from", way.addr()}, strings.NewReader(""), &stdout, &stderr); code != 1 {
 		t.Fatalf("exit %d: %s", code, stdout.String())
 	}
-	way.cutEvery.Store(0)
+	way.received.cutEvery.Store(0)
 	if got := must(t, "", goOn(t, stderr.String())...); !strings.HasPrefix(got, "copied 12000 relationships, changed 12000, ") {
 		t.Errorf("gone on with: %s", got)
 	}
@@ -1017,6 +970,45 @@ func TestMigrateCircle(t *testing.T) {
 	must(t, "", "store", "create", "alone")
 	if said := fails(t, "", "migrate", "from-spicedb", "-q", "--store", "alone", "--from-patience", "300ms"); !strings.Contains(said, "boom at the end (Internal); it was tried again for --from-patience, 300ms; nothing can be seen of it; this goes on with it: ") {
 		t.Errorf("one that fails alone: %s", said)
+	}
+}
+
+// TestMigrateEmptyPages: an export of ever new cursors and no relationships has an end,
+// also when it is cut off now and then; one that has some empty pages is copied.
+func TestMigrateEmptyPages(t *testing.T) {
+	testStart(t)
+	f := &fakeSource{schema: viewerSchema, revision: &v1.ZedToken{Token: "now"}}
+	startFakeSource(t, f)
+	for _, test := range []struct {
+		pages int
+		want  string
+	}{
+		{emptyPagesMax - 1, ""},
+		{emptyPagesMax, "the export comes to no end: 10000 pages in a row have cursors to go on from and no relationships (DataLoss); no relationships were copied"},
+	} {
+		sent := 0
+		f.export = func(_ *v1.ExportBulkRelationshipsRequest, stream exportStream) error {
+			for n := 0; sent < test.pages; n++ {
+				if n == emptyPagesMax*2/3 {
+					return grpcstatus.Error(codes.Unavailable, "cut off")
+				}
+				sent++
+				if err := stream.Send(pageOf(fmt.Sprint(sent))); err != nil {
+					return err
+				}
+			}
+			return stream.Send(pageOf("end", viewerOf("document", "a")))
+		}
+		store := fmt.Sprintf("empty%d", test.pages)
+		must(t, "", "store", "create", store)
+		args := []string{"migrate", "from-spicedb", "-q", "--store", store, "--verify", "0"}
+		if test.want == "" {
+			if got := must(t, "", args...); !strings.HasPrefix(got, "copied 1 relationships, ") {
+				t.Errorf("behind %d empty pages: %s", test.pages, got)
+			}
+		} else if said := fails(t, "", args...); !strings.Contains(said, test.want) {
+			t.Errorf("%d empty pages: %s", test.pages, said)
+		}
 	}
 }
 

@@ -311,11 +311,7 @@ func (m *migration) compiledAt(ctx ctx, consistency *pembav1.Consistency) (*sche
 	if err != nil {
 		return nil, err
 	}
-	file, err := schema.Parse("schema", written.GetSchema())
-	if err != nil {
-		return nil, err
-	}
-	return schema.Check(file)
+	return engine.CompileStored(written.GetSchema())
 }
 
 // A difference is a question with two answers.

@@ -702,8 +702,16 @@ statement switches a rule off for it.`,
 	}
 	out.addFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		file, _, err := compileSchema(cmd, args[0])
+		file, err := loadSchema(cmd, args[0])
 		if err != nil {
+			return err
+		}
+		// What Lint has a rule for is no error here.
+		compiled, err := schema.CheckWith(file, schema.Strictness{UnusedPartials: true})
+		if err != nil {
+			return placeErrors(args[0], err)
+		}
+		if err := engine.Storable(compiled); err != nil {
 			return err
 		}
 		warnings := schema.Lint(file)

@@ -19,13 +19,15 @@ import (
 	"github.com/pembadb/pemba/cluster"
 )
 
-// How long an orderly end may take. Together they stay below the 10 seconds that
-// process managers give.
+// How long a start may take, and an orderly end. The parts of the end together stay
+// below the 10 seconds that process managers give.
 const (
 	openPatience        = time.Minute
 	closeServerPatience = 3 * time.Second
-	closeNodePatience   = 5 * time.Second
 )
+
+// closeNodePatience is a variable for tests, which may run where disks are slow.
+var closeNodePatience = 5 * time.Second
 
 // The default ports.
 const (
@@ -167,10 +169,12 @@ func (l *logFlags) logger(cmd *cobra.Command) (*slog.Logger, error) {
 	return nil, fmt.Errorf("--log-format %s: text and json are allowed", l.format)
 }
 
+func (f *serveFlags) hasKeys() bool { return len(f.keys) > 0 || f.keyFile != "" }
+
 // defaultAddrs fills in the addresses that are not given.
 func (f *serveFlags) defaultAddrs() {
 	host := ""
-	if len(f.keys) == 0 && f.keyFile == "" {
+	if !f.hasKeys() {
 		host = "127.0.0.1"
 	}
 	if f.grpcAddr == "" {
@@ -197,6 +201,12 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 			attributes = append(attributes, slog.String("did_you_mean", v.near))
 		}
 		logger.Warn("an unknown PEMBA_ variable of the environment does nothing", attributes...)
+	}
+	if !f.hasKeys() && !f.testing {
+		logger.Info("there is no key, so that only this machine may call")
+		if os.Getenv("PEMBA_KEY") != "" {
+			logger.Warn("PEMBA_KEY is what callers send, and no key of this server; a server's own are in PEMBA_SERVE_KEY, --key-file or --key")
+		}
 	}
 	node := f.node
 	node.DataDir, node.NodeID, node.Logger = f.dataDir, f.nodeID, logger

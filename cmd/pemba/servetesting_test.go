@@ -6,7 +6,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -20,7 +19,7 @@ func TestServeTestingProcess(t *testing.T) {
 	t.Chdir(t.TempDir())
 	p := startProcess(t, []string{
 		"PEMBA_TESTING=true", "PEMBA_GRPC_ADDR=127.0.0.1:0", "PEMBA_HTTP_ADDR=127.0.0.1:0",
-		"PEMBA_DATA_DIR=", "PEMBA_SERVE_KEY=", "PEMBA_KEY_FILE=", "PEMBA_CONFIG=", "PEMBA_LIMIT_STORES=4",
+		"PEMBA_DATA_DIR=", "PEMBA_SERVE_KEY=", "PEMBA_KEY_FILE=", "PEMBA_CONFIG=", "PEMBA_LIMIT_STORES=4", "PEMBA_LIMIT_STREAM_STALL=1h",
 	}, "serve")
 	where := p.line(t, "gRPC on")
 	addr := addrPattern.FindStringSubmatch(where)[1]
@@ -87,7 +86,7 @@ func TestServeTestingProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.end(t, syscall.SIGTERM, 10*time.Second)
+	p.end(t, syscall.SIGTERM)
 	if list, err := os.ReadDir("."); err != nil || len(list) > 0 {
 		t.Errorf("there are files: %v (%v)", list, err)
 	}

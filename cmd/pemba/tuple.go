@@ -25,8 +25,8 @@ const tupleForm = `The text of a tuple is
   object:id#relation@subject:id[#relation][caveat:{json}][expiration:RFC3339]
 with ids that hold one of # @ : [ ] or a blank in double quotes.`
 
-// printChanged reports a change.
-func printChanged(cmd *cobra.Command, conn *connection, changed uint32, partial bool, z *pembav1.Zookie) error {
+// printChanged reports a change; what says what became of the tuples.
+func printChanged(cmd *cobra.Command, conn *connection, what string, changed uint32, partial bool, z *pembav1.Zookie) error {
 	if conn.json() {
 		return printJSON(cmd, struct {
 			Changed uint32 `json:"changed"`
@@ -38,7 +38,7 @@ func printChanged(cmd *cobra.Command, conn *connection, changed uint32, partial 
 	if partial {
 		more = ", more are left"
 	}
-	return printf(cmd, "changed %d%s, zookie %s\n", changed, more, z.GetToken())
+	return printf(cmd, "%s %d%s, zookie %s\n", what, changed, more, z.GetToken())
 }
 
 // parseTuples reads tuples from the command line, or one a line from the
@@ -105,17 +105,18 @@ func writeTuples(cmd *cobra.Command, conn *connection, by change, operation grap
 	if err != nil {
 		return err
 	}
-	if operation != graph.Delete {
-		if err := warnOfExpired(cmd, tuples, time.Now()); err != nil {
-			return err
-		}
-	}
 	return conn.call(cmd, func(ctx ctx, c *client.Client) error {
 		answer, err := c.Tuples.WriteTuples(ctx, r)
 		if err != nil {
 			return &tuplesError{tuples, err}
 		}
-		return printChanged(cmd, conn, answer.GetChanged(), false, answer.GetWrittenAt())
+		what := "changed"
+		if operation == graph.Delete {
+			what = "deleted"
+		} else if err := warnOfExpired(cmd, tuples, time.Now()); err != nil {
+			return err
+		}
+		return printChanged(cmd, conn, what, answer.GetChanged(), false, answer.GetWrittenAt())
 	})
 }
 
@@ -195,7 +196,7 @@ With --filter it removes what matches, in the form that "pemba tuple read" has.`
 			if err != nil {
 				return err
 			}
-			return printChanged(cmd, &conn, answer.GetDeleted(), answer.GetPartial(), answer.GetDeletedAt())
+			return printChanged(cmd, &conn, "deleted", answer.GetDeleted(), answer.GetPartial(), answer.GetDeletedAt())
 		})
 	}
 	return cmd

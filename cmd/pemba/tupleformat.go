@@ -73,7 +73,8 @@ func (r *tupleRecord) tuple() (graph.Tuple, error) {
 	return t, t.Validate()
 }
 
-// tupleFormat decides the form of a file by the flag, or else by its name.
+// tupleFormat decides the form of a file by the flag, or else by its name. A name
+// without an ending, such as that of the standard input, means text.
 func tupleFormat(flag, name string) (string, error) {
 	switch flag {
 	case "text", "csv", "jsonl":
@@ -89,8 +90,10 @@ func tupleFormat(flag, name string) (string, error) {
 		return "jsonl", nil
 	case ".json":
 		return "", fmt.Errorf("%s: a file of one JSON value is no form of tuples; give --format jsonl for one with an object a line, or end its name in .jsonl", name)
+	case ".txt", "":
+		return "text", nil
 	}
-	return "text", nil
+	return "", fmt.Errorf("%s: a name that ends in %s does not say the form; .txt, .csv, .jsonl and .ndjson do, and so does --format text, csv or jsonl", name, filepath.Ext(name))
 }
 
 // A tupleLine is a tuple with the line where it stands.

@@ -61,7 +61,7 @@ func (f *changeFilters) warn(ctx ctx, cmd *cobra.Command, c *client.Client, stor
 	}
 	var newest *schema.Schema
 	if err == nil {
-		newest, err = engine.CompileSchema("schema", answer.GetSchema())
+		newest, err = engine.CompileStored(answer.GetSchema())
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -104,7 +104,7 @@ func filterWarnings(s *schema.Schema, filter *pembav1.ChangeFilter) []string {
 		if d := s.Definition(name); d != nil {
 			objects = []*schema.Definition{d}
 		} else {
-			warnings, objects = append(warnings, unknown("type", name, types)), nil
+			warnings, objects = append(warnings, unknown("definition", name, types)), nil
 		}
 	}
 	if name := filter.GetRelation(); name != "" && objects != nil {
@@ -132,7 +132,7 @@ func filterWarnings(s *schema.Schema, filter *pembav1.ChangeFilter) []string {
 	if name := filter.GetSubjectType(); name != "" {
 		d := s.Definition(name)
 		if d == nil {
-			warning := unknown("type", name, types)
+			warning := unknown("definition", name, types)
 			if filter.GetSubjectId() == "" {
 				warning += "; one subject has the form TYPE:ID, as user:anne"
 			}
@@ -450,7 +450,7 @@ func fixedTime(r *pembav1.WatchResponse) string {
 func newChanges() *cobra.Command {
 	var conn connection
 	var filters changeFilters
-	var since, until, after string
+	var since, until, from string
 	var limit uint32
 	cmd := &cobra.Command{
 		Use:   "changes",
@@ -470,13 +470,13 @@ keeps its changes for as long as it is set: see "pemba store".
 	filters.addFlags(cmd)
 	cmd.Flags().StringVar(&since, "since", "", "begin with the first change at or after this `time`: a time, a date, or how long ago, as 24h")
 	cmd.Flags().StringVar(&until, "until", "", "end before the first change after this `time`")
-	cmd.Flags().StringVar(&after, "after", "", "begin behind this `zookie`")
+	cmd.Flags().StringVar(&from, "from", "", "begin behind this `zookie`, that of a write or a read")
 	addLimit(cmd, &limit)
 	before(cmd, func() error {
-		return needTexts(cmd, "since", "until", "after")
+		return needTexts(cmd, "since", "until", "from")
 	})
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		r, err := changesRequest(since, until, after, time.Now())
+		r, err := changesRequest(since, until, from, time.Now())
 		if err != nil {
 			return err
 		}
@@ -494,13 +494,13 @@ keeps its changes for as long as it is set: see "pemba store".
 	return cmd
 }
 
-func changesRequest(since, until, after string, now time.Time) (*pembav1.ReadChangesRequest, error) {
+func changesRequest(since, until, from string, now time.Time) (*pembav1.ReadChangesRequest, error) {
 	r := &pembav1.ReadChangesRequest{}
-	if since != "" && after != "" {
-		return nil, errors.New("--since and --after exclude each other")
+	if since != "" && from != "" {
+		return nil, errors.New("--since and --from exclude each other")
 	}
-	if after != "" {
-		r.From = &pembav1.ReadChangesRequest_After{After: &pembav1.Zookie{Token: after}}
+	if from != "" {
+		r.From = &pembav1.ReadChangesRequest_After{After: &pembav1.Zookie{Token: from}}
 	}
 	if since != "" {
 		t, err := parseMoment("since", since, now)

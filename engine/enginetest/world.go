@@ -63,7 +63,7 @@ func NewWorld(r *rand.Rand) *World {
 		if err != nil {
 			panic(fmt.Sprintf("the generator made a schema that does not parse: %v\n%s", err, w.Text))
 		}
-		if w.Schema, err = schema.Compile(file); err != nil {
+		if w.Schema, err = schema.Check(file); err != nil {
 			continue // a permission that never ends, a wildcard in the wrong place
 		}
 		for _, t := range w.types {
@@ -143,8 +143,9 @@ func dedup(s []string) []string {
 
 var permissionLine = regexp.MustCompile(`^\tpermission perm\d = `)
 
-// OtherPermissions returns the World with other permissions. The relations stay,
-// so that tuples of w fit. The two share their source.
+// OtherPermissions returns the World with other permissions, some of them with arrows
+// that lead nowhere, as a stored schema may have. The relations stay, so that tuples of
+// w fit. The two share their source.
 func (w *World) OtherPermissions() *World {
 	for {
 		next := *w
@@ -220,7 +221,7 @@ func (w *World) expression(t string, depth int) string {
 // arrow makes an arrow or a chain of up to three, each of them to any or to all
 // of the objects that its relation leads to. Most walk link, which leads to
 // types with all names; member leads to users, too, which have none, and where
-// it allows a wildcard or leads to users alone the schema is made anew.
+// it allows a wildcard or leads to users alone NewWorld makes the schema anew.
 func (w *World) arrow() string {
 	walked := func() string {
 		if w.OneIn(8) {

@@ -1,0 +1,595 @@
+package schema
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"regexp/syntax"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/cost"
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/overloads"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
+	"cel.dev/cel-go/interpreter"
+)
+
+// EvaluationStepsMax bounds one evaluation of a caveat, in the unit of Result.Steps.
+// It is part of the language, the same on every node.
+const EvaluationStepsMax = 80_000
+
+// The cost of an evaluation is counted in units of CEL: one per operation, a tenth per
+// character of a string that is read. A unit takes some ten nanoseconds.
+//
+// There are two ways to keep it below costMax. When a schema is compiled, the cost
+// is estimated for contexts of several sizes: where it cannot exceed costMax,
+// nothing is counted (Caveat.contextMax). Everything else is evaluated by a program
+// that counts and gives up (Caveat.metered).
+const (
+	// costOfStep is the cost that counts as one step in Result.Steps.
+	costOfStep = 50
+	// costMax bounds the cost of one evaluation, to about a fifth of a second.
+	costMax = EvaluationStepsMax * costOfStep
+	// zoneCost is that of finding a time zone by its name, which is read anew at
+	// each call.
+	zoneCost = 500
+	// listSumsMax is the number of sums of lists in an expression, with those that
+	// map and filter stand for, whose cost is estimated.
+	listSumsMax = 8
+	// conversionCost is that of a conversion, beside what its text costs.
+	conversionCost = 5
+	// unknownCost is that of a call whose result waits for parameters that are
+	// missing: these are gathered.
+	unknownCost = 8
+	// measureOverload stands for the making of a list or a map, copyOverload for the
+	// copying of a list, compileOverload for looking at a pattern.
+	measureOverload = "@measure"
+	copyOverload    = "@copy"
+	compileOverload = "@compile"
+)
+
+// contextSizes are the sizes of contexts for which the cost of an expression is
+// estimated, from the largest that any context may have.
+var contextSizes = [...]int{64 << 10, 32 << 10, 16 << 10, 8 << 10, 4 << 10, 2 << 10, 1 << 10, 512, 256}
+
+// errTooCostly is the cause of an EvalError for an evaluation that was given up.
+var errTooCostly = errors.New("the evaluation is too costly")
+
+// estimate sets contextMax: -1 if there is no context with which the expression is
+// certain to cost little.
+//
+// Of a context of b bytes the estimate adds up two extremes: many small elements
+// in every list, and few elements of which each has all the bytes. Both together
+// are not less than any mixture, as long as an element's cost grows at least
+// linearly with its size.
+func (c *Caveat) estimate(env *cel.Env, checked *cel.Ast) {
+	c.contextMax = -1
+	if multiplies(checked.NativeRep()) {
+		return
+	}
+	for _, b := range contextSizes {
+		many, err := env.EstimateCost(checked, sizes{text: b, list: b / 2, element: 16})
+		if err != nil {
+			return
+		}
+		few, err := env.EstimateCost(checked, sizes{text: b, list: 2, element: b})
+		if err != nil {
+			return
+		}
+		if cost.SafeAdd(many.Max, few.Max) <= costMax {
+			c.contextMax = b
+			return
+		}
+	}
+}
+
+// multiplies reports whether an expression can make values that hold the same
+// part many times, as lists of lists of one map do, or adds up many lists. What
+// it costs to compare the first, or to find an element of the second, is not known
+// to the estimate.
+func multiplies(expr *ast.AST) bool {
+	found, sums := false, 0
+	var walk func(e ast.Expr, element string)
+	literal := func(values []ast.Expr, element string) {
+		for _, v := range values {
+			if isContainer(expr.GetType(v.ID())) && !isConstant(v) && (v.Kind() != ast.IdentKind || v.AsIdent() != element) {
+				found = true
+			}
+			walk(v, element)
+		}
+	}
+	// element is the variable of the innermost comprehension: filter puts each
+	// element into its result once.
+	walk = func(e ast.Expr, element string) {
+		switch e.Kind() {
+		case ast.ListKind:
+			literal(e.AsList().Elements(), element)
+		case ast.MapKind:
+			for _, entry := range e.AsMap().Entries() {
+				literal([]ast.Expr{entry.AsMapEntry().Key(), entry.AsMapEntry().Value()}, element)
+			}
+		case ast.StructKind:
+			found = true
+		case ast.SelectKind:
+			walk(e.AsSelect().Operand(), element)
+		case ast.CallKind:
+			call := e.AsCall()
+			if call.FunctionName() == operators.Add && isContainer(expr.GetType(e.ID())) {
+				if sums++; sums > listSumsMax {
+					found = true
+				}
+			}
+			if call.IsMemberFunction() {
+				walk(call.Target(), element)
+			}
+			for i, arg := range call.Args() {
+				if call.FunctionName() == operators.In && i == 1 && arg.Kind() == ast.ListKind {
+					// The list ends with the comparison.
+					for _, v := range arg.AsList().Elements() {
+						walk(v, element)
+					}
+					continue
+				}
+				walk(arg, element)
+			}
+		case ast.ComprehensionKind:
+			comp := e.AsComprehension()
+			walk(comp.IterRange(), element)
+			walk(comp.AccuInit(), element)
+			walk(comp.LoopCondition(), comp.IterVar())
+			walk(comp.LoopStep(), comp.IterVar())
+			walk(comp.Result(), element)
+		}
+	}
+	walk(expr.Expr(), "")
+	return found
+}
+
+// isContainer reports whether values of a type may hold others.
+func isContainer(t *types.Type) bool {
+	switch t.Kind() {
+	case types.BoolKind, types.BytesKind, types.DoubleKind, types.DurationKind, types.IntKind, types.NullTypeKind,
+		types.StringKind, types.TimestampKind, types.UintKind:
+		return false
+	}
+	return !t.IsExactType(ipType)
+}
+
+// isConstant reports whether an expression is a literal, all through.
+func isConstant(e ast.Expr) bool {
+	switch e.Kind() {
+	case ast.LiteralKind:
+		return true
+	case ast.ListKind:
+		for _, v := range e.AsList().Elements() {
+			if !isConstant(v) {
+				return false
+			}
+		}
+		return true
+	case ast.MapKind:
+		for _, entry := range e.AsMap().Entries() {
+			if !isConstant(entry.AsMapEntry().Key()) || !isConstant(entry.AsMapEntry().Value()) {
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// sizes tells CEL's cost estimate how large the values of parameters can be.
+type sizes struct{ text, list, element int }
+
+// EstimateSize returns the size of a parameter, or of an element within one.
+func (s sizes) EstimateSize(node cost.AstNode) *cost.SizeEstimate {
+	size := s.element
+	switch path := node.Path(); {
+	case len(path) == 0:
+		return nil
+	case len(path) == 1:
+		size = s.list
+		if k := node.Type().Kind(); k == types.StringKind || k == types.BytesKind {
+			size = s.text
+		}
+	}
+	estimate := cost.RangedSizeEstimate(0, uint64(size))
+	return &estimate
+}
+
+// EstimateCallCost returns the cost of what CEL does not know or takes for cheaper
+// than it is. It follows meter, of which it is the upper bound.
+func (s sizes) EstimateCallCost(function, overload string, target *cost.AstNode, args []cost.AstNode) *cost.CallEstimate {
+	operands := args
+	if target != nil {
+		operands = append([]cost.AstNode{*target}, args...)
+	}
+	most := func(i int) uint64 { return cost.EstimateSize(s, operands[i]).Max }
+	switch overload {
+	case subtreeOverload:
+		return atMost(uint64(2 * s.text))
+	case overloads.Equals, overloads.NotEquals:
+		if !isContainer(operands[0].Type()) || !isContainer(operands[1].Type()) {
+			return nil
+		}
+		return atMost(min(s.bytesIn(operands[0]), s.bytesIn(operands[1])))
+	case overloads.InList:
+		if list := operands[1]; len(list.Path()) > 0 || isContainer(operands[0].Type()) {
+			return atMost(s.bytesIn(list))
+		}
+	case overloads.AddString, overloads.AddBytes:
+		size := cost.RangedSizeEstimate(0, cost.SafeAdd(most(0), most(1)))
+		return cost.NewCallEstimate(cost.RangedCostEstimate(0, cost.SafeAdd(1, size.Max/4)), &size)
+	case overloads.Matches, overloads.MatchesString:
+		// A pattern of the context is compiled at each call, and may be of any kind.
+		instructions := uint64(math.MaxUint32)
+		if pattern := operands[1].Expr(); pattern.Kind() == ast.LiteralKind {
+			if text, ok := pattern.AsLiteral().(types.String); ok {
+				instructions = regexInstructions(string(text))
+			}
+		}
+		return atMost(matchCost(most(0), instructions))
+	case overloads.BoolToString, overloads.IntToString, overloads.UintToString, overloads.DoubleToString,
+		overloads.TimestampToString, overloads.DurationToString:
+		size := cost.RangedSizeEstimate(0, scalarTextMax)
+		return cost.NewCallEstimate(cost.FixedCostEstimate(conversionCost+scalarTextMax/10), &size)
+	case overloads.StringToBytes, overloads.BytesToString:
+		return nil // known to CEL, with the size of the result
+	}
+	switch {
+	case isZoned(overload):
+		return atMost(zoneCost)
+	case isReading(function) && len(operands) > 0:
+		n := uint64(0)
+		for i := range operands {
+			if isText(operands[i].Type()) || operands[i].Type().Kind() == types.DynKind {
+				n = cost.SafeAdd(n, most(i))
+			}
+		}
+		return atMost(cost.SafeAdd(conversionCost, n/10))
+	}
+	return nil
+}
+
+// scalarTextMax is not less than the length of any number, moment, duration or
+// truth as text.
+const scalarTextMax = 40
+
+func atMost(n uint64) *cost.CallEstimate {
+	return cost.NewCallEstimate(cost.RangedCostEstimate(0, n), nil)
+}
+
+// bytesIn returns how much of the context can stand in a value; without bound if
+// it is neither a part of the context nor a list of such parts.
+func (s sizes) bytesIn(node cost.AstNode) uint64 {
+	switch {
+	case len(node.Path()) == 1:
+		return uint64(s.text)
+	case len(node.Path()) > 1:
+		return uint64(s.element)
+	case isConstant(node.Expr()):
+		return ExpressionCharsMax
+	case node.Expr().Kind() != ast.ListKind:
+		return math.MaxUint64
+	}
+	n := uint64(0)
+	for _, e := range node.Expr().AsList().Elements() {
+		if e.Kind() != ast.IdentKind && e.Kind() != ast.SelectKind && !isConstant(e) {
+			return math.MaxUint64
+		}
+		n += uint64(s.text)
+	}
+	return n
+}
+
+func isText(t *types.Type) bool { return t.Kind() == types.StringKind || t.Kind() == types.BytesKind }
+
+// isZoned reports whether a function takes the name of a time zone.
+func isZoned(overload string) bool {
+	return strings.HasPrefix(overload, "timestamp_to_") && strings.HasSuffix(overload, "_tz")
+}
+
+// isReading reports whether a function looks at all of a text that CEL takes to
+// cost nothing: it counts characters, or reads a number.
+func isReading(function string) bool {
+	switch function {
+	case overloads.Size, overloads.TypeConvertBool, overloads.TypeConvertBytes, overloads.TypeConvertDouble,
+		overloads.TypeConvertDuration, overloads.TypeConvertInt, overloads.TypeConvertString,
+		overloads.TypeConvertTimestamp, overloads.TypeConvertUint, "in_cidr":
+		return true
+	}
+	return false
+}
+
+// matchCost is that of matching n characters by a pattern: it may have to be
+// compiled, and each instruction of its program may look at each character.
+func matchCost(n, instructions uint64) uint64 {
+	if n > costMax || instructions > costMax {
+		return math.MaxUint64
+	}
+	return 3*instructions + (n+1)*instructions/16
+}
+
+// regexInstructions returns about how many instructions a pattern compiles to,
+// without doing so. It is proportional to the length of the pattern and of what it
+// repeats; the largest that package regexp takes has some millions.
+func regexInstructions(pattern string) uint64 {
+	re, err := syntax.Parse(pattern, syntax.Perl)
+	if err != nil {
+		return uint64(len(pattern))
+	}
+	return 2 + instructionsOf(re)
+}
+
+func instructionsOf(re *syntax.Regexp) uint64 {
+	n := uint64(0)
+	for _, sub := range re.Sub {
+		n += instructionsOf(sub)
+	}
+	switch re.Op {
+	case syntax.OpLiteral:
+		return uint64(len(re.Rune))
+	case syntax.OpConcat:
+		return n
+	case syntax.OpAlternate:
+		return n + uint64(len(re.Sub))
+	case syntax.OpCapture:
+		return n + 2
+	case syntax.OpRepeat:
+		if re.Max < 0 {
+			return n*uint64(max(re.Min, 1)) + 1
+		}
+		return (n + 1) * uint64(re.Max)
+	}
+	return n + 1
+}
+
+// newMetered returns what makes the program that counts, at the first call. It
+// takes whole contexts and partial ones.
+func newMetered(env *cel.Env, checked *cel.Ast) func() (cel.Program, error) {
+	return sync.OnceValues(func() (cel.Program, error) {
+		return env.Program(checked,
+			cel.InterruptCheckFrequency(interruptSteps),
+			cel.EvalOptions(cel.OptPartialEval),
+			cel.CostTracking(meter{new(atomic.Pointer[measuredPattern])}),
+			cel.CostLimit(costMax),
+			cel.CustomDecoratorV2(chargeForMore),
+		)
+	})
+}
+
+// meter says what calls cost that CEL does not know or takes for cheaper than they
+// are. It is asked behind each call.
+type meter struct {
+	// pattern is the pattern that was met last. Most expressions have but one.
+	pattern *atomic.Pointer[measuredPattern]
+}
+
+// A measuredPattern is a pattern with its size.
+type measuredPattern struct {
+	text         string
+	instructions uint64
+}
+
+// CallCost returns nil for what CEL knows.
+func (m meter) CallCost(function, overload string, args []ref.Val, result ref.Val) *uint64 {
+	n := uint64(1)
+	if types.IsUnknown(result) {
+		n = unknownCost
+		return &n
+	}
+	switch overload {
+	case measureOverload:
+		n = weigh(args[0])
+	case copyOverload:
+		size, _ := args[0].(types.Int)
+		n += uint64(size)
+	case compileOverload:
+		instructions, _ := args[0].(types.Int)
+		n += uint64(min(instructions, regexProgramMax)) + textSize(result)/2
+	case subtreeOverload:
+		n += 2 * weigh(args[0])
+	case overloads.Equals, overloads.NotEquals:
+		n += 2 * min(weigh(args[0]), weigh(args[1]))
+	case overloads.InList:
+		n += weigh(args[1])
+	case overloads.AddString, overloads.AddBytes:
+		n += textSize(result) / 4
+	case overloads.Matches, overloads.MatchesString:
+		pattern, _ := args[1].(types.String)
+		return m.matchCost(textSize(args[0]), string(pattern))
+	default:
+		switch {
+		case isZoned(overload):
+			n += zoneCost
+		case isReading(function):
+			n += conversionCost
+			for _, a := range args {
+				n += textSize(a) / 10
+			}
+			n += textSize(result) / 10
+		default:
+			return nil
+		}
+	}
+	return &n
+}
+
+func (m meter) matchCost(n uint64, pattern string) *uint64 {
+	p := m.pattern.Load()
+	if p == nil || p.text != pattern {
+		p = &measuredPattern{pattern, regexInstructions(pattern)}
+		m.pattern.Store(p)
+	}
+	n = matchCost(n, p.instructions)
+	return &n
+}
+
+// textSize returns the bytes of a string or bytes, and 0 for other values.
+func textSize(v ref.Val) uint64 {
+	switch v := v.(type) {
+	case types.String:
+		return uint64(len(v))
+	case types.Bytes:
+		return uint64(len(v))
+	}
+	return 0
+}
+
+// weigh counts the values within a value, and its text. It stops where an
+// evaluation is given up, so that it takes no longer than that.
+func weigh(v ref.Val) uint64 {
+	left := int64(costMax)
+	weighUpTo(v, &left)
+	return uint64(costMax - left)
+}
+
+func weighUpTo(v ref.Val, left *int64) {
+	*left -= 1 + int64(textSize(v)/10)
+	switch v := v.(type) {
+	case traits.Lister:
+		size, _ := v.Size().(types.Int)
+		for i := types.Int(0); i < size && *left > 0; i++ {
+			weighUpTo(v.Get(i), left)
+		}
+	case traits.Mapper:
+		for it := v.Iterator(); it.HasNext() == types.True && *left > 0; {
+			key := it.Next()
+			weighUpTo(key, left)
+			weighUpTo(v.Get(key), left)
+		}
+	case *types.Optional:
+		if v.HasValue() {
+			weighUpTo(v.GetValue(), left)
+		}
+	}
+}
+
+// chargeForMore is a decorator. It makes lists and maps that an expression writes
+// cost what they hold, before anything is done with them: else a list of lists of
+// one list would grow a hundredfold with each pair of brackets, and one comparison
+// take years. It makes the sum of two lists a list of its own, for CEL's is a pair
+// in which finding an element takes longer with each sum. And it has a pattern paid
+// for before it is compiled, which CEL does even where it is too large.
+func chargeForMore(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
+	switch step := i.(type) {
+	case interpreter.InterpretableConstructor:
+		for _, v := range step.InitVals() {
+			if !isConst(v) {
+				return measured{i}, nil
+			}
+		}
+	case interpreter.InterpretableCall:
+		switch step.Function() {
+		case operators.Add:
+			return flattened{i}, nil
+		case overloads.Matches:
+			if pattern := step.Args()[1]; !isConst(pattern) {
+				return matching{i, pattern}, nil
+			}
+		}
+	}
+	return i, nil
+}
+
+func isConst(i interpreter.InterpretableV2) bool {
+	_, is := i.(interpreter.InterpretableConst)
+	return is
+}
+
+// measured makes a list or a map, and pays for all that is in it.
+type measured struct{ interpreter.InterpretableV2 }
+
+// Exec evaluates the step within and counts the values in its result.
+func (m measured) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+	v := m.InterpretableV2.Exec(frame)
+	if costs := frame.CostTracker(); costs != nil {
+		costs.EvalUnary(frame, m.ID(), ownCall(measureOverload), v, v)
+	}
+	return v
+}
+
+// Eval is Exec, for who has no frame.
+func (m measured) Eval(vars interpreter.Activation) ref.Val {
+	return interpreter.EvalActivation(vars, m.Exec)
+}
+
+// ownCall is what meter is asked the cost of, where no function is called.
+type ownCall string
+
+// Function returns a name that no function has.
+func (c ownCall) Function() string { return string(c) }
+
+// OverloadID returns the same.
+func (c ownCall) OverloadID() string { return string(c) }
+
+// flattened is a sum, which may be one of lists.
+type flattened struct{ interpreter.InterpretableV2 }
+
+// Exec evaluates the sum. What a macro gathers is left as it is.
+func (f flattened) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+	v := f.InterpretableV2.Exec(frame)
+	list, isList := v.(traits.Lister)
+	if _, gathering := v.(traits.MutableLister); !isList || gathering {
+		return v
+	}
+	size, isInt := list.Size().(types.Int)
+	if !isInt {
+		return v
+	}
+	if costs := frame.CostTracker(); costs != nil {
+		costs.EvalUnary(frame, f.ID(), ownCall(copyOverload), size, v)
+	}
+	vals := make([]ref.Val, size)
+	for i := range vals {
+		vals[i] = list.Get(types.Int(i))
+	}
+	return types.NewRefValList(types.DefaultTypeAdapter, vals)
+}
+
+// Eval is Exec, for who has no frame.
+func (f flattened) Eval(vars interpreter.Activation) ref.Val {
+	return interpreter.EvalActivation(vars, f.Exec)
+}
+
+// matching is a match against a pattern that is not part of the expression.
+type matching struct {
+	interpreter.InterpretableV2
+	pattern interpreter.InterpretableV2
+}
+
+// Exec evaluates the match unless the pattern is too large.
+func (m matching) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+	if pattern, ok := m.pattern.Exec(frame).(types.String); ok {
+		n := regexInstructions(string(pattern))
+		if costs := frame.CostTracker(); costs != nil {
+			costs.EvalUnary(frame, m.ID(), ownCall(compileOverload), types.Int(n), pattern)
+		}
+		if n > regexProgramMax {
+			return types.NewErrWithNodeID(m.ID(), "the pattern has a size of %d; at most %d is allowed", n, regexProgramMax)
+		}
+	}
+	return m.InterpretableV2.Exec(frame)
+}
+
+// Eval is Exec, for who has no frame.
+func (m matching) Eval(vars interpreter.Activation) ref.Val {
+	return interpreter.EvalActivation(vars, m.Exec)
+}
+
+// tooCostly turns the error of a program that gave up for its cost into one that
+// says so; other errors it returns as they are.
+func tooCostly(err error, size int) error {
+	var cancelled interpreter.EvalCancelledError
+	if !errors.As(err, &cancelled) || cancelled.Cause != interpreter.CostLimitExceeded {
+		return err
+	}
+	return fmt.Errorf("%w: with this context, of size %d, it needs more than %d steps; give smaller values, or simplify the expression",
+		errTooCostly, size, EvaluationStepsMax)
+}
