@@ -1,12 +1,9 @@
 package api
 
 import (
-	"context"
 	"fmt"
-	"slices"
 	"strconv"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
@@ -115,35 +112,4 @@ func undecodable(v any, bytesMax int) error {
 		}
 	}
 	return nil
-}
-
-// A registrar registers services whose unary calls look for the mark; streams do
-// so where they receive.
-type registrar struct {
-	server   *grpc.Server
-	bytesMax int
-	// outward makes of an error of a method what its caller is told.
-	outward func(fullMethod string, err error) error
-}
-
-// RegisterService implements grpc.ServiceRegistrar.
-func (r registrar) RegisterService(desc *grpc.ServiceDesc, implementation any) {
-	d := *desc
-	d.Methods = slices.Clone(desc.Methods)
-	for i := range d.Methods {
-		handler, fullMethod := d.Methods[i].Handler, "/"+desc.ServiceName+"/"+desc.Methods[i].MethodName
-		d.Methods[i].Handler = func(service any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
-			return handler(service, ctx, func(message any) error {
-				if err := decode(message); err != nil {
-					return err
-				}
-				err := undecodable(message, r.bytesMax)
-				if err == nil {
-					return nil
-				}
-				return r.outward(fullMethod, err) // No interceptor sees this error.
-			}, interceptor)
-		}
-	}
-	r.server.RegisterService(&d, implementation)
 }

@@ -30,7 +30,8 @@ var _ encoding.Codec = rawCodec{}
 
 // Bytes that are no request are the caller's mistake, and say so with a reason.
 func TestUndecodable(t *testing.T) {
-	c := dial(t, testServer(t, Config{}))
+	server := testServer(t, Config{})
+	c := dial(t, server)
 	for what, body := range map[string][]byte{
 		"garbage":  []byte("\xff\xff\xff"),
 		"no UTF-8": []byte("\x1a\x09\x0a\x03doc\x12\x02\xff\xfe"),
@@ -50,6 +51,15 @@ func TestUndecodable(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantUndecodable(t, what+", streaming", stream.RecvMsg(&reply))
+	}
+	counted := map[string]float64{}
+	for _, sample := range gather(t, server) {
+		if sample.name == "pemba_requests_total" && sample.labels["code"] == "InvalidArgument" {
+			counted[sample.labels["method"]] = sample.value
+		}
+	}
+	if counted["Check"] != 2 || counted["LookupResources"] != 2 {
+		t.Errorf("%v of them were counted, want 2 of each method", counted)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -44,8 +45,9 @@ type Limits struct {
 	// MetadataBytes bounds the metadata of a change, as JSON: 65,000.
 	MetadataBytes int
 	// AnswerBytes bounds the encoded size of an answer that grows with what is stored
-	// and comes as one message, the tree of an expand and the trace of a check: 4 MiB,
-	// for that is what clients take that are set to nothing else.
+	// and comes as one message: the tree of an expand, the trace of a check, a wildcard
+	// with its exclusions, what is told of a schema. 4 MiB, for that is what clients
+	// take that are set to nothing else.
 	AnswerBytes int
 	// Steps and MemoryBytes are the budget of one question; zero leaves them to
 	// the engine: 10,000,000 and 256 MiB.
@@ -169,6 +171,9 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// flagOf returns the flag of serve that sets a limit.
+func flagOf(name string) string { return "--limit-" + strings.ReplaceAll(name, " ", "-") }
+
 // Validate refuses negative limits and those that no machine word holds on the
 // wire. Zero is allowed and means the default.
 func (l Limits) Validate() error {
@@ -198,7 +203,7 @@ func (l Limits) Validate() error {
 		{"calls per second", int64(l.CallsPerSecond), 1 << 30},
 	} {
 		if f.value < 0 || f.value > f.max {
-			return fmt.Errorf("limit of %s: %d is out of range; allowed are 0 (the default) to %d", f.name, f.value, f.max)
+			return fmt.Errorf("limit of %s (%s): %d is out of range; allowed are 0 (the default) to %d", f.name, flagOf(f.name), f.value, f.max)
 		}
 	}
 	for _, f := range []struct {
@@ -210,7 +215,7 @@ func (l Limits) Validate() error {
 		{"call timeout", l.CallTimeout},
 	} {
 		if f.value != 0 && f.value < time.Millisecond || f.value > 24*time.Hour {
-			return fmt.Errorf("limit of %s: %v is out of range; allowed are 0 (the default) and 1ms to 24h", f.name, f.value)
+			return fmt.Errorf("limit of %s (%s): %v is out of range; allowed are 0 (the default) and 1ms to 24h", f.name, flagOf(f.name), f.value)
 		}
 	}
 	return nil

@@ -460,17 +460,16 @@ func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
 		grpc.UnknownServiceHandler(refuseUnknown))
 	options = append(options, s.tracer.serverOptions()...)
 	g := grpc.NewServer(append(options, more...)...)
-	r := registrar{g, s.limits.RequestBytes, s.outward}
-	pembav1.RegisterStoreServiceServer(r, &storeService{server: s})
-	pembav1.RegisterSchemaServiceServer(r, &schemaService{server: s})
-	pembav1.RegisterTupleServiceServer(r, &tupleService{server: s})
-	pembav1.RegisterPermissionServiceServer(r, &permissionService{server: s})
-	pembav1.RegisterWatchServiceServer(r, &watchService{server: s})
+	pembav1.RegisterStoreServiceServer(g, &storeService{server: s})
+	pembav1.RegisterSchemaServiceServer(g, &schemaService{server: s})
+	pembav1.RegisterTupleServiceServer(g, &tupleService{server: s})
+	pembav1.RegisterPermissionServiceServer(g, &permissionService{server: s})
+	pembav1.RegisterWatchServiceServer(g, &watchService{server: s})
 	host := &Host{s}
 	for _, d := range s.spoken {
-		d.Register(r, host)
+		d.Register(g, host)
 	}
-	grpc_health_v1.RegisterHealthServer(r, newHealthService(s))
+	grpc_health_v1.RegisterHealthServer(g, newHealthService(s))
 	return g
 }
 
@@ -666,6 +665,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		call.end(status.Code(err), consistency)
 	}()
 	if err := s.greet(ctx, info.FullMethod); err != nil {
+		return nil, err
+	}
+	if err := undecodable(req, s.limits.RequestBytes); err != nil {
 		return nil, err
 	}
 	s.tracer.annotate(ctx, req, consistency)

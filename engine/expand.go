@@ -88,7 +88,7 @@ func (x *expansion) nameOf(n *name, object graph.Number) (*Tree, error) {
 		return t, err
 	}
 	if len(x.open) >= treeDepthMax {
-		return nil, x.overBudget("the tree is deeper than %d names; expand one that is further down", treeDepthMax)
+		return nil, x.overBudget("the tree is deeper than %d names", treeDepthMax)
 	}
 	x.open[at] = true
 	defer delete(x.open, at)

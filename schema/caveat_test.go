@@ -245,6 +245,14 @@ func TestCaveatBounds(t *testing.T) {
 		{"s.matches(p) || true", Context{"s": "a", "p": "((" + strings.Repeat("ab", 100) + "){100}){9}"}, false},
 		{"l.all(a, size(s) > 0)", Context{"l": numbers(10_000), "s": text}, true},
 		{"l.all(a, int(s) == 0 || true)", Context{"l": numbers(10_000), "s": text}, true},
+		// Large parts of one parameter beside many elements of another.
+		{"l.all(a, a > 5 || !o[0].matches('^(a|b|ab)*c$'))", Context{"l": ones(12_000), "o": []any{strings.Repeat("ab", 19_000)}}, true},
+		{"l.all(a, a > 5 || m.y == m.z)", Context{"l": ones(8_000), "m": map[string]any{"y": numbers(3_000), "z": numbers(3_000)}}, true},
+		{"l.all(a, l.all(b, o[0] != b))", Context{"l": numbers(100), "o": []any{wide(5_000)}}, false},
+		// Patterns that are large for their length.
+		{"s.matches(p) || true", Context{"s": "a", "p": strings.Repeat(`\pL`, 1900)}, true},
+		{"s.matches(p) || true", Context{"s": "a", "p": `(?i)^[a-z]+@[a-z]+\pL$`}, false},
+		{"l.all(a, s.matches(p) || true)", Context{"l": numbers(100), "s": "a", "p": `(?i)^[a-z]+@[a-z]+$`}, true},
 		{"l.all(a, t.getHours('Europe/Berlin') >= 0)", Context{"l": numbers(20_000), "t": "2026-01-01T00:00:00Z"}, true},
 	} {
 		var params []string
@@ -270,10 +278,31 @@ func TestCaveatBounds(t *testing.T) {
 		}
 	}
 
-	c := mustCaveat(t, "s string", "s == 'a'")
+	c := mustCaveat(t, "s string, p string", "s.matches(p)")
+	if _, err := c.Eval(Context{"s": "a", "p": strings.Repeat("a", patternBytesMax+1)}, nil); err == nil || !strings.Contains(err.Error(), "16385 bytes; at most 16384 are allowed") {
+		t.Errorf("a pattern that is too long: %v", err)
+	}
+	c = mustCaveat(t, "s string", "s == 'a'")
 	if _, err := c.Eval(nil, Context{"s": "a", "undeclared": strings.Repeat("a", 70_000)}); err != nil {
 		t.Errorf("what is not declared counts: %v", err)
 	}
+}
+
+// ones returns n ones, and wide an object of n keys.
+func ones(n int) []any {
+	list := make([]any, n)
+	for i := range list {
+		list[i] = 1.0
+	}
+	return list
+}
+
+func wide(n int) map[string]any {
+	m := make(map[string]any, n)
+	for i := range n {
+		m[fmt.Sprint(i)] = 1.0
+	}
+	return m
 }
 
 // TestCaveatEstimate holds which expressions are evaluated without counting, and
@@ -282,13 +311,13 @@ func TestCaveatEstimate(t *testing.T) {
 	for expression, want := range map[string]int{
 		"n > 1 && s == 'a'":                            64 << 10,
 		"s in g && g == h":                             64 << 10,
-		"g.exists(x, x == s)":                          64 << 10,
+		"g.exists(x, x == s)":                          8 << 10,
 		"s.matches('^[a-z]+$')":                        64 << 10,
 		"string(n).matches('^[0-9]+$')":                64 << 10,
-		"g.filter(x, x != s).size() > 0":               64 << 10,
+		"g.filter(x, x != s).size() > 0":               8 << 10,
 		"a in [a, m]":                                  64 << 10,
 		"m.isSubtreeOf({'a': ['b', {'c': 1}]})":        64 << 10,
-		"g.exists(x, h.exists(y, x == y))":             1 << 10,
+		"g.exists(x, h.exists(y, x == y))":             512,
 		"g.exists(x, x.matches(s))":                    -1,
 		"g.all(x, g.all(y, g.all(z, x == y + z)))":     -1,
 		"[a].map(x, [x, x]) == [a].map(x, [x, x])":     -1,

@@ -34,7 +34,8 @@ const EvaluationStepsMax = 80_000
 const (
 	// costOfStep is the cost that counts as one step in Result.Steps.
 	costOfStep = 50
-	// costMax bounds the cost of one evaluation, to about a fifth of a second.
+	// costMax bounds the cost of one evaluation, to some tenths of a second, on a
+	// busy machine a second or two.
 	costMax = EvaluationStepsMax * costOfStep
 	// zoneCost is that of finding a time zone by its name, which is read anew at
 	// each call.
@@ -64,25 +65,21 @@ var errTooCostly = errors.New("the evaluation is too costly")
 // estimate sets contextMax: -1 if there is no context with which the expression is
 // certain to cost little.
 //
-// Of a context of b bytes the estimate adds up two extremes: many small elements
-// in every list, and few elements of which each has all the bytes. Both together
-// are not less than any mixture, as long as an element's cost grows at least
-// linearly with its size.
+// Of a context of b bytes every list is taken to have as many elements as can be, and
+// every element, which may be asked for by its place or its name, all the bytes: that
+// is more than any context has, but a list of one parameter and an element of another
+// may each have half of them.
 func (c *Caveat) estimate(env *cel.Env, checked *cel.Ast) {
 	c.contextMax = -1
 	if multiplies(checked.NativeRep()) {
 		return
 	}
 	for _, b := range contextSizes {
-		many, err := env.EstimateCost(checked, sizes{text: b, list: b / 2, element: 16})
+		estimate, err := env.EstimateCost(checked, sizes{text: b, list: b / 2, element: b})
 		if err != nil {
 			return
 		}
-		few, err := env.EstimateCost(checked, sizes{text: b, list: 2, element: b})
-		if err != nil {
-			return
-		}
-		if cost.SafeAdd(many.Max, few.Max) <= costMax {
+		if estimate.Max <= costMax {
 			c.contextMax = b
 			return
 		}
@@ -316,6 +313,21 @@ func matchCost(n, instructions uint64) uint64 {
 	return 3*instructions + (n+1)*instructions/16
 }
 
+// patternBytesMax bounds a pattern that is not part of an expression.
+const patternBytesMax = 16 << 10
+
+// patternWork returns about what reading and compiling a pattern costs, not counting
+// its instructions, before anything is done with it: classes of Unicode have a thousand
+// ranges, and one that is to match in both cases is gone through letter by letter.
+func patternWork(pattern string) uint64 {
+	const unicodeClass, foldedClass = 5_000, 100_000
+	n := 2*len(pattern) + unicodeClass*(strings.Count(pattern, `\p`)+strings.Count(pattern, `\P`))
+	if strings.Contains(pattern, "(?") && strings.Contains(pattern, "i") {
+		n += foldedClass * strings.Count(pattern, "[")
+	}
+	return uint64(n)
+}
+
 // regexInstructions returns about how many instructions a pattern compiles to,
 // without doing so. It is proportional to the length of the pattern and of what it
 // repeats; the largest that package regexp takes has some millions.
@@ -355,7 +367,7 @@ func instructionsOf(re *syntax.Regexp) uint64 {
 func newMetered(env *cel.Env, checked *cel.Ast) func() (cel.Program, error) {
 	return sync.OnceValues(func() (cel.Program, error) {
 		return env.Program(checked,
-			cel.InterruptCheckFrequency(interruptSteps),
+			cel.InterruptCheckFrequency(1), // A step may take as long as all of a plain evaluation.
 			cel.EvalOptions(cel.OptPartialEval),
 			cel.CostTracking(meter{new(atomic.Pointer[measuredPattern])}),
 			cel.CostLimit(costMax),
@@ -391,12 +403,12 @@ func (m meter) CallCost(function, overload string, args []ref.Val, result ref.Va
 		size, _ := args[0].(types.Int)
 		n += uint64(size)
 	case compileOverload:
-		instructions, _ := args[0].(types.Int)
-		n += uint64(min(instructions, regexProgramMax)) + textSize(result)/2
+		work, _ := args[0].(types.Int)
+		n += uint64(work)
 	case subtreeOverload:
 		n += 2 * weigh(args[0])
 	case overloads.Equals, overloads.NotEquals:
-		n += 2 * min(weigh(args[0]), weigh(args[1]))
+		n += 2 * lighter(args[0], args[1])
 	case overloads.InList:
 		n += weigh(args[1])
 	case overloads.AddString, overloads.AddBytes:
@@ -450,6 +462,20 @@ func weigh(v ref.Val) uint64 {
 	return uint64(costMax - left)
 }
 
+// lighter returns about the lesser weight of two values. It looks into the heavier one
+// no further than it takes to tell: to compare it ends where they differ, at the latest
+// at the end of the lighter one.
+func lighter(a, b ref.Val) uint64 {
+	for limit := int64(64); ; limit *= 4 {
+		for _, v := range [...]ref.Val{a, b} {
+			left := limit
+			if weighUpTo(v, &left); left > 0 || limit >= costMax {
+				return uint64(limit - left)
+			}
+		}
+	}
+}
+
 func weighUpTo(v ref.Val, left *int64) {
 	*left -= 1 + int64(textSize(v)/10)
 	switch v := v.(type) {
@@ -459,6 +485,11 @@ func weighUpTo(v ref.Val, left *int64) {
 			weighUpTo(v.Get(i), left)
 		}
 	case traits.Mapper:
+		// To walk over a map is to copy its keys.
+		if size, _ := v.Size().(types.Int); int64(size) >= *left {
+			*left = 0
+			return
+		}
 		for it := v.Iterator(); it.HasNext() == types.True && *left > 0; {
 			key := it.Next()
 			weighUpTo(key, left)
@@ -567,10 +598,17 @@ type matching struct {
 // Exec evaluates the match unless the pattern is too large.
 func (m matching) Exec(frame *interpreter.ExecutionFrame) ref.Val {
 	if pattern, ok := m.pattern.Exec(frame).(types.String); ok {
-		n := regexInstructions(string(pattern))
-		if costs := frame.CostTracker(); costs != nil {
-			costs.EvalUnary(frame, m.ID(), ownCall(compileOverload), types.Int(n), pattern)
+		if len(pattern) > patternBytesMax {
+			return types.NewErrWithNodeID(m.ID(), "the pattern has %d bytes; at most %d are allowed", len(pattern), patternBytesMax)
 		}
+		pay := func(work uint64) {
+			if costs := frame.CostTracker(); costs != nil {
+				costs.EvalUnary(frame, m.ID(), ownCall(compileOverload), types.Int(work), pattern)
+			}
+		}
+		pay(patternWork(string(pattern)))
+		n := regexInstructions(string(pattern))
+		pay(min(n, regexProgramMax))
 		if n > regexProgramMax {
 			return types.NewErrWithNodeID(m.ID(), "the pattern has a size of %d; at most %d is allowed", n, regexProgramMax)
 		}

@@ -40,6 +40,9 @@ func TestMetadataStored(t *testing.T) {
 			t.Errorf("of %.200s, %v is stored, want %.200s", given, changes, want)
 		}
 	}
+	// What HTML would escape is as long as it looks.
+	marks := map[string]any{"x": strings.Repeat("<", metadataMax-100)}
+	write(t, conn, marks, update(t, v1.RelationshipUpdate_OPERATION_TOUCH, "document:marks#viewer@user:anne"))
 	deep := nested(t, graph.MaxContextDepth+1)
 	_, err := v1.NewPermissionsServiceClient(conn).WriteRelationships(testContext(t), &v1.WriteRelationshipsRequest{OptionalTransactionMetadata: deep})
 	if code, reason, _ := reasonOf(err); code != codes.InvalidArgument || reason != "MALFORMED" {

@@ -320,3 +320,30 @@ func TestWatchCanceled(t *testing.T) {
 		t.Errorf("the last is %v", last)
 	}
 }
+
+// TestWatchCanceledFirst: so it is when the server ended the watch before.
+func TestWatchCanceledFirst(t *testing.T) {
+	addr, stop, err := startServer(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.Dial(t.Context(), client.Config{Addr: addr, Key: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // Its server is gone.
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var last error
+	for response, err := range c.Watch(ctx, &pembav1.WatchRequest{}, nil) {
+		if last = err; response.GetHeartbeat() && ctx.Err() == nil {
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+			cancel()
+		}
+	}
+	if status.Code(last) != codes.Canceled {
+		t.Errorf("the last is %v", last)
+	}
+}

@@ -46,7 +46,7 @@ func TestUnknownVariables(t *testing.T) {
 // callers is none of its own.
 func TestServeWithoutKey(t *testing.T) {
 	t.Chdir(t.TempDir())
-	const alone, callers = "there is no key, so that only this machine may call", "PEMBA_KEY is what callers send"
+	const alone, callers = "there is no key, so that this machine alone can be served", "PEMBA_KEY is what callers send"
 	for _, test := range []struct {
 		callerKey   string
 		args        []string

@@ -124,7 +124,7 @@ func addLimitFlags(flags *pflag.FlagSet, l *api.Limits) {
 	flags.IntVar(&l.ContextBytes, "limit-context-bytes", d.ContextBytes, "how large the context of a question may be")
 	flags.IntVar(&l.TupleContextBytes, "limit-tuple-context-bytes", d.TupleContextBytes, "how large the context of a tuple may be")
 	flags.IntVar(&l.MetadataBytes, "limit-metadata-bytes", d.MetadataBytes, "how large the metadata of a change may be")
-	flags.IntVar(&l.AnswerBytes, "limit-answer-bytes", d.AnswerBytes, "how large the tree of an expand and the trace of a check may be")
+	flags.IntVar(&l.AnswerBytes, "limit-answer-bytes", d.AnswerBytes, "how large an answer may be that is one message and grows with what is stored, as the tree of an expand")
 	flags.IntVar(&l.Steps, "limit-steps", 0, "how many steps a question may take; 0 for 10,000,000")
 	flags.Int64Var(&l.MemoryBytes, "limit-memory-bytes", 0, "how much memory a question may take; 0 for 256 MiB")
 	flags.IntVar(&l.Stores, "limit-stores", d.Stores, "how many stores there may be; with --testing 10,000 unless it is set")
@@ -203,7 +203,7 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 		logger.Warn("an unknown PEMBA_ variable of the environment does nothing", attributes...)
 	}
 	if !f.hasKeys() && !f.testing {
-		logger.Info("there is no key, so that only this machine may call")
+		logger.Info("there is no key, so that this machine alone can be served")
 		if os.Getenv("PEMBA_KEY") != "" {
 			logger.Warn("PEMBA_KEY is what callers send, and no key of this server; a server's own are in PEMBA_SERVE_KEY, --key-file or --key")
 		}
