@@ -73,13 +73,16 @@ func TestAsOf(t *testing.T) {
 		})
 	}
 
+	// An entry of the background is stamped behind the moments that were asked about,
+	// by as little as can be: what lies ahead must lie ahead of those entries.
+	ahead := now.instant() + graph.Instant(time.Second.Microseconds())
 	for _, c := range []struct {
 		name  string
 		store graph.StoreID
 		ask   Consistency
 		want  error
 	}{
-		{"a moment to come", graph.DefaultStore, Consistency{Mode: AsOf, Instant: now.instant() + 1}, ErrInstantAhead},
+		{"a moment to come", graph.DefaultStore, Consistency{Mode: AsOf, Instant: ahead}, ErrInstantAhead},
 		{"the last moment of all", graph.DefaultStore, Consistency{Mode: AsOf, Instant: graph.MaxInstant}, ErrInstantAhead},
 		{"no moment", graph.DefaultStore, Consistency{Mode: AsOf}, nil},
 		{"a revision too", graph.DefaultStore, Consistency{Mode: AsOf, Instant: 5, Revision: 5}, nil},
@@ -97,8 +100,6 @@ func TestAsOf(t *testing.T) {
 	}
 
 	// The clock was set back: up to the newest stamp the past is known.
-	// What expired may have been collected at any moment up to this one.
-	ahead := now.instant() + 1
 	now.advance(-24 * time.Hour)
 	s, err := n.Snapshot(testContext(t), graph.DefaultStore, Consistency{Mode: AsOf, Instant: left.Instant}, graph.Overlay{})
 	if err != nil {
