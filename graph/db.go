@@ -166,7 +166,8 @@ func Open(config Config) (*DB, error) {
 		config.Logger = slog.Default()
 	}
 	l := &listener{logger: config.Logger, onFatal: config.OnFatal, failed: make(chan struct{})}
-	p, err := openPebble(config, l)
+	compactions := newScheduler()
+	p, err := openPebble(config, l, compactions)
 	if err != nil {
 		return nil, fmt.Errorf("open the graph in %s: %w", config.Dir, err)
 	}
@@ -174,19 +175,21 @@ func Open(config Config) (*DB, error) {
 	if err := db.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the graph in %s: %w", config.Dir, err), p.Close())
 	}
+	// Not before: what refuses to load need not wait for a compaction to end.
+	compactions.open()
 	return db, nil
 }
 
 // openPebble opens Pebble, but does not wait for it once its background work has
 // failed: Pebble would try again for ever. It is then closed if it ever opens.
-func openPebble(config Config, l *listener) (*pebble.DB, error) {
+func openPebble(config Config, l *listener, compactions *scheduler) (*pebble.DB, error) {
 	type result struct {
 		pebble *pebble.DB
 		err    error
 	}
 	opened := make(chan result)
 	go func() {
-		p, err := openRecovered(config, l)
+		p, err := openRecovered(config, l, compactions)
 		select {
 		case opened <- result{p, err}:
 		case <-l.failed:
@@ -207,8 +210,8 @@ func openPebble(config Config, l *listener) (*pebble.DB, error) {
 
 // openRecovered is pebble.Open that returns a panic as corruption: that is how
 // Pebble answers a manifest whose records do not fit together.
-func openRecovered(config Config, l *listener) (p *pebble.DB, err error) {
-	options, compactions := config.options(l), newScheduler()
+func openRecovered(config Config, l *listener, compactions *scheduler) (p *pebble.DB, err error) {
+	options := config.options(l)
 	options.Experimental.CompactionScheduler = compactions
 	defer func() {
 		if v := recover(); v != nil {
@@ -227,7 +230,6 @@ func openRecovered(config Config, l *listener) (p *pebble.DB, err error) {
 	default:
 		return nil, err
 	}
-	compactions.open()
 	return p, nil
 }
 
