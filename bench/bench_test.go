@@ -183,12 +183,12 @@ func TestRemoval(t *testing.T) {
 	}
 	// The node has removed some of it already; how much is a matter of time. Each
 	// write of importBatch tuples has a header in the log as well.
-	most := 2*(tuples+tuples/importBatch)/removalRecords + 1
+	most := 2 * (tuples + tuples/importBatch)
 	if rest.Left > most {
-		t.Errorf("%d steps were left; the whole past should have at most %d", rest.Left, most)
+		t.Errorf("%d records were left; the whole past should have at most %d", rest.Left, most)
 	}
 	if rest, err = made.tell(order{Do: removeRest}); err != nil || rest.Left != 0 {
-		t.Errorf("when all is removed there are %d steps left, error %v", rest.Left, err)
+		t.Errorf("when all is removed there are %d records left, error %v", rest.Left, err)
 	}
 	if err := made.prune(ctx, p); err == nil || !strings.Contains(err.Error(), "nothing was pruned") {
 		t.Errorf("pruning nothing gives: %v", err)

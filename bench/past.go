@@ -16,8 +16,8 @@ const (
 	// pastPerSecond is how many tuples are written and deleted for a second of a
 	// slice in which their past is removed, and pastMin how many at least. Where a
 	// node removes more in the time, it gets twice as many, but pastMax at most.
-	pastPerSecond = 100_000
-	pastMin       = 5_000
+	pastPerSecond = 20_000
+	pastMin       = 2_000
 	pastMax       = 2_000_000
 
 	// pastAge is how old a past must be to be forgotten: a store keeps a second at
@@ -27,8 +27,9 @@ const (
 	// not reach into that of the next: it takes so long until it is proposed.
 	pastGap = 50 * time.Millisecond
 
-	// removalRecords is how many records of the change log one step of a removal
-	// looks at; a tuple that was written and deleted has two.
+	// removalRecords is how many records of the change log are looked at in one step
+	// when the rest of a past is removed and counted; a tuple that was written and
+	// deleted has two.
 	removalRecords = 100
 
 	// A server has settled when it took at most settledShare of one processor for
@@ -229,6 +230,6 @@ func (d *driver) whilePruning(ctx context.Context, t *target, w *workload, made 
 	if rest.Left == 0 {
 		return nil, nil, errPrunedEarly
 	}
-	with.pruned = uint64(max(p.tuples-rest.Left*removalRecords/2, 0))
+	with.pruned = uint64(max(p.tuples-rest.Left/2, 0))
 	return without, with, nil
 }

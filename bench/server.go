@@ -74,7 +74,8 @@ type reply struct {
 	Processor time.Duration `json:"processor,omitempty"`
 	// Resident is how many bytes of memory it has resident.
 	Resident int64 `json:"resident,omitempty"`
-	// Left is how many whole steps of the removal were left; of removeRest.
+	// Left is how many records of the change log the removal had left to look at,
+	// to removalRecords of them; of removeRest.
 	Left int `json:"left,omitempty"`
 }
 
@@ -185,14 +186,14 @@ func (p *process) prune() error {
 }
 
 // removeRest does without pauses what the node was about to do with them, and
-// returns how many steps of the full size that took.
-func (p *process) removeRest() (steps int, err error) {
+// returns how many records of the change log it looked at, but for the last step.
+func (p *process) removeRest() (records int, err error) {
 	for {
-		more, err := p.node.Engine().DB().Remove(graph.DefaultStore)
+		more, err := p.node.Engine().DB().Remove(graph.DefaultStore, removalRecords)
 		if err != nil || !more {
-			return steps, err
+			return records, err
 		}
-		steps++
+		records += removalRecords
 	}
 }
 

@@ -140,24 +140,33 @@ func (n *Node) collectStages(store graph.StoreID, now graph.Instant) error {
 type remover struct {
 	wake chan struct{} // Has room for one.
 
-	mu sync.Mutex
-	// stores are those with something to remove, and the moments before which it is
-	// not tried: zero, unless it failed.
-	stores map[graph.StoreID]time.Time
+	mu     sync.Mutex
+	stores map[graph.StoreID]removal // Those that may have something to remove.
+}
+
+// A removal is how far the remover is with a store.
+type removal struct {
+	// after is the moment before which it is not tried: zero, unless it failed.
+	after time.Time
+	// noted says that something was forgotten since the last step began.
+	noted bool
+	// left says that the last step left something, and hurried that more was
+	// forgotten before all of that was removed. Invariant: !hurried || left.
+	left, hurried bool
 }
 
 func (r *remover) init() {
 	r.wake = make(chan struct{}, 1)
-	r.stores = map[graph.StoreID]time.Time{}
+	r.stores = map[graph.StoreID]removal{}
 }
 
 // note tells that something of a store was forgotten. The FSM calls it. A store that
 // waits after a failure goes on waiting.
 func (r *remover) note(store graph.StoreID) {
 	r.mu.Lock()
-	if _, ok := r.stores[store]; !ok {
-		r.stores[store] = time.Time{}
-	}
+	now := r.stores[store]
+	now.noted, now.hurried = true, now.left
+	r.stores[store] = now
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:
@@ -165,29 +174,46 @@ func (r *remover) note(store graph.StoreID) {
 	}
 }
 
-// later puts a store back whose removal failed, until a moment.
+// took is told of each step of a store what it left.
+func (r *remover) took(store graph.StoreID, more bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.stores[store]
+	if !more && !now.noted {
+		delete(r.stores, store)
+		return
+	}
+	now.left, now.hurried = more, now.hurried && more
+	r.stores[store] = now
+}
+
+// later puts off a store whose removal failed, until a moment.
 func (r *remover) later(store graph.StoreID, until time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.stores[store] = until
+	now := r.stores[store]
+	now.after = until
+	r.stores[store] = now
 }
 
-// take returns a store whose moment has come and takes it out; else wait is how long
-// the first one waits, zero when there is none.
-func (r *remover) take(now time.Time) (store graph.StoreID, ok bool, wait time.Duration) {
+// next returns a store whose moment has come and whether its removal must hurry;
+// else wait is how long the first one waits, zero when there is none. took or later
+// must follow before it is called again.
+func (r *remover) next(now time.Time) (store graph.StoreID, hurried, ok bool, wait time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for store, until := range r.stores {
-		left := until.Sub(now)
+	for store, at := range r.stores {
+		left := at.after.Sub(now)
 		if left <= 0 {
-			delete(r.stores, store)
-			return store, true, 0
+			at.noted, at.after = false, time.Time{}
+			r.stores[store] = at
+			return store, at.hurried, true, 0
 		}
 		if wait == 0 || left < wait {
 			wait = left
 		}
 	}
-	return 0, false, wait
+	return 0, false, false, wait
 }
 
 // removeRetry is how long the remover leaves a store alone after a failure.
@@ -202,7 +228,7 @@ func (n *Node) remove() {
 		n.remover.note(info.ID)
 	}
 	for {
-		store, ok, wait := n.remover.take(time.Now())
+		store, hurried, ok, wait := n.remover.next(time.Now())
 		if !ok {
 			var retry <-chan time.Time // Never, where no store waits.
 			if wait > 0 {
@@ -216,13 +242,16 @@ func (n *Node) remove() {
 			}
 			continue
 		}
+		records, times := removalRecords, restAfterRemoval
+		if hurried {
+			records, times = hurriedRecords, restAfterHurried
+		}
 		start := time.Now()
-		more, err := n.db.Remove(store)
-		pause := restAfterStep * time.Since(start)
+		more, err := n.db.Remove(store, records)
+		took := time.Since(start)
 		switch {
-		case err == nil && more:
-			n.remover.note(store)
 		case err == nil, errors.Is(err, graph.ErrUnknownStore):
+			n.remover.took(store, more)
 		case n.usable() != nil:
 			return
 		case graph.IsCorruptionError(err):
@@ -232,7 +261,7 @@ func (n *Node) remove() {
 			n.config.Logger.Warn("what was pruned was not removed", "node", n.dir.nodeID, "store", store, "error", err)
 			n.remover.later(store, time.Now().Add(removeRetry))
 		}
-		if !n.sleep(max(restMin, pause)) {
+		if !n.rest(took, times) {
 			return
 		}
 	}

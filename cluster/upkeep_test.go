@@ -210,7 +210,7 @@ func TestPastIsPruned(t *testing.T) {
 		defer n.remover.mu.Unlock()
 		return len(n.remover.stores) == 0
 	})
-	if more, err := n.db.Remove(short); more || err != nil {
+	if more, err := n.db.Remove(short, removalRecords); more || err != nil {
 		t.Errorf("the removal left something: %v, %v", more, err)
 	}
 }
@@ -434,7 +434,7 @@ func TestDroppedStoreIsRemoved(t *testing.T) {
 		return info.OldestHistory > 0
 	})
 	// Its past begins to go, and how far that has come is written down.
-	if _, err := n.db.Remove(store); err != nil {
+	if _, err := n.db.Remove(store, removalRecords); err != nil {
 		t.Fatal(err)
 	}
 	if stages, err := n.Stages(store); err != nil || len(stages) != 1 {
@@ -458,7 +458,7 @@ func TestDroppedStoreIsRemoved(t *testing.T) {
 	if info, ok := n.db.StoreInfo(store); ok {
 		t.Errorf("it is still there: %+v", info)
 	}
-	if more, err := n.db.Remove(store); more || err != nil {
+	if more, err := n.db.Remove(store, removalRecords); more || err != nil {
 		t.Errorf("the removal left something: %v, %v", more, err)
 	}
 	eventually(t, "checks meanwhile", func() bool { return checks.Load() > asked })

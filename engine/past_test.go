@@ -150,7 +150,7 @@ func pastWorld(t *testing.T, w *enginetest.World, m *mix) {
 	}
 	for _, n := range tenants {
 		for more := true; more; {
-			if more, err = e.Engine.DB().Remove(n.store); err != nil {
+			if more, err = e.Engine.DB().Remove(n.store, 5); err != nil {
 				t.Fatal(err)
 			}
 		}

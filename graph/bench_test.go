@@ -269,7 +269,7 @@ func BenchmarkRemove(b *testing.B) {
 		b.StartTimer()
 		begin := time.Now()
 		for more := true; more; steps++ {
-			if more, err = g.db.Remove(DefaultStore); err != nil {
+			if more, err = g.db.Remove(DefaultStore, 25); err != nil {
 				b.Fatal(err)
 			}
 		}

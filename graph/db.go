@@ -136,8 +136,7 @@ type DB struct {
 	// nextStore is the number of the next store to be created; guarded by commit.
 	nextStore StoreID
 	// removal serialises Remove. It comes after life and before commit.
-	removal     sync.Mutex
-	removalStep int // the constant, but in tests
+	removal sync.Mutex
 
 	applied atomic.Pointer[Applied]
 	durable atomic.Pointer[Applied]
@@ -171,7 +170,7 @@ func Open(config Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the graph in %s: %w", config.Dir, err)
 	}
-	db := &DB{config: config, pebble: p, listener: l, removalStep: removalStep, stageBatchBytes: stageBatchBytes}
+	db := &DB{config: config, pebble: p, listener: l, stageBatchBytes: stageBatchBytes}
 	if err := db.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the graph in %s: %w", config.Dir, err), p.Close())
 	}

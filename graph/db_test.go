@@ -203,7 +203,7 @@ func TestClose(t *testing.T) {
 		"configuration": func() error { return db.CommitConfiguration(9, 1, nil) },
 		"changes":       func() error { _, err := db.Changes(1, Position{}, 1); return err },
 		"schemas":       func() error { _, err := db.SchemaVersions(1, 0, 1); return err },
-		"remove":        func() error { _, err := db.Remove(1); return err },
+		"remove":        func() error { _, err := db.Remove(1, stepRecords); return err },
 		"metrics":       func() error { _, err := db.Metrics(); return err },
 		"check":         db.CheckInvariants,
 	}
@@ -611,7 +611,7 @@ func TestDamage(t *testing.T) {
 			} else if err != nil && !IsCorruptionError(err) {
 				t.Errorf("%s of %q: %v is no corruption", name, hit, err)
 			}
-			_, _ = db.Remove(DefaultStore)
+			_, _ = db.Remove(DefaultStore, stepRecords)
 			_, _ = db.SchemaVersions(DefaultStore, 0, 10)
 			_, _ = db.RevisionAt(DefaultStore, MaxInstant)
 			info, _ := db.StoreInfo(DefaultStore)

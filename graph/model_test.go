@@ -368,13 +368,15 @@ func (g *generator) filter() Filter {
 	return f
 }
 
+// stepRecords is so small that removing takes several steps.
+const stepRecords = 5
+
 func openTest(t testing.TB, fs vfs.FS) *DB {
 	t.Helper()
 	db, err := Open(Config{Dir: "graph", FS: fs, MemTableBytes: 64 << 10, CacheBytes: 1 << 20, OnFatal: func(err error) { t.Errorf("fatal: %v", err) }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	db.removalStep = 5 // so that removing takes several steps
 	return db
 }
 
@@ -461,7 +463,7 @@ func testModel(t *testing.T, seed uint64) {
 		}
 		floor := m.floorsAt(m.applied).history.revision
 		compareAll(floor + 2)
-		if _, err := db.Remove(m.store); err != nil {
+		if _, err := db.Remove(m.store, stepRecords); err != nil {
 			t.Fatal(err)
 		}
 		compareAll(floor + 2)
@@ -475,7 +477,7 @@ func mustRemove(t testing.TB, db *DB, id StoreID) {
 	t.Helper()
 	for more := true; more; {
 		var err error
-		if more, err = db.Remove(id); err != nil {
+		if more, err = db.Remove(id, stepRecords); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -827,7 +829,7 @@ func TestCrash(t *testing.T) {
 				}
 			}
 			if g.IntN(4) == 0 {
-				if _, err := db.Remove(m.store); err != nil {
+				if _, err := db.Remove(m.store, stepRecords); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -8,14 +8,9 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// removalStep bounds how many records of the change log one Remove looks at, and
-// with that how long a commit may wait for it and how long it keeps a processor
-// from those who ask.
-const removalStep = 100
-
-// logRemovalSteps times removalStep is how many revisions of the change log stay
-// behind a removal of history that is under way.
-const logRemovalSteps = 100
+// logRemovalMin is how many revisions of the change log stay behind a removal of
+// history that is under way.
+const logRemovalMin = 10_000
 
 // Remove removes from this node's disk a bounded part of what Prune made
 // unreadable in a store, and reports whether more is left: the tuples that ended
@@ -25,9 +20,11 @@ const logRemovalSteps = 100
 // crash a part may be there again, and is removed again. A store that was dropped
 // has nothing left.
 //
-// One call takes less than a millisecond; commits go on meanwhile. Open snapshots keep
-// what they see, and its space with it.
-func (db *DB) Remove(id StoreID) (more bool, err error) {
+// One call looks at that many records of the change log, at least at one: records
+// bounds how long a commit may wait for it and how long it keeps a processor from
+// those who ask, some 5 microseconds each. Commits go on meanwhile. Open snapshots
+// keep what they see, and its space with it.
+func (db *DB) Remove(id StoreID, records int) (more bool, err error) {
 	db.life.RLock()
 	defer db.life.RUnlock()
 	if db.isClosed() {
@@ -36,7 +33,7 @@ func (db *DB) Remove(id StoreID) (more bool, err error) {
 	db.removal.Lock()
 	defer db.removal.Unlock()
 	b := db.pebble.NewBatch()
-	more, err = db.fillRemoval(b, id)
+	more, err = db.fillRemoval(b, id, max(records, 1))
 	if err == nil && !b.Empty() {
 		err = db.commitRemoval(b, id)
 	}
@@ -47,7 +44,7 @@ func (db *DB) Remove(id StoreID) (more bool, err error) {
 }
 
 // fillRemoval puts the next step into the batch, and how far it comes.
-func (db *DB) fillRemoval(b *pebble.Batch, id StoreID) (more bool, err error) {
+func (db *DB) fillRemoval(b *pebble.Batch, id StoreID, records int) (more bool, err error) {
 	// The floors are those that Pebble has, of which some may be in memory alone: one
 	// that a commit is about to raise must not be obeyed before its batch. The batch of
 	// this removal comes behind that one, and a crash keeps a prefix of the batches, so
@@ -69,7 +66,7 @@ func (db *DB) fillRemoval(b *pebble.Batch, id StoreID) (more bool, err error) {
 		return false, nil
 	}
 	if removed.history != end {
-		if removed.history, err = db.removeHistory(b, id, removed.history, end); err != nil {
+		if removed.history, err = db.removeHistory(b, id, removed.history, end, records); err != nil {
 			return false, err
 		}
 		if removed.history == end {
@@ -83,7 +80,7 @@ func (db *DB) fillRemoval(b *pebble.Batch, id StoreID) (more bool, err error) {
 	// removed behind the history in few ranges that do not overlap: the first reader
 	// behind each new one has to split those that lie in memory at each other's ends.
 	to := min(record.history.revision, record.log.revision, removed.history.Revision)
-	if to > removed.log && (removed.history == end || to-removed.log >= Revision(db.removalStep*logRemovalSteps)) {
+	if to > removed.log && (removed.history == end || to-removed.log >= logRemovalMin) {
 		if err := b.DeleteRange(appendLogKey(nil, id, removed.log, 0), appendLogKey(nil, id, to, 0), nil); err != nil {
 			return false, err
 		}
@@ -114,8 +111,8 @@ func (db *DB) commitRemoval(b *pebble.Batch, id StoreID) error {
 }
 
 // removeHistory removes the tuples that ended between two places of the change
-// log, and returns how far it came.
-func (db *DB) removeHistory(b *pebble.Batch, id StoreID, from, end Position) (next Position, err error) {
+// log, of which it looks at so many records, and returns how far it came.
+func (db *DB) removeHistory(b *pebble.Batch, id StoreID, from, end Position, records int) (next Position, err error) {
 	first := from.Offset
 	if first > 0 {
 		first++ // The change behind a position has an offset one higher.
@@ -136,7 +133,7 @@ func (db *DB) removeHistory(b *pebble.Batch, id StoreID, from, end Position) (ne
 		if err != nil {
 			return from, err
 		}
-		if looked == db.removalStep {
+		if looked == records {
 			return Position{rev, max(offset, 1) - 1}, nil
 		}
 		looked++

@@ -160,7 +160,7 @@ func (c *console) do(d *datadriven.TestData, b *strings.Builder) error {
 	case "create-store", "set-store", "drop-store", "prune":
 		return c.changeStore(d, b)
 	case "remove":
-		more, err := c.db.Remove(c.store(d))
+		more, err := c.db.Remove(c.store(d), stepRecords)
 		fmt.Fprintf(b, "more: %t\n", more)
 		return err
 	case "stores":

@@ -137,7 +137,7 @@ func (y *tenancy) compare(t *testing.T, g *generator, db *DB) {
 				t.Fatalf("store %d at %d: %v", id, applied, err)
 			}
 		}
-		if more, err := db.Remove(id); more || err != nil {
+		if more, err := db.Remove(id, stepRecords); more || err != nil {
 			t.Fatalf("remove of store %d: %t, %v", id, more, err)
 		}
 		if _, ok := db.StoreInfo(id); ok || db.Counters(id) != nil {
@@ -169,7 +169,7 @@ func TestStores(t *testing.T) {
 		for range 150 {
 			y.commit(t, g, db)
 			if g.IntN(3) == 0 {
-				if _, err := db.Remove(StoreID(1 + g.IntN(int(y.next)))); err != nil {
+				if _, err := db.Remove(StoreID(1+g.IntN(int(y.next))), stepRecords); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -325,7 +325,7 @@ func TestRemoveBesides(t *testing.T) {
 	var others sync.WaitGroup
 	others.Go(func() {
 		for !done.Load() {
-			if _, err := db.Remove(1); err != nil {
+			if _, err := db.Remove(1, stepRecords); err != nil {
 				t.Error(err)
 				return
 			}

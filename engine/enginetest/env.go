@@ -587,7 +587,7 @@ func (e *Env) store(d *datadriven.TestData) (string, error) {
 	case "remove":
 		for more := true; more; {
 			var err error
-			if more, err = db.Remove(e.Store); err != nil {
+			if more, err = db.Remove(e.Store, 100); err != nil {
 				return "", err
 			}
 		}
