@@ -68,8 +68,10 @@ func blocks(page string) []block {
 
 // prelude is what the shell of a page has beside the reader's: it ends with the first
 // command that fails, building pemba puts it into the folder of the page, and Go works
-// in that of the module, also on a file that the page has written.
+// in that of the module, also on a file that the page has written. What a page gives a
+// second to happen has three: the machine may be slow and busy with other tests.
 const prelude = `set -euo pipefail
+sleep() { command sleep $((3 * $1)); }
 go() {
   local verb=$1
   shift

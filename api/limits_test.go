@@ -166,7 +166,7 @@ func TestFixedLimitsAreDocumented(t *testing.T) {
 		"keys of a server":                                      keysMax,
 		"the key file, and each file of TLS":                    fileBytesMax,
 		"the config file":                                       declared(t, "../cmd/pemba/serveconfig.go", "configBytesMax"),
-		"one message that the Go client and the commands take":  declared(t, "client/client.go", "responseBytesMax"),
+		"one message that the Go client and the commands take":  declared(t, "client/client.go", "ResponseBytesMax"),
 		"headers of a call":                                     headerBytesMax,
 		"the body of a call over HTTP with one message":         int64(httpSendTimeout / time.Second),
 	} {

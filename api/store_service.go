@@ -59,7 +59,11 @@ func (s *Server) storeNamed(ctx context.Context, name string) (graph.StoreInfo, 
 	if err := checkText("store", name, storeBytesMax); err != nil {
 		return graph.StoreInfo{}, err
 	}
-	if !who.maySee(name) {
+	switch {
+	case who.maySee(name):
+	case who.own != "":
+		return graph.StoreInfo{}, notOwnStore(name)
+	default:
 		return graph.StoreInfo{}, unknownStore(name)
 	}
 	store, found := s.node.StoreNamed(name)

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
 
@@ -46,6 +47,17 @@ func testingCaller(authorization []string) (*caller, error) {
 	digest := keyDigest(sha256.Sum256([]byte(key)))
 	own := ownStorePrefix + hex.EncodeToString(digest[:ownStoreBytes])
 	return &caller{own: own, stores: map[string]bool{own: true}, digest: digest}, nil
+}
+
+// notOwnStore refuses a store other than that of a testing server's key. The caller's
+// own is the only one that it may see.
+func notOwnStore(name string) error {
+	return &requestError{
+		code: codes.NotFound, reason: engine.UnknownStore.String(), field: "store",
+		message: fmt.Sprintf("it is %q, and a server for tests has one store for each key, which is meant where none is named; "+
+			"name none, and give another key for another store", name),
+		metadata: map[string]string{"store": name, "testing": "true"},
+	}
 }
 
 // ownStore returns the caller's own store, which is made when it is not there yet.

@@ -211,8 +211,10 @@ func parseCursor(token string, cluster [16]byte, kind questionKind, arguments ar
 		}
 	case c.kind != kind:
 		return nil, invalid("this cursor belongs to another kind of question")
+	case c.arguments != arguments && !kind.pinned():
+		return nil, invalid("this cursor belongs to another store; use it with the store that it was given for")
 	case c.arguments != arguments:
-		return nil, invalid("this cursor belongs to other arguments; only the limit may change between pages")
+		return nil, invalid("this cursor belongs to other arguments; only the limit and the consistency may change between pages, and all pages are of the revision of the first")
 	}
 	return c, nil
 }

@@ -102,6 +102,16 @@ func TestCursorRoundTrip(t *testing.T) {
 	if _, err := parseCursor(c.zookie.token(), c.cluster, readTuples, arguments); reasonOf(err) != "CURSOR_INVALID" {
 		t.Errorf("a zookie: %v", err)
 	}
+	// Of some calls the store alone is an argument.
+	for kind, want := range map[questionKind]string{
+		readTuples: "only the limit and the consistency may change", exportTuples: "only the limit and the consistency may change",
+		readChanges: "this cursor belongs to another store", listSchemaVersions: "this cursor belongs to another store",
+	} {
+		c := cursor{zookie: c.zookie, kind: kind, arguments: hashArguments(kind, "1").sum()}
+		if _, err := parseCursor(c.token(), c.cluster, kind, hashArguments(kind, "2").sum()); reasonOf(err) != "CURSOR_INVALID" || !strings.Contains(err.Error(), want) {
+			t.Errorf("other arguments of kind %d: %v, want %s", kind, err, want)
+		}
+	}
 }
 
 // TestArgumentHash keeps neighbouring arguments apart, and the hash itself the

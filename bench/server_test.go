@@ -23,7 +23,7 @@ func TestEchoCarriesAsPemba(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := server.Close(ctx); err != nil {
 			t.Error(err)

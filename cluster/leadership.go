@@ -35,9 +35,10 @@ func (n *Node) watchLeadership() {
 				n.config.Logger.Warn("the first entry of the term did not come through", "node", n.dir.nodeID, "term", b.term, "error", b.err)
 				continue
 			}
+			// The line comes first: Open returns once the node leads.
+			n.config.Logger.Info("leads the cluster", "node", n.dir.nodeID, "term", b.term)
 			n.leading.Store(b.term)
 			n.progress.broadcast()
-			n.config.Logger.Info("leads the cluster", "node", n.dir.nodeID, "term", b.term)
 		}
 	}
 }

@@ -752,8 +752,13 @@ func TestTermThatCannotBeStoredStopsTheNode(t *testing.T) {
 		defer close(returned)
 		returned <- n.log.SetUint64(keyCurrentTerm, 99) == nil
 	}()
-	if <-returned {
-		t.Error("it was stored")
+	select {
+	case stored := <-returned:
+		if stored {
+			t.Error("it was stored")
+		}
+	case <-time.After(deadline):
+		t.Fatal("storing it does not end")
 	}
 	mustBeStopped(t, n, faults, "CurrentTerm 99", badgerlog.ErrClosed.Error())
 	closeNode(t, n)

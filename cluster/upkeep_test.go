@@ -68,6 +68,8 @@ func TestLifetimesEndInEveryStore(t *testing.T) {
 	if now := n.raft.LastIndex(); now != last {
 		t.Errorf("the log grew from %d to %d with nothing due", last, now)
 	}
+	// The FSM counts an entry behind its commit, which is seen before.
+	eventually(t, "the count of the ended lifetimes", func() bool { return n.counts.lifetimesEnded.Load() >= uint64(len(stores)) })
 	if m, err := n.Metrics(); err != nil || m.LifetimesEnded != uint64(len(stores)) {
 		t.Errorf("%d lifetimes ended, %v", m.LifetimesEnded, err)
 	}
@@ -288,6 +290,7 @@ func TestIdleStagesAreCollected(t *testing.T) {
 	if now := n.raft.LastIndex(); now != last {
 		t.Errorf("the log grew from %d to %d with nothing idle", last, now)
 	}
+	eventually(t, "the count of collections", func() bool { return n.counts.stageCollections.Load() > 0 })
 	if m, err := n.Metrics(); err != nil || m.StageCollections != 1 {
 		t.Errorf("%d collections, %v", m.StageCollections, err)
 	}

@@ -74,7 +74,8 @@ func New(db *graph.DB, config Config) *Engine {
 		config.QuestionsMemoryBytes = DefaultQuestionsMemoryBytes
 	}
 	e := &Engine{db: db, config: config, programs: make(map[programKey]*program)}
-	e.pool.left.Store(config.QuestionsMemoryBytes)
+	e.pool.bytes = config.QuestionsMemoryBytes
+	e.pool.left.Store(e.pool.bytes)
 	return e
 }
 

@@ -82,6 +82,11 @@ const (
 	TooManyCounters
 )
 
+// SharedMemoryBytes is the metadata by which a BudgetExceeded differs from all others:
+// not the question was too large, but others had the memory that all share. Its value
+// is how much that is.
+const SharedMemoryBytes = "shared_memory_bytes"
+
 var reasonNames = [...]string{
 	NoSchema: "NO_SCHEMA", UnknownType: "UNKNOWN_TYPE", UnknownName: "UNKNOWN_NAME", UnknownCaveat: "UNKNOWN_CAVEAT",
 	NotARelation: "NOT_A_RELATION", SubjectNotAllowed: "SUBJECT_NOT_ALLOWED", ContextInvalid: "CONTEXT_INVALID",

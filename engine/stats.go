@@ -51,8 +51,6 @@ func (s *stats) add(q *question) {
 
 // overBudget refuses a question that needs more than it may have.
 func (q *question) overBudget(format string, args ...any) *Refusal {
-	if q.stats != nil {
-		q.stats.budgetRefusals.Add(1)
-	}
+	q.stats.budgetRefusals.Add(1)
 	return refuse(BudgetExceeded, "", format, args...)
 }

@@ -158,17 +158,16 @@ type question struct {
 	look   int
 	memory int64
 	stack  int64
-	// reserved is what the question has taken of the pool; the pool is nil
-	// inside Apply.
+	// reserved is what the question has taken of the pool.
 	reserved int64
 	pool     *pool
-	// memoryMax bounds memory. stepsMax is 0 and memoryMax endless inside Apply,
-	// where nothing is ever cut short.
+	// stepsMax bounds steps, and memoryMax memory. Apply asks no question: nothing in it
+	// is ever cut short.
 	memoryMax int64
 	// cycles counts the components solved, caveats the evaluations of caveats.
 	cycles  int
 	caveats int
-	// stats gets what the question cost; nil inside Apply.
+	// stats gets what the question cost.
 	stats *stats
 	// fault is the first caveat that could not be evaluated, the error of an
 	// answer that has failed.
@@ -187,7 +186,7 @@ type question struct {
 // step counts one step and looks now and then whether anybody still waits.
 func (q *question) step() error {
 	q.steps++
-	if q.stepsMax > 0 && q.steps > q.stepsMax {
+	if q.steps > q.stepsMax {
 		return q.overBudget("the question needs more than its budget of %d steps", q.stepsMax).
 			with("budget_steps", fmt.Sprint(q.stepsMax))
 	}
@@ -210,7 +209,7 @@ func (q *question) hold(bytes int64) error {
 		return q.overBudget("the question needs more than its budget of %d bytes of memory", q.memoryMax).
 			with("budget_memory_bytes", fmt.Sprint(q.memoryMax))
 	}
-	if q.pool != nil && q.memory > q.reserved+unreservedBytes {
+	if q.memory > q.reserved+unreservedBytes {
 		return q.reserve()
 	}
 	return nil
@@ -228,7 +227,8 @@ func (q *question) reserve() error {
 	piece := max(reserveBytes, q.memory-q.reserved)
 	if q.pool.left.Add(-piece) < 0 {
 		q.pool.left.Add(piece)
-		return q.overBudget("the memory for large questions is used up by others at the moment; ask again")
+		return q.overBudget("the memory for large questions is used up by others at the moment; ask again").
+			with(SharedMemoryBytes, fmt.Sprint(q.pool.bytes))
 	}
 	q.reserved += piece
 	return nil
@@ -236,9 +236,7 @@ func (q *question) reserve() error {
 
 // done gives back what the question took of the pool, and counts what it cost.
 func (q *question) done() {
-	if q.stats != nil {
-		q.stats.add(q)
-	}
+	q.stats.add(q)
 	if q.reserved > 0 {
 		q.pool.left.Add(q.reserved)
 		q.reserved = 0
@@ -246,7 +244,11 @@ func (q *question) done() {
 }
 
 // A pool is the memory that the large questions of an engine share.
-type pool struct{ left atomic.Int64 }
+type pool struct {
+	left atomic.Int64
+	// bytes is how much there is while no question has any of it.
+	bytes int64
+}
 
 // descend counts a level of the recursion, ascend the way back.
 func (q *question) descend(bytes int64) error {
@@ -294,14 +296,7 @@ func (q *question) judge(e graph.Edge) (caveat *schema.Caveat, v value, failure 
 		return caveat, denied, nil, err
 	}
 	q.caveats++
-	var result schema.Result
-	if q.stepsMax > 0 {
-		// A question may end with its caller's patience; what Apply evaluates
-		// may not.
-		result, err = caveat.EvalContext(q.ctx, stored, q.context)
-	} else {
-		result, err = caveat.Eval(stored, q.context)
-	}
+	result, err := caveat.EvalContext(q.ctx, stored, q.context)
 	// Else a question might meet a costly caveat as often as it may look at a tuple.
 	q.steps += result.Steps
 	if err != nil {

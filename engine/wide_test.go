@@ -383,7 +383,12 @@ func TestQuestionsShareMemory(t *testing.T) {
 	}
 	for range 10 {
 		err := ask(func() error {
-			wantRefusal(t, "a second large question", ask(func() error { return nil }), engine.BudgetExceeded)
+			err := ask(func() error { return nil })
+			wantRefusal(t, "a second large question", err, engine.BudgetExceeded)
+			var refusal *engine.Refusal
+			if !errors.As(err, &refusal) || refusal.Metadata[engine.SharedMemoryBytes] != fmt.Sprint(6<<20) {
+				t.Errorf("a second large question is not told from one that is too large: %v", err)
+			}
 			return nil
 		})
 		if err != nil {

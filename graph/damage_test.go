@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -60,7 +61,13 @@ func TestDamageIsOneLine(t *testing.T) {
 				met++
 				path := "graph/" + name
 				told := Damage(fmt.Errorf("answer: %w", err))
-				for what, err := range map[string]error{"the read": told, "OnFatal": <-fatal} {
+				var heard error
+				select {
+				case heard = <-fatal:
+				case <-time.After(time.Minute):
+					t.Fatalf("a read met %v, and OnFatal was not called", err)
+				}
+				for what, err := range map[string]error{"the read": told, "OnFatal": heard} {
 					text := fmt.Sprintf("%+v", err)
 					if !IsCorruptionError(err) || strings.Contains(text, "\n") || strings.Contains(text, "carrier") ||
 						strings.Count(text, path) != 1 || !strings.Contains(text, "the graph's data is damaged") || len(text) > 400 {

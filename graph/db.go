@@ -171,7 +171,7 @@ func Open(config Config) (*DB, error) {
 		return nil, fmt.Errorf("open the graph in %s: %w", config.Dir, err)
 	}
 	db := &DB{config: config, pebble: p, listener: l, stageBatchBytes: stageBatchBytes}
-	if err := db.load(); err != nil {
+	if err := db.load(compactions); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the graph in %s: %w", config.Dir, err), p.Close())
 	}
 	// Not before: what refuses to load need not wait for a compaction to end.
@@ -233,8 +233,8 @@ func openRecovered(config Config, l *listener, compactions *scheduler) (p *pebbl
 }
 
 // load reads what is kept in memory, and marks a new directory.
-func (db *DB) load() error {
-	if err := db.checkFormat(); err != nil {
+func (db *DB) load(compactions *scheduler) error {
+	if err := db.checkFormat(compactions); err != nil {
 		return err
 	}
 	applied, err := readApplied(db.pebble)
@@ -275,7 +275,7 @@ func (db *DB) load() error {
 
 // checkFormat compares the version in the directory, or writes it into an empty
 // one. It stands in the first batch, so that every prefix of batches has it.
-func (db *DB) checkFormat() error {
+func (db *DB) checkFormat(compactions *scheduler) error {
 	value, ok, err := get(db.pebble, metaKey(metaFormat))
 	if err != nil {
 		return err
@@ -292,6 +292,7 @@ func (db *DB) checkFormat() error {
 			// What came since has a keyspace of its own: there is nothing to rewrite.
 			return db.pebble.Set(metaKey(metaFormat), binary.AppendUvarint(nil, formatVersion), pebble.NoSync)
 		case oldestFormatVersion:
+			compactions.open() // A large write may have to wait for one.
 			return db.upgrade()
 		}
 		return &FormatError{Found: found, Supported: formatVersion}

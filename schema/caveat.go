@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"sort"
 	"strconv"
@@ -31,11 +32,11 @@ type Caveat struct {
 	unknowns []*cel.AttributePatternType
 	// plain evaluates when every parameter has a value, partial when some have not.
 	plain, partial cel.Program
-	// contextMax is the size of the largest context, as contextSize measures it,
-	// with which the estimated cost of the expression stays below costMax; -1 if
-	// none does. Beyond it, metered makes the program that counts what it does.
-	contextMax int
-	metered    func() (cel.Program, error)
+	// estimates are what an evaluation with a context of each of the contextSizes costs
+	// at most. Where that is more than plainMax, the program of metered counts what it
+	// does, which it makes at the first call.
+	estimates [len(contextSizes)]uint64
+	metered   func() (cel.Program, error)
 }
 
 // A Parameter is a declared parameter of a caveat.
@@ -81,9 +82,9 @@ type Result struct {
 	// Missing names the parameters without a value that decide, sorted. It is
 	// empty unless Truth is Unknown.
 	Missing []string
-	// Steps is what the evaluation cost beyond a plain one, in steps of some
-	// microseconds: 0 unless the values are large or the expression is costly. It
-	// is set beside an *EvalError, too.
+	// Steps is what the evaluation cost, in steps of some microseconds: 0 for a cheap
+	// expression of small values, an upper bound where the cost is little, and what
+	// was counted elsewhere. It is set beside an *EvalError, too.
 	Steps int
 }
 
@@ -143,15 +144,16 @@ func (c *Caveat) Check(ctx Context) error {
 // matter where the others decide: `false && p` is False.
 //
 // The error is a *ContextError for a value of the wrong type and an *EvalError
-// for an expression that fails. The result depends on the arguments alone, unless
-// the expression asks for the order in which CEL walks over a map, which is none.
+// for an expression that fails. The result depends on the arguments alone, and on what
+// the machine knows of a time zone that the expression names; a map is walked over in
+// the order of its keys.
 //
 // The work is bounded by EvaluationStepsMax: where the size of the context proves
 // that it is little nothing is counted, and all else is given up beyond the bound,
 // with an *EvalError. It is the work that is done which counts, with parameters
 // missing or not.
 func (c *Caveat) Eval(stored, request Context) (Result, error) {
-	return c.eval(stored, request, cel.Program.Eval)
+	return c.eval(context.Background(), stored, request, cel.Program.Eval)
 }
 
 // EvalContext is Eval that gives up when ctx is done, with ctx's error. Because
@@ -160,7 +162,7 @@ func (c *Caveat) EvalContext(ctx context.Context, stored, request Context) (Resu
 	if err := ctx.Err(); err != nil {
 		return Result{}, err
 	}
-	r, err := c.eval(stored, request, func(p cel.Program, vars any) (ref.Val, *cel.EvalDetails, error) {
+	r, err := c.eval(ctx, stored, request, func(p cel.Program, vars any) (ref.Val, *cel.EvalDetails, error) {
 		return p.ContextEval(ctx, vars)
 	})
 	if ctxErr := ctx.Err(); err != nil && ctxErr != nil {
@@ -169,8 +171,12 @@ func (c *Caveat) EvalContext(ctx context.Context, stored, request Context) (Resu
 	return r, err
 }
 
+// countingSlots bounds how many evaluations are counted at once: they keep a processor
+// busy, and one may hold some fifty megabytes.
+var countingSlots = make(chan struct{}, runtime.GOMAXPROCS(0))
+
 // eval is Eval and EvalContext, which run programs differently.
-func (c *Caveat) eval(stored, request Context, run func(cel.Program, any) (ref.Val, *cel.EvalDetails, error)) (Result, error) {
+func (c *Caveat) eval(ctx context.Context, stored, request Context, run func(cel.Program, any) (ref.Val, *cel.EvalDetails, error)) (Result, error) {
 	vars := &bindings{caveat: c, values: make([]ref.Val, len(c.Parameters))}
 	size := 0
 	var missing []*cel.AttributePatternType
@@ -198,17 +204,25 @@ func (c *Caveat) eval(stored, request Context, run func(cel.Program, any) (ref.V
 		}
 		program, input = c.partial, partial
 	}
-	if size > c.contextMax {
+	spent := c.estimateFor(size)
+	if spent > plainMax {
 		metered, err := c.metered()
 		if err != nil {
 			return Result{}, &EvalError{c.Name, err}
 		}
 		program = metered
+		select {
+		case countingSlots <- struct{}{}:
+			defer func() { <-countingSlots }()
+		case <-ctx.Done():
+			return Result{}, &EvalError{c.Name, ctx.Err()}
+		}
 	}
 	out, details, err := run(program, input)
-	var r Result
-	if spent := details.ActualCost(); spent != nil {
-		r.Steps = int(*spent / costOfStep)
+	r := Result{Steps: int(min(spent, plainMax) / costOfStep)}
+	if counted := details.ActualCost(); counted != nil {
+		// What was too much was not done.
+		r.Steps = int(min(*counted, costMax) / costOfStep)
 	}
 	if err != nil {
 		return r, &EvalError{c.Name, tooCostly(err, size)}

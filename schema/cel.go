@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	_ "time/tzdata" // the zones that expressions name must not depend on the machine having them
 	"unicode/utf8"
 
 	"cel.dev/cel-go/cel"
@@ -26,9 +25,6 @@ import (
 const (
 	// ExpressionCharsMax bounds the characters of a caveat's expression.
 	ExpressionCharsMax = 100_000
-	// regexProgramMax bounds the size of the program that a regular expression
-	// compiles to.
-	regexProgramMax = 2_000
 	// typeDepthMax bounds lists of lists.
 	typeDepthMax = 5
 	// interruptSteps is the number of iterations between looks at a deadline.
@@ -44,13 +40,7 @@ type valueType struct {
 
 // scalarTypes are the parameter types other than list and map.
 var scalarTypes = map[string]*valueType{
-	"any": {cel.DynType, func(v any) (ref.Val, any, bool) {
-		switch v.(type) {
-		case nil, bool, float64, string, []any, map[string]any:
-			return types.DefaultTypeAdapter.NativeToValue(v), nil, true
-		}
-		return nil, v, false
-	}},
+	"any": {cel.DynType, jsonValue},
 	"bool": {cel.BoolType, func(v any) (ref.Val, any, bool) {
 		b, ok := v.(bool)
 		return types.Bool(b), v, ok
@@ -133,15 +123,15 @@ func valueTypeOf(t *TypeExpr) *valueType {
 		if !ok {
 			return nil, v, false
 		}
-		vals := make(map[string]any, len(m))
-		for _, k := range sortedKeys(m) {
+		vals, keys := make(map[string]any, len(m)), sortedKeys(m)
+		for _, k := range keys {
 			val, wrong, ok := element.convert(m[k])
 			if !ok {
 				return nil, wrong, false
 			}
 			vals[k] = val
 		}
-		return types.NewStringInterfaceMap(types.DefaultTypeAdapter, vals), nil, true
+		return newOrderedMap(keys, vals), nil, true
 	}}
 }
 
@@ -183,6 +173,7 @@ var baseEnv = sync.OnceValues(func() (*cel.Env, error) {
 			[]*cel.Type{ipType, cel.StringType}, cel.BoolType, cel.BinaryBinding(inCIDR))),
 		cel.Function("isSubtreeOf", cel.MemberOverload(subtreeOverload,
 			[]*cel.Type{dynMap, dynMap}, cel.BoolType, cel.BinaryBinding(isSubtreeOf))),
+		zonedFunctions(),
 	)
 })
 
@@ -193,9 +184,10 @@ const (
 
 // compileCaveat compiles a caveat whose parameters have been checked. It returns
 // nil after an error.
-func compileCaveat(errs *errorList, file *File, decl *CaveatDecl) *Caveat {
-	c := &Caveat{Name: decl.Name.Text, Doc: docOf(&decl.Node)}
-	c.Expression, _ = canonicalBody(decl.Body)
+func (c *compiler) compileCaveat(file *File, decl *CaveatDecl) *Caveat {
+	errs := c.errs
+	cv := &Caveat{Name: decl.Name.Text, Doc: docOf(&decl.Node)}
+	cv.Expression, _ = canonicalBody(decl.Body)
 	fail := func(kind ErrorKind, pos Position, format string, args ...any) reported {
 		return errs.add(file, kind, pos, pos, format, args...)
 	}
@@ -203,7 +195,7 @@ func compileCaveat(errs *errorList, file *File, decl *CaveatDecl) *Caveat {
 		fail(TypeError, decl.BodyPos, "the expression has %d characters; at most %d are allowed", n, ExpressionCharsMax)
 		return nil
 	}
-	if c.Expression == "" {
+	if cv.Expression == "" {
 		fail(SyntaxError, decl.BodyPos, "the expression is empty")
 		return nil
 	}
@@ -218,9 +210,9 @@ func compileCaveat(errs *errorList, file *File, decl *CaveatDecl) *Caveat {
 		t := valueTypeOf(p.Type)
 		variables = append(variables, cel.Variable(p.Name.Text, t.cel))
 		names = append(names, p.Name.Text)
-		c.Parameters = append(c.Parameters, Parameter{Name: p.Name.Text, Type: p.Type.String()})
-		c.types = append(c.types, t)
-		c.unknowns = append(c.unknowns, cel.AttributePattern(p.Name.Text))
+		cv.Parameters = append(cv.Parameters, Parameter{Name: p.Name.Text, Type: p.Type.String()})
+		cv.types = append(cv.types, t)
+		cv.unknowns = append(cv.unknowns, cel.AttributePattern(p.Name.Text))
 	}
 	env, err := base.Extend(variables...)
 	if err != nil {
@@ -233,6 +225,9 @@ func compileCaveat(errs *errorList, file *File, decl *CaveatDecl) *Caveat {
 	kind := SyntaxError
 	checked := parsed
 	if issues.Err() == nil {
+		if !c.readable(file, decl, parsed.NativeRep()) {
+			return nil
+		}
 		checked, issues = env.Check(parsed)
 		kind = TypeError
 	}
@@ -265,21 +260,22 @@ func compileCaveat(errs *errorList, file *File, decl *CaveatDecl) *Caveat {
 	}
 	for _, p := range decl.Parameters {
 		if !use.used[p.Name.Text] {
-			errs.add(file, TypeError, p.Name.Pos, p.Name.End, "parameter `%s` is not used in the expression of caveat `%s`", p.Name.Text, c.Name)
+			errs.add(file, TypeError, p.Name.Pos, p.Name.End, "parameter `%s` is not used in the expression of caveat `%s`", p.Name.Text, cv.Name)
 			return nil
 		}
 	}
-	c.estimate(env, checked)
-	c.metered = newMetered(env, checked)
-	c.plain, err = env.Program(checked, cel.InterruptCheckFrequency(interruptSteps))
+	cv.estimate(env, checked)
+	cv.metered = newMetered(env, checked)
+	cv.plain, err = env.Program(checked, append(inOrder(), cel.InterruptCheckFrequency(interruptSteps))...)
 	if err == nil {
-		c.partial, err = env.Program(checked, cel.InterruptCheckFrequency(interruptSteps), cel.EvalOptions(cel.OptPartialEval))
+		cv.partial, err = env.Program(checked, append(inOrder(),
+			cel.InterruptCheckFrequency(interruptSteps), cel.EvalOptions(cel.OptPartialEval))...)
 	}
 	if err != nil {
 		fail(TypeError, celPosition(decl, use.firstLine, use.firstColumn), "the expression cannot be compiled: %v", err)
 		return nil
 	}
-	return c
+	return cv
 }
 
 // celPosition converts a position of CEL, which counts lines from 1 and columns

@@ -46,7 +46,8 @@ const typecheckStepsMax = 50_000_000
 func Compile(f *File) (*Schema, error) { return compile(f, nil) }
 
 // Check is Compile for a file that somebody writes: it also refuses the mistakes of a
-// Strictness, and arrows that lead to more than ArrowTypesMax.
+// Strictness, arrows that lead to more than ArrowTypesMax, and patterns that are more
+// work than PatternWorkMax, or too large to be matched.
 func Check(f *File) (*Schema, error) { return compile(f, &strict) }
 
 // CheckWith is Check with another Strictness.
@@ -147,9 +148,11 @@ type compiler struct {
 	size     int
 	tooLarge bool
 	strict   Strictness
-	// arrowTypes counts what ArrowTypesMax bounds, if bounded.
-	arrowTypes int
-	bounded    bool
+	// arrowTypes counts what ArrowTypesMax bounds, and patternWork what PatternWorkMax
+	// does, if bounded.
+	arrowTypes  int
+	patternWork uint64
+	bounded     bool
 
 	definitions map[string]*definition
 	sorted      []*definition // the same, by name
@@ -528,6 +531,11 @@ func (c *compiler) expandInto(d *definition, file *File, decl *DefinitionDecl, d
 	for name := range decl.gaps.declared {
 		// `relation owned` may have been meant to be `...owned`.
 		d.gaps.open = d.gaps.open || c.partials[name] != nil
+	}
+	for word := range decl.gaps.words {
+		// A word that belongs nowhere may have been, too.
+		_, missing := c.gaps.partials.known(word, c.partials[word] != nil)
+		d.gaps.open = d.gaps.open || !missing
 	}
 	if decl.unclear && !d.unclear {
 		// What was added before may be declared again.
@@ -1231,7 +1239,7 @@ func (t *typechecker) eval(d *definition, name string, r Rewrite) []uint64 {
 func (c *compiler) caveatPrograms() {
 	for _, name := range sortedKeys(c.caveats) {
 		if cv := c.caveats[name]; !cv.flawed {
-			cv.out = compileCaveat(c.errs, cv.file, cv.decl)
+			cv.out = c.compileCaveat(cv.file, cv.decl)
 		}
 	}
 }

@@ -4,10 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"regexp/syntax"
+	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
@@ -25,18 +24,20 @@ import (
 const EvaluationStepsMax = 80_000
 
 // The cost of an evaluation is counted in units of CEL: one per operation, a tenth per
-// character of a string that is read. A unit takes some ten nanoseconds.
+// character of a string that is read. A unit takes some hundred nanoseconds.
 //
 // There are two ways to keep it below costMax. When a schema is compiled, the cost
-// is estimated for contexts of several sizes: where it cannot exceed costMax,
-// nothing is counted (Caveat.contextMax). Everything else is evaluated by a program
-// that counts and gives up (Caveat.metered).
+// is estimated for contexts of several sizes: where it is little, nothing is counted
+// and the estimate is what it cost (Caveat.estimates). Everything else is evaluated by
+// a program that counts and gives up (Caveat.metered).
 const (
 	// costOfStep is the cost that counts as one step in Result.Steps.
 	costOfStep = 50
-	// costMax bounds the cost of one evaluation, to some tenths of a second, on a
-	// busy machine a second or two.
+	// costMax bounds the cost of one evaluation, to about half a second, on a busy
+	// machine some seconds.
 	costMax = EvaluationStepsMax * costOfStep
+	// plainMax bounds the cost that is not counted, to some milliseconds.
+	plainMax = costMax / 50
 	// zoneCost is that of finding a time zone by its name, which is read anew at
 	// each call.
 	zoneCost = 500
@@ -48,11 +49,18 @@ const (
 	// unknownCost is that of a call whose result waits for parameters that are
 	// missing: these are gathered.
 	unknownCost = 8
+	// unwrapCost is that of each element of a list of optional values, of which those
+	// that are there are copied to another list.
+	unwrapCost = 8
+	// The overloads of optional values for which CEL takes less than they cost.
+	unwrapOverload     = "optional_unwrap"
+	unwrapOptOverload  = "optional_unwrapOpt"
+	hasValueIsOverload = "optional_hasValue_value"
 	// measureOverload stands for the making of a list or a map, copyOverload for the
-	// copying of a list, compileOverload for looking at a pattern.
+	// copying of a list, payOverload for what has its price beforehand.
 	measureOverload = "@measure"
 	copyOverload    = "@copy"
-	compileOverload = "@compile"
+	payOverload     = "@pay"
 )
 
 // contextSizes are the sizes of contexts for which the cost of an expression is
@@ -62,28 +70,45 @@ var contextSizes = [...]int{64 << 10, 32 << 10, 16 << 10, 8 << 10, 4 << 10, 2 <<
 // errTooCostly is the cause of an EvalError for an evaluation that was given up.
 var errTooCostly = errors.New("the evaluation is too costly")
 
-// estimate sets contextMax: -1 if there is no context with which the expression is
-// certain to cost little.
+// estimate sets the estimates.
 //
 // Of a context of b bytes every list is taken to have as many elements as can be, and
 // every element, which may be asked for by its place or its name, all the bytes: that
 // is more than any context has, but a list of one parameter and an element of another
 // may each have half of them.
 func (c *Caveat) estimate(env *cel.Env, checked *cel.Ast) {
-	c.contextMax = -1
+	for i := range c.estimates {
+		c.estimates[i] = math.MaxUint64
+	}
 	if multiplies(checked.NativeRep()) {
 		return
 	}
-	for _, b := range contextSizes {
-		estimate, err := env.EstimateCost(checked, sizes{text: b, list: b / 2, element: b})
+	patterns := map[string]*pattern{}
+	literalPatterns(checked.NativeRep().Expr(), func(_ ast.Expr, text string) {
+		// One that is too large, or none, is as costly as can be: it was stored before
+		// that was refused.
+		if _, err := patternWork(text); err == nil && patterns[text] == nil {
+			patterns[text], _ = readPattern(text)
+		}
+	})
+	for i, b := range contextSizes {
+		s := sizes{text: b, list: b / 2, element: b, patterns: patterns}
+		estimate, err := env.EstimateCost(checked, s, cost.OverloadCostEstimate(hasValueIsOverload, unbounded))
 		if err != nil {
 			return
 		}
-		if estimate.Max <= costMax {
-			c.contextMax = b
-			return
+		c.estimates[i] = estimate.Max
+	}
+}
+
+// estimateFor returns what an evaluation with a context of that size costs at most.
+func (c *Caveat) estimateFor(size int) uint64 {
+	for i, b := range slices.Backward(contextSizes[:]) {
+		if size <= b {
+			return c.estimates[i]
 		}
 	}
+	return math.MaxUint64
 }
 
 // multiplies reports whether an expression can make values that hold the same
@@ -182,7 +207,11 @@ func isConstant(e ast.Expr) bool {
 }
 
 // sizes tells CEL's cost estimate how large the values of parameters can be.
-type sizes struct{ text, list, element int }
+type sizes struct {
+	text, list, element int
+	// patterns are those that the expression spells out; nil for one that is refused.
+	patterns map[string]*pattern
+}
 
 // EstimateSize returns the size of a parameter, or of an element within one.
 func (s sizes) EstimateSize(node cost.AstNode) *cost.SizeEstimate {
@@ -224,20 +253,22 @@ func (s sizes) EstimateCallCost(function, overload string, target *cost.AstNode,
 		size := cost.RangedSizeEstimate(0, cost.SafeAdd(most(0), most(1)))
 		return cost.NewCallEstimate(cost.RangedCostEstimate(0, cost.SafeAdd(1, size.Max/4)), &size)
 	case overloads.Matches, overloads.MatchesString:
-		// A pattern of the context is compiled at each call, and may be of any kind.
-		instructions := uint64(math.MaxUint32)
-		if pattern := operands[1].Expr(); pattern.Kind() == ast.LiteralKind {
-			if text, ok := pattern.AsLiteral().(types.String); ok {
-				instructions = regexInstructions(string(text))
+		// A pattern of the context may be of any kind.
+		n := uint64(math.MaxUint64)
+		if literal := operands[1].Expr(); literal.Kind() == ast.LiteralKind {
+			if text, ok := literal.AsLiteral().(types.String); ok && s.patterns[string(text)] != nil {
+				n = s.patterns[string(text)].matchCost(most(0))
 			}
 		}
-		return atMost(matchCost(most(0), instructions))
+		return atMost(n)
 	case overloads.BoolToString, overloads.IntToString, overloads.UintToString, overloads.DoubleToString,
 		overloads.TimestampToString, overloads.DurationToString:
 		size := cost.RangedSizeEstimate(0, scalarTextMax)
 		return cost.NewCallEstimate(cost.FixedCostEstimate(conversionCost+scalarTextMax/10), &size)
 	case overloads.StringToBytes, overloads.BytesToString:
 		return nil // known to CEL, with the size of the result
+	case unwrapOverload, unwrapOptOverload:
+		return atMost(math.MaxUint64)
 	}
 	switch {
 	case isZoned(overload):
@@ -260,6 +291,11 @@ const scalarTextMax = 40
 
 func atMost(n uint64) *cost.CallEstimate {
 	return cost.NewCallEstimate(cost.RangedCostEstimate(0, n), nil)
+}
+
+// unbounded is the estimate of a call that is always counted.
+func unbounded(cost.Estimator, *cost.AstNode, []cost.AstNode) *cost.CallEstimate {
+	return atMost(math.MaxUint64)
 }
 
 // bytesIn returns how much of the context can stand in a value; without bound if
@@ -304,93 +340,32 @@ func isReading(function string) bool {
 	return false
 }
 
-// matchCost is that of matching n characters by a pattern: it may have to be
-// compiled, and each instruction of its program may look at each character.
-func matchCost(n, instructions uint64) uint64 {
-	if n > costMax || instructions > costMax {
-		return math.MaxUint64
-	}
-	return 3*instructions + (n+1)*instructions/16
-}
-
-// patternBytesMax bounds a pattern that is not part of an expression.
-const patternBytesMax = 16 << 10
-
-// patternWork returns about what reading and compiling a pattern costs, not counting
-// its instructions, before anything is done with it: classes of Unicode have a thousand
-// ranges, and one that is to match in both cases is gone through letter by letter.
-func patternWork(pattern string) uint64 {
-	const unicodeClass, foldedClass = 5_000, 100_000
-	n := 2*len(pattern) + unicodeClass*(strings.Count(pattern, `\p`)+strings.Count(pattern, `\P`))
-	if strings.Contains(pattern, "(?") && strings.Contains(pattern, "i") {
-		n += foldedClass * strings.Count(pattern, "[")
-	}
-	return uint64(n)
-}
-
-// regexInstructions returns about how many instructions a pattern compiles to,
-// without doing so. It is proportional to the length of the pattern and of what it
-// repeats; the largest that package regexp takes has some millions.
-func regexInstructions(pattern string) uint64 {
-	re, err := syntax.Parse(pattern, syntax.Perl)
-	if err != nil {
-		return uint64(len(pattern))
-	}
-	return 2 + instructionsOf(re)
-}
-
-func instructionsOf(re *syntax.Regexp) uint64 {
-	n := uint64(0)
-	for _, sub := range re.Sub {
-		n += instructionsOf(sub)
-	}
-	switch re.Op {
-	case syntax.OpLiteral:
-		return uint64(len(re.Rune))
-	case syntax.OpConcat:
-		return n
-	case syntax.OpAlternate:
-		return n + uint64(len(re.Sub))
-	case syntax.OpCapture:
-		return n + 2
-	case syntax.OpRepeat:
-		if re.Max < 0 {
-			return n*uint64(max(re.Min, 1)) + 1
-		}
-		return (n + 1) * uint64(re.Max)
-	}
-	return n + 1
-}
-
 // newMetered returns what makes the program that counts, at the first call. It
 // takes whole contexts and partial ones.
 func newMetered(env *cel.Env, checked *cel.Ast) func() (cel.Program, error) {
 	return sync.OnceValues(func() (cel.Program, error) {
-		return env.Program(checked,
+		return env.Program(checked, append(inOrder(),
 			cel.InterruptCheckFrequency(1), // A step may take as long as all of a plain evaluation.
 			cel.EvalOptions(cel.OptPartialEval),
-			cel.CostTracking(meter{new(atomic.Pointer[measuredPattern])}),
+			cel.CostTracking(meter{}),
+			cel.CostTrackerOptions(cost.OverloadTracker(hasValueIsOverload, compareCost)),
 			cel.CostLimit(costMax),
 			cel.CustomDecoratorV2(chargeForMore),
-		)
+		)...)
 	})
+}
+
+// inOrder are the options of every program: maps have an order, and patterns a bound.
+func inOrder() []cel.ProgramOption {
+	return []cel.ProgramOption{cel.CustomDecoratorV2(orderMaps), cel.CustomDecoratorV2(new(patternCache).match)}
 }
 
 // meter says what calls cost that CEL does not know or takes for cheaper than they
 // are. It is asked behind each call.
-type meter struct {
-	// pattern is the pattern that was met last. Most expressions have but one.
-	pattern *atomic.Pointer[measuredPattern]
-}
-
-// A measuredPattern is a pattern with its size.
-type measuredPattern struct {
-	text         string
-	instructions uint64
-}
+type meter struct{}
 
 // CallCost returns nil for what CEL knows.
-func (m meter) CallCost(function, overload string, args []ref.Val, result ref.Val) *uint64 {
+func (meter) CallCost(function, overload string, args []ref.Val, result ref.Val) *uint64 {
 	n := uint64(1)
 	if types.IsUnknown(result) {
 		n = unknownCost
@@ -402,20 +377,22 @@ func (m meter) CallCost(function, overload string, args []ref.Val, result ref.Va
 	case copyOverload:
 		size, _ := args[0].(types.Int)
 		n += uint64(size)
-	case compileOverload:
-		work, _ := args[0].(types.Int)
-		n += uint64(work)
+	case payOverload:
+		price, _ := args[0].(types.Uint)
+		n = uint64(price)
 	case subtreeOverload:
 		n += 2 * weigh(args[0])
 	case overloads.Equals, overloads.NotEquals:
 		n += 2 * lighter(args[0], args[1])
 	case overloads.InList:
 		n += weigh(args[1])
+	case unwrapOverload, unwrapOptOverload:
+		if list, ok := args[0].(traits.Lister); ok {
+			size, _ := list.Size().(types.Int)
+			n += unwrapCost * uint64(size)
+		}
 	case overloads.AddString, overloads.AddBytes:
 		n += textSize(result) / 4
-	case overloads.Matches, overloads.MatchesString:
-		pattern, _ := args[1].(types.String)
-		return m.matchCost(textSize(args[0]), string(pattern))
 	default:
 		switch {
 		case isZoned(overload):
@@ -433,13 +410,13 @@ func (m meter) CallCost(function, overload string, args []ref.Val, result ref.Va
 	return &n
 }
 
-func (m meter) matchCost(n uint64, pattern string) *uint64 {
-	p := m.pattern.Load()
-	if p == nil || p.text != pattern {
-		p = &measuredPattern{pattern, regexInstructions(pattern)}
-		m.pattern.Store(p)
+// compareCost is that of comparing what an optional value holds, for which CEL counts
+// the elements of the outermost list or map alone.
+func compareCost(args []ref.Val, _ ref.Val) *uint64 {
+	n := uint64(1)
+	if len(args) == 2 {
+		n += 2 * lighter(args[0], args[1])
 	}
-	n = matchCost(n, p.instructions)
 	return &n
 }
 
@@ -505,9 +482,8 @@ func weighUpTo(v ref.Val, left *int64) {
 // chargeForMore is a decorator. It makes lists and maps that an expression writes
 // cost what they hold, before anything is done with them: else a list of lists of
 // one list would grow a hundredfold with each pair of brackets, and one comparison
-// take years. It makes the sum of two lists a list of its own, for CEL's is a pair
-// in which finding an element takes longer with each sum. And it has a pattern paid
-// for before it is compiled, which CEL does even where it is too large.
+// take years. And it makes the sum of two lists a list of its own, for CEL's is a pair
+// in which finding an element takes longer with each sum.
 func chargeForMore(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
 	switch step := i.(type) {
 	case interpreter.InterpretableConstructor:
@@ -517,13 +493,8 @@ func chargeForMore(i interpreter.InterpretableV2) (interpreter.InterpretableV2, 
 			}
 		}
 	case interpreter.InterpretableCall:
-		switch step.Function() {
-		case operators.Add:
+		if step.Function() == operators.Add {
 			return flattened{i}, nil
-		case overloads.Matches:
-			if pattern := step.Args()[1]; !isConst(pattern) {
-				return matching{i, pattern}, nil
-			}
 		}
 	}
 	return i, nil
@@ -587,38 +558,6 @@ func (f flattened) Exec(frame *interpreter.ExecutionFrame) ref.Val {
 // Eval is Exec, for who has no frame.
 func (f flattened) Eval(vars interpreter.Activation) ref.Val {
 	return interpreter.EvalActivation(vars, f.Exec)
-}
-
-// matching is a match against a pattern that is not part of the expression.
-type matching struct {
-	interpreter.InterpretableV2
-	pattern interpreter.InterpretableV2
-}
-
-// Exec evaluates the match unless the pattern is too large.
-func (m matching) Exec(frame *interpreter.ExecutionFrame) ref.Val {
-	if pattern, ok := m.pattern.Exec(frame).(types.String); ok {
-		if len(pattern) > patternBytesMax {
-			return types.NewErrWithNodeID(m.ID(), "the pattern has %d bytes; at most %d are allowed", len(pattern), patternBytesMax)
-		}
-		pay := func(work uint64) {
-			if costs := frame.CostTracker(); costs != nil {
-				costs.EvalUnary(frame, m.ID(), ownCall(compileOverload), types.Int(work), pattern)
-			}
-		}
-		pay(patternWork(string(pattern)))
-		n := regexInstructions(string(pattern))
-		pay(min(n, regexProgramMax))
-		if n > regexProgramMax {
-			return types.NewErrWithNodeID(m.ID(), "the pattern has a size of %d; at most %d is allowed", n, regexProgramMax)
-		}
-	}
-	return m.InterpretableV2.Exec(frame)
-}
-
-// Eval is Exec, for who has no frame.
-func (m matching) Eval(vars interpreter.Activation) ref.Val {
-	return interpreter.EvalActivation(vars, m.Exec)
 }
 
 // tooCostly turns the error of a program that gave up for its cost into one that

@@ -275,13 +275,9 @@ func (p *parser) lostMember(d *DefinitionDecl, members []Member, region []lexer.
 }
 
 // cutShort returns the members that can still be judged where t is in error: the
-// last one may go on there if it ends on the same line, without a semicolon.
+// last one may go on there.
 func (p *parser) cutShort(d *DefinitionDecl, members []Member, t lexer.Token) []Member {
-	if len(members) == 0 {
-		return members
-	}
-	end := members[len(members)-1].node().End
-	if end.Line != t.Pos.Line || strings.Contains(p.file.Source[end.Offset:t.Pos.Offset], ";") {
+	if len(members) == 0 || !p.sameStatement(members[len(members)-1], t) {
 		return members
 	}
 	return d.dropLast(members)
@@ -315,8 +311,39 @@ func (p *parser) strayMember(d *DefinitionDecl, members []Member, region []lexer
 		d.gaps.begins(region[0].Value)
 		return members
 	}
-	d.gaps.open = true
+	if !p.goesOn(members, region) {
+		d.gaps.open = true
+	}
+	for _, t := range region {
+		if isWord(t) {
+			addName(&d.gaps.words, unquoted(t.Value))
+		}
+	}
 	return d.dropLast(members)
+}
+
+// goesOn reports whether a passage without a keyword is the rest of the last member,
+// as the second type in `relation viewer: user user`: it stands on its line and has
+// nothing that a declaration has. If it declares anything for all that, the name of it
+// is one of its words, or it is a partial.
+func (p *parser) goesOn(members []Member, region []lexer.Token) bool {
+	if len(members) == 0 || !p.sameStatement(members[len(members)-1], region[0]) {
+		return false
+	}
+	for i, t := range region {
+		wildcard := t.Value == ":" && i+1 < len(region) && region[i+1].Value == "*"
+		if t.Type == tokenPunct && (t.Value == "=" || t.Value == ":" && !wildcard) {
+			return false
+		}
+	}
+	return true
+}
+
+// sameStatement reports whether the statement of m may go on with t: it ends on the
+// same line, without a semicolon.
+func (p *parser) sameStatement(m Member, t lexer.Token) bool {
+	end := m.node().End
+	return end.Line == t.Pos.Line && !strings.Contains(p.file.Source[end.Offset:t.Pos.Offset], ";")
 }
 
 // dropLast takes back the last member, of which only the name is certain.

@@ -77,7 +77,7 @@ definition document {
 		t.Fatal(err)
 	}
 	q.WithTracing = true
-	if _, err := client.CheckPermission(testContext(t), q); status.Code(err) != codes.ResourceExhausted {
+	if _, err := client.CheckPermission(testContext(t), q); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("a large trace: %v", err)
 	}
 	bulk := &v1.CheckBulkPermissionsRequest{WithTracing: true}
@@ -119,7 +119,7 @@ func TestShownAgainIsCounted(t *testing.T) {
 	writeSchema(t, conn, text.String())
 	touch(t, conn, "document:plan#viewer@user:anne[big]")
 	client := v1.NewPermissionsServiceClient(conn)
-	for name, want := range map[string]codes.Code{"lower0": codes.OK, "top": codes.ResourceExhausted} {
+	for name, want := range map[string]codes.Code{"lower0": codes.OK, "top": codes.FailedPrecondition} {
 		q := parseQuestion(t, "document:plan#"+name+"@user:anne")
 		q.WithTracing = true
 		_, err := client.CheckPermission(testContext(t), q)
@@ -275,12 +275,12 @@ func TestLimitsAreDocumented(t *testing.T) {
 		"`optional_limit` of `ReadRelationships`, `DeleteRelationships` and `LookupResources` of `authzed.api.v1`": shownCount(readLimitMax),
 		"relationships of one page of an export of `authzed.api.v1`": fmt.Sprintf("%s, and %s where none is asked for; a page also ends at %d KiB",
 			shownCount(exportLimitMax), shownCount(exportPage), exportBatchBytes>>10),
-		"relationships that one delete of `authzed.api.v1` without a limit ends": shownCount(deleteWholeMax),
-		"context of a question of `authzed.api.v1`, as encoded":                  shownCount(questionContextMax) + " bytes",
-		"context of a relationship of `authzed.api.v1`, as encoded":              shownCount(tupleContextMax) + " bytes",
-		"metadata of a change of `authzed.api.v1`, as JSON":                      shownCount(metadataMax) + " bytes",
-		"types, and filters, of one watch of `authzed.api.v1`":                   shownCount(watchFiltersMax),
-		"debug information of one call of `authzed.api.v1`":                      fmt.Sprintf("%d MiB", debugBytesMax>>20),
+		"relationships that one delete of `authzed.api.v1` without a limit ends":                    shownCount(deleteWholeMax),
+		"context of a question of `authzed.api.v1`, as encoded":                                     shownCount(questionContextMax) + " bytes",
+		"context of a relationship of `authzed.api.v1`, as encoded":                                 shownCount(tupleContextMax) + " bytes",
+		"metadata of a change of `authzed.api.v1`, as JSON":                                         shownCount(metadataMax) + " bytes",
+		"types, and filters, of one watch, and filters of one `ReflectSchema`, of `authzed.api.v1`": shownCount(filtersMax),
+		"debug information of one call of `authzed.api.v1`":                                         fmt.Sprintf("%d MiB", debugBytesMax>>20),
 	} {
 		if got, ok := rows[what]; !ok || got != want {
 			t.Errorf("docs/limits.md says %q of %s; it is %s", got, what, want)

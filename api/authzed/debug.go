@@ -54,7 +54,7 @@ const stepBytes = 256
 
 func (d *debugger) take(bytes int) error {
 	if d.bytes += bytes; d.bytes > debugBytesMax {
-		return withReason(codes.ResourceExhausted, v1.ErrorReason_ERROR_REASON_UNSPECIFIED,
+		return withReason(codes.FailedPrecondition, v1.ErrorReason_ERROR_REASON_UNSPECIFIED,
 			fmt.Sprintf("the debug information takes more than %d bytes; ask without tracing, or about less", debugBytesMax), nil)
 	}
 	return nil

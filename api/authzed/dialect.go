@@ -26,6 +26,9 @@ const (
 	metadataMax        = 65_000
 	exportPage         = 1000
 	lookupResourcesMax = 1000
+	// filtersMax bounds what each change of a watch, or each name of a schema that is
+	// reflected, is compared with.
+	filtersMax = 1000
 )
 
 // A Dialect is authzed.api.v1 as an api.Dialect. The zero Dialect is ready.

@@ -54,6 +54,7 @@ func openNode(t testing.TB, c cluster.Config) *cluster.Node {
 	defer cancel()
 	c.Logger = slog.New(slog.DiscardHandler)
 	c.Log.BallastBytes = -1 // It would take far more of the disk than a test writes.
+	c.Log.StoreDeadline = patience
 	node, err := cluster.Open(ctx, c)
 	if err != nil {
 		t.Fatal(err)

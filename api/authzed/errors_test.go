@@ -467,7 +467,7 @@ var errorRows = []errorRow{
 	// and what bounds a question is its cost.
 	{"a cycle of the data", func(x *errorsServer) error { return x.check("group:ring#member@user:anne") }, codes.OK, "", ""},
 	{"a chain that costs less than a question may", func(x *errorsServer) error { return x.check("group:c800#member@user:anne") }, codes.OK, "", ""},
-	{"a question that costs too much", func(x *errorsServer) error { return x.check("group:c0#member@user:anne") }, codes.ResourceExhausted, "pemba BUDGET_EXCEEDED", "budget_steps=2000"},
+	{"a question that costs too much", func(x *errorsServer) error { return x.check("group:c0#member@user:anne") }, codes.FailedPrecondition, "pemba BUDGET_EXCEEDED", "budget_steps=2000"},
 
 	{"a garbled cursor of a lookup", func(x *errorsServer) error {
 		return x.resources(&v1.LookupResourcesRequest{ResourceObjectType: "document", Permission: "view", Subject: subjectOf("user", "anne", ""), OptionalCursor: garbled})

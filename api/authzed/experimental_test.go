@@ -20,7 +20,7 @@ import (
 
 	"github.com/pembadb/pemba/api"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
-	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
 )
 
 // counters calls the methods of counters in the context of one store.
@@ -222,12 +222,22 @@ func TestRelationshipCounterRefusals(t *testing.T) {
 			t.Errorf("the domain is %s", info.GetDomain())
 		}
 	}
+}
 
-	// The bound of a store is Pemba's own, and so is its reason.
-	full := &engine.Refusal{Reason: engine.TooManyCounters, Message: "the store has 1000 counters"}
-	st := Dialect{}.Status(full, status.New(codes.ResourceExhausted, full.Message))
-	if st.Code() != codes.ResourceExhausted || st.Message() != full.Message {
-		t.Errorf("one counter too many: %v", st)
+// TestRelationshipCountersBound: one counter more than a store may have is refused in a
+// way that no client takes for something that passes.
+func TestRelationshipCountersBound(t *testing.T) {
+	conn, _ := newServerWith(t, api.Config{Node: newMemoryNode(t)})
+	writeSchema(t, conn, documents)
+	c := newCounters(t, conn)
+	for i := range graph.NamedCountersMax {
+		if err := c.register(fmt.Sprintf("counter%04d", i), &v1.RelationshipFilter{ResourceType: "document"}); err != nil {
+			t.Fatalf("counter %d: %v", i, err)
+		}
+	}
+	err := c.register("onemore", &v1.RelationshipFilter{ResourceType: "document"})
+	if code, reason, _ := reasonOf(err); code != codes.FailedPrecondition || reason != "TOO_MANY_COUNTERS" || !strings.Contains(err.Error(), fmt.Sprint(graph.NamedCountersMax)) {
+		t.Errorf("one counter too many: %v", err)
 	}
 }
 

@@ -35,7 +35,7 @@ func TestLookupSubjectsFits(t *testing.T) {
 	for _, n := range []int{32, 300} {
 		banned(0, n)
 		_, _, err := subjects(t, conn, request)
-		if code, reason, _ := reasonOf(err); code != codes.ResourceExhausted || reason != "ANSWER_TOO_LARGE" ||
+		if code, reason, _ := reasonOf(err); code != codes.FailedPrecondition || reason != "ANSWER_TOO_LARGE" ||
 			!strings.Contains(err.Error(), "WILDCARD_OPTION_EXCLUDE_WILDCARDS") || !strings.Contains(err.Error(), "CheckBulkPermissions") {
 			t.Fatalf("with %d exclusions: %v", n, err)
 		}

@@ -17,7 +17,7 @@ const (
 	// npmInstall and nodeRun are for how long the parts of TestNode may run. Without
 	// a registry npm ends at once, or after the 5 s of its fetch-timeout.
 	npmInstall = 30 * time.Second
-	nodeRun    = 30 * time.Second
+	nodeRun    = 2 * time.Minute
 )
 
 // TestNode: a program of @authzed/authzed-node, the client of another language and

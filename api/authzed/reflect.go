@@ -66,8 +66,11 @@ func (s *schemaService) ReflectSchema(ctx context.Context, r *v1.ReflectSchemaRe
 // name no relations select all relations, and so for permissions.
 type schemaFilters []*v1.ReflectionSchemaFilter
 
-// check refuses filters that contradict themselves.
+// check refuses filters that are too many, or contradict themselves.
 func (f schemaFilters) check() error {
+	if len(f) > filtersMax {
+		return invalid("there are %d filters in optional_filters; at most %d are allowed", len(f), filtersMax)
+	}
 	for _, filter := range f {
 		definition, caveat := filter.GetOptionalDefinitionNameFilter() != "", filter.GetOptionalCaveatNameFilter() != ""
 		relation, permission := filter.GetOptionalRelationNameFilter() != "", filter.GetOptionalPermissionNameFilter() != ""

@@ -68,7 +68,7 @@ func TestDiffSchemaSize(t *testing.T) {
 		}
 		wantLinear(t, name, 600, func(int) {}, func(n int) {
 			code, reason, _ := reasonOf(diff(n))
-			if code != codes.ResourceExhausted || reason != "ANSWER_TOO_LARGE" {
+			if code != codes.FailedPrecondition || reason != "ANSWER_TOO_LARGE" {
 				t.Errorf("%s of %d types gives %v %q", name, n, code, reason)
 			}
 		})
@@ -163,7 +163,7 @@ func TestReflectionFits(t *testing.T) {
 		if err := ask(false); err != nil {
 			t.Errorf("%s of little: %v", name, err)
 		}
-		if code, reason, _ := reasonOf(ask(true)); code != codes.ResourceExhausted || reason != "ANSWER_TOO_LARGE" {
+		if code, reason, _ := reasonOf(ask(true)); code != codes.FailedPrecondition || reason != "ANSWER_TOO_LARGE" {
 			t.Errorf("%s of all gives %v %q", name, code, reason)
 		}
 	}

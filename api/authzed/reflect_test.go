@@ -156,6 +156,19 @@ func TestReflectSchema(t *testing.T) {
 			t.Errorf("got %v, want %s", err, message)
 		}
 	}
+	for n, want := range map[int]codes.Code{filtersMax: codes.OK, filtersMax + 1: codes.InvalidArgument} {
+		many := slices.Repeat([]*filter{{OptionalDefinitionNameFilter: "x"}}, n)
+		_, err := client.ReflectSchema(testContext(t), &v1.ReflectSchemaRequest{Consistency: fullyConsistent, OptionalFilters: many})
+		//nolint:staticcheck // The deprecated name is served too.
+		_, older := v1.NewExperimentalServiceClient(conn).ExperimentalReflectSchema(testContext(t), &v1.ExperimentalReflectSchemaRequest{
+			Consistency: fullyConsistent, OptionalFilters: slices.Repeat([]*v1.ExpSchemaFilter{{OptionalDefinitionNameFilter: "x"}}, n),
+		})
+		for _, err := range []error{err, older} {
+			if status.Code(err) != want || want != codes.OK && !strings.Contains(err.Error(), "there are 1001 filters in optional_filters; at most 1000 are allowed") {
+				t.Errorf("%d filters: %v, want %v", n, err, want)
+			}
+		}
+	}
 	// A schema of the past is reflected at its token.
 	writeSchema(t, conn, "definition user {}")
 	r, err := client.ReflectSchema(testContext(t), &v1.ReflectSchemaRequest{

@@ -102,13 +102,41 @@ func (Dialect) Status(err error, native *status.Status) *status.Status {
 		return status.New(codes.OutOfRange, "invalid revision: "+native.Message())
 	}
 	if errors.Is(err, cluster.ErrEntryTooLarge) || isPartTooLarge(native) {
-		// It fails whenever it is sent, and clients of the API send again what has
-		// exhausted a resource.
-		same := native.Proto()
-		same.Code = int32(codes.InvalidArgument)
-		return status.FromProto(same)
+		return withCode(native, codes.InvalidArgument)
+	}
+	if failsAgain(native) {
+		return withCode(native, codes.FailedPrecondition)
 	}
 	return native
+}
+
+// Clients of the API send again what has exhausted a resource, zed ten times. What
+// fails whenever it is sent therefore has another code here: that of a mistake where
+// the request alone decides it, and else that of a failed precondition, as a question
+// has there that nests too deep.
+
+// lasting has the reasons of pemba.v1 for what fails again until the schema, the data
+// or the settings of the server are others.
+var lasting = map[string]bool{
+	"ANSWER_TOO_LARGE":               true,
+	engine.BudgetExceeded.String():   true,
+	engine.NumbersExhausted.String(): true,
+	engine.TooManyCounters.String():  true,
+	engine.TooMuchToRead.String():    true,
+}
+
+// failsAgain reports whether pemba.v1 has a lasting reason for an error. A question
+// that found the memory used up by others is the exception of its reason.
+func failsAgain(native *status.Status) bool {
+	info := nativeInfo(native)
+	return lasting[info.GetReason()] && info.GetMetadata()[engine.SharedMemoryBytes] == ""
+}
+
+// withCode is an error with another code, and all else as it is.
+func withCode(st *status.Status, code codes.Code) *status.Status {
+	same := st.Proto()
+	same.Code = int32(code)
+	return status.FromProto(same)
 }
 
 // isCursorError reports whether pemba.v1 calls an error that of a cursor.

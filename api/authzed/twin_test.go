@@ -423,7 +423,7 @@ func (x *twinWorld) bothFailed(what string, err, native error) bool {
 	if err == nil && native == nil {
 		return false
 	}
-	if status.Code(err) != codes.ResourceExhausted || status.Code(native) != codes.ResourceExhausted {
+	if status.Code(err) != codes.FailedPrecondition || status.Code(native) != codes.ResourceExhausted {
 		x.t.Fatalf("%s: %v; native: %v", what, err, native)
 	}
 	x.costly++

@@ -92,8 +92,8 @@ func toWatchFilters(r *v1.WatchRequest) ([]graph.Filter, error) {
 	if len(types) > 0 && len(filters) > 0 {
 		return nil, invalid("optional_object_types and optional_relationship_filters are both given; only one of them is allowed")
 	}
-	if n := len(types) + len(filters); n > watchFiltersMax {
-		return nil, invalid("there are %d object types or filters; at most %d are allowed", n, watchFiltersMax)
+	if n := len(types) + len(filters); n > filtersMax {
+		return nil, invalid("there are %d object types or filters; at most %d are allowed", n, filtersMax)
 	}
 	var result []graph.Filter
 	for _, name := range types {
@@ -108,9 +108,6 @@ func toWatchFilters(r *v1.WatchRequest) ([]graph.Filter, error) {
 	}
 	return result, nil
 }
-
-// watchFiltersMax bounds what each change is compared with.
-const watchFiltersMax = 1000
 
 // A teller makes the messages of one watch.
 type teller struct {

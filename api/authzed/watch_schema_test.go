@@ -2,6 +2,7 @@ package authzed
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,12 +17,14 @@ import (
 // log gives at a time is told, once, by the messages of its revision, to who was
 // there and to who comes back.
 func TestWatchSchemaWithExpirations(t *testing.T) {
-	t.Parallel() // It mostly waits.
-	// Nothing but the schema ends the lifetimes.
-	node := openNode(t, cluster.Config{InMemory: true, CollectPause: time.Hour})
+	// Nothing but the schema ends the lifetimes, and they are over when the test says so.
+	var ahead atomic.Int64
+	node := openNode(t, cluster.Config{
+		InMemory: true, CollectPause: time.Hour, Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
+	})
 	conn, _ := newServerWith(t, api.Config{Node: node})
 	writeSchema(t, conn, watchSchema)
-	soon := time.Now().Add(300 * time.Millisecond)
+	soon := time.Now().Add(time.Hour)
 	var updates []*v1.RelationshipUpdate
 	for i := range 300 {
 		updates = append(updates, update(t, v1.RelationshipUpdate_OPERATION_TOUCH,
@@ -30,7 +33,7 @@ func TestWatchSchemaWithExpirations(t *testing.T) {
 	before := write(t, conn, nil, updates...)
 	ctx := testContext(t)
 	there := watch(t, ctx, conn, after(before))
-	time.Sleep(time.Until(soon) + 10*time.Millisecond)
+	ahead.Store(int64(2 * time.Hour))
 	written := writeSchema(t, conn, watchSchema+"\ndefinition robot {}\n")
 	store, _ := node.StoreNamed(api.DefaultStoreName)
 	changes, err := node.Changes(store.ID, graph.Position{Revision: store.Changed}, 1)

@@ -132,7 +132,7 @@ func TestWatchMessages(t *testing.T) {
 		"TOUCH document:d1#viewer@user:anne, TOUCH document:d1#viewer@user:bob, by carl")
 	write(t, conn, nil, update(t, touch, "document:d1#viewer@user:bob"), update(t, remove, "document:d1#viewer@user:none"))
 	// The write has so long.
-	expiry := time.Now().Add(3 * time.Second)
+	expiry := time.Now().Add(6 * time.Second)
 	soon := expiry.UTC().Format(time.RFC3339Nano)
 	expect(write(t, conn, nil, update(t, touch, "document:d1#viewer@user:anne[expiration:"+soon+"]")),
 		"TOUCH document:d1#viewer@user:anne[expiration]")
@@ -509,7 +509,8 @@ func TestWatchEnds(t *testing.T) {
 		for r.GetOptionalStartCursor().GetToken() != end {
 			m, err := stream.Recv()
 			if err != nil {
-				if status.Code(err) != codes.ResourceExhausted {
+				// On a busy machine several stall, and with the last of them the connection ends.
+				if code := status.Code(err); code != codes.ResourceExhausted && (!stalled || code != codes.Unavailable) {
 					t.Fatal(err)
 				}
 				stalled = true

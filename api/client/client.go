@@ -195,9 +195,9 @@ type Client struct {
 	store string
 }
 
-// responseBytesMax is how large an answer may be, that of a bulk check or a
-// deep explanation.
-const responseBytesMax = 64 << 20
+// ResponseBytesMax is how many bytes an answer may have, that of a bulk check or a
+// deep explanation. A Client refuses a larger one with RESOURCE_EXHAUSTED.
+const ResponseBytesMax = 64 << 20
 
 // retries makes gRPC ask again what changes nothing, when the server cannot be
 // reached or says so. A stream is only begun again before anything came of it.
@@ -236,7 +236,7 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 	pause.BaseDelay, pause.MaxDelay = 100*time.Millisecond, 5*time.Second
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(responseBytesMax)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(ResponseBytesMax)),
 		grpc.WithDefaultServiceConfig(retries),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pause, MinConnectTimeout: 10 * time.Second}),
 		// A server that is gone without a word is noticed by those who wait for

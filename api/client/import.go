@@ -14,6 +14,8 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/pembadb/pemba/api"
@@ -40,7 +42,16 @@ type ImportConfig struct {
 	RecordedActor string
 	// Metadata is kept with the change, as JSON values. It may be nil.
 	Metadata map[string]any
+	// ChunkBytes is how many bytes each message of tuples may have as encoded, for a
+	// server that takes no larger ones; only a tuple that needs more goes alone in one
+	// that has. From 1 to ChunkBytesMax; zero means about as many as that, by an
+	// estimate. An import that is gone on with needs the same again. Small chunks are
+	// slow: the server syncs its log after each.
+	ChunkBytes int
 }
+
+// ChunkBytesMax is the largest ImportConfig.ChunkBytes.
+const ChunkBytesMax = chunkBytes
 
 // The size of a chunk, which is one message and one entry of the log. Imports
 // that go on with another's depend on them: a server that knows chunk 7 must
@@ -75,7 +86,8 @@ type Import struct {
 	// What is being filled: chunk number next, whose first tuple is number
 	// begins[next].
 	chunk  []graph.Tuple
-	bytes  int
+	bytes  int // <= room, or of one tuple alone
+	room   int
 	edges  map[edge]struct{} // of the chunk, with Batches alone
 	next   uint32
 	begins []uint64
@@ -128,6 +140,9 @@ func (c *Client) Import(ctx context.Context, config ImportConfig) (*Import, erro
 	if config.Batches && config.ID != "" {
 		return nil, errors.New("client: an import in batches has no ID; it can be begun again without harm")
 	}
+	if config.ChunkBytes < 0 || config.ChunkBytes > ChunkBytesMax {
+		return nil, fmt.Errorf("client: the ChunkBytes of an import are %d; 1 to %d are allowed, or 0 for as many as by default", config.ChunkBytes, ChunkBytesMax)
+	}
 	c.fill(&config.Store)
 	header := &pembav1.ImportHeader{
 		Store: config.Store, Mode: pembav1.ImportHeader_MODE_ATOMIC, Operation: pembav1.TupleUpdate_OPERATION_TOUCH,
@@ -146,7 +161,10 @@ func (c *Client) Import(ctx context.Context, config ImportConfig) (*Import, erro
 		}
 		header.Metadata = s
 	}
-	i := &Import{client: c, config: config, begins: []uint64{0}, full: make(chan outgoing, chunksAhead), sent: make(chan struct{})}
+	i := &Import{client: c, config: config, room: chunkBytes, begins: []uint64{0}, full: make(chan outgoing, chunksAhead), sent: make(chan struct{})}
+	if config.ChunkBytes > 0 {
+		i.room = config.ChunkBytes - chunkNumberBytes
+	}
 	if config.Batches {
 		i.edges = make(map[edge]struct{}, chunkTuples)
 	}
@@ -191,12 +209,15 @@ func (i *Import) DoneBefore() *pembav1.Zookie { return i.doneBefore }
 // error the import is over.
 func (i *Import) Add(tuples ...graph.Tuple) error {
 	for _, t := range tuples {
-		size := sizeOf(&t)
+		size, err := i.sizeOf(&t)
+		if err != nil {
+			return i.fail(err)
+		}
 		e := edge{t.Object, t.Relation, t.Subject}
 		_, twice := i.edges[e]
 		// One batch may name an edge once. In an atomic import it is the server
 		// that refuses one that comes twice, wherever.
-		if len(i.chunk) == chunkTuples || len(i.chunk) > 0 && i.bytes+size > chunkBytes || twice {
+		if len(i.chunk) == chunkTuples || len(i.chunk) > 0 && i.bytes+size > i.room || twice {
 			if err := i.flush(); err != nil {
 				return err
 			}
@@ -211,10 +232,24 @@ func (i *Import) Add(tuples ...graph.Tuple) error {
 	return nil
 }
 
-// sizeOf estimates how many bytes a tuple takes in a message.
-func sizeOf(t *graph.Tuple) int {
+// chunkNumberBytes is how many bytes the number of a chunk takes in a message at most.
+const chunkNumberBytes = 6
+
+// tuplesField is the number of the field of a message that holds its tuples.
+const tuplesField = 3
+
+// sizeOf returns how many bytes a tuple takes in a message: an estimate, or what it
+// really takes where the messages may have only so many.
+func (i *Import) sizeOf(t *graph.Tuple) (int, error) {
+	if i.config.ChunkBytes > 0 {
+		m, err := api.TupleMessage(*t)
+		if err != nil {
+			return 0, fmt.Errorf("client: %w", err)
+		}
+		return protowire.SizeTag(tuplesField) + protowire.SizeBytes(proto.Size(m)), nil
+	}
 	return 32 + len(t.Object.Type) + len(t.Object.ID) + len(t.Relation) +
-		len(t.Subject.Type) + len(t.Subject.ID) + len(t.Subject.Relation) + len(t.Caveat) + 2*len(t.Context)
+		len(t.Subject.Type) + len(t.Subject.ID) + len(t.Subject.Relation) + len(t.Caveat) + 2*len(t.Context), nil
 }
 
 // flush gives the chunk to the sender.
@@ -248,9 +283,9 @@ func (i *Import) flush() error {
 // server has stays as it is.
 //
 // The tuples must also come in the same chunks to be known again. Where chunks end
-// follows from the tuples and their order, but another version of this package may
-// end them elsewhere: an import that is cut off is gone on with by the version that
-// began it, or begun again under another ID.
+// follows from the tuples, their order and ImportConfig.ChunkBytes, but another version
+// of this package may end them elsewhere: an import that is cut off is gone on with by
+// the version that began it, or begun again under another ID.
 var ErrImportMismatch = errors.New("use another ID")
 
 // compare compares the chunk with what the server has, of which it knows the
@@ -272,7 +307,7 @@ func (i *Import) compare(number uint32) error {
 	}
 	i.digest = i.digest.Next(number, updates)
 	if number+1 == i.known && !bytes.Equal(i.digest[:], i.knownDigest) {
-		return fmt.Errorf("client: the import %s began with other tuples, or with the other operation, in its first %d chunks; %w", i.config.ID, i.known, ErrImportMismatch)
+		return fmt.Errorf("client: the import %s began with other tuples, with the other operation, or with chunks of another size, in its first %d chunks; %w", i.config.ID, i.known, ErrImportMismatch)
 	}
 	return nil
 }
@@ -285,6 +320,13 @@ func (i *Import) send(header *pembav1.ImportHeader) {
 		message := &pembav1.ImportTuplesRequest{Header: header, Chunk: chunk.number, Tuples: make([]*pembav1.Tuple, len(chunk.tuples))}
 		if header != nil && chunk.number > 0 {
 			header.KnownDigest = i.digest[:] // All that is known has been compared.
+		}
+		if header != nil && i.config.ChunkBytes > 0 {
+			// It goes alone, so that where chunks end does not depend on it.
+			if i.sendErr = i.sendMessage(&pembav1.ImportTuplesRequest{Header: header, Chunk: chunk.number}); i.sendErr != nil {
+				return
+			}
+			message.Header, header = nil, nil
 		}
 		for n, t := range chunk.tuples {
 			m, err := api.TupleMessage(t)
@@ -340,6 +382,10 @@ func (i *Import) Commit() (*pembav1.ImportTuplesResponse, error) {
 		if err := i.flush(); err != nil {
 			return nil, err
 		}
+	}
+	if i.next < i.known && i.added >= i.knownTuples {
+		return nil, i.fail(fmt.Errorf("client: the import %s began with other tuples, or with chunks of another size: the server has %d chunks of %d tuples, and now there are %d chunks of %d; %w",
+			i.config.ID, i.known, i.knownTuples, i.next, i.added, ErrImportMismatch))
 	}
 	if i.next < i.known {
 		return nil, i.fail(fmt.Errorf("client: the import %s began with more tuples: the server has %d, and now there are only %d; %w",

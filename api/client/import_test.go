@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -345,5 +346,56 @@ func TestWatchCanceledFirst(t *testing.T) {
 	}
 	if status.Code(last) != codes.Canceled {
 		t.Errorf("the last is %v", last)
+	}
+}
+
+// TestImportChunkBytes: an import in small chunks is known again by one with as many
+// ChunkBytes, and by no other.
+func TestImportChunkBytes(t *testing.T) {
+	c := dialed(t)
+	for _, size := range []int{-1, client.ChunkBytesMax + 1} {
+		if _, err := c.Import(t.Context(), client.ImportConfig{ChunkBytes: size}); err == nil {
+			t.Errorf("%d bytes are allowed", size)
+		}
+	}
+	begin := func(size int) *client.Import {
+		t.Helper()
+		im, err := c.Import(t.Context(), client.ImportConfig{ID: "small", ChunkBytes: size})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return im
+	}
+	im := begin(400)
+	if err := add(t, im, 0, 500); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		answer, err := c.Tuples.GetImport(t.Context(), &pembav1.GetImportRequest{ImportId: "small"})
+		if err == nil && answer.GetNextChunk() > 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("nothing came of 500 tuples: %v", err)
+		}
+	}
+	im.Cancel()
+	for _, size := range []int{0, 100, 4000} {
+		im := begin(size)
+		err := add(t, im, 0, 500)
+		if err == nil {
+			_, err = im.Commit()
+		}
+		if !errors.Is(err, client.ErrImportMismatch) {
+			t.Errorf("gone on with by chunks of %d bytes: %v", size, err)
+		}
+		im.Cancel()
+	}
+	im = begin(400)
+	if err := add(t, im, 0, 500); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := im.Commit(); err != nil || answer.GetTuples() != 500 || count(t, c) != 500 {
+		t.Errorf("%v, %v", answer, err)
 	}
 }

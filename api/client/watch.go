@@ -58,7 +58,7 @@ func (c *Client) Watch(ctx context.Context, r *pembav1.WatchRequest, lost func(e
 			if failure == nil {
 				failure = errWatchEnded
 			}
-			if err := ctx.Err(); err != nil {
+			if err := ctx.Err(); err != nil && connectionLost(failure) {
 				failure = status.FromContextError(err).Err() // Whatever came first.
 			}
 			if ctx.Err() != nil || !connectionLost(failure) || r.GetFrom() == nil {

@@ -177,8 +177,10 @@ func (l *Log) checkSpace(need int64) error {
 	}
 	err := checkSpace(l.cfg, need+l.reserve)
 	if errors.Is(err, ErrDiskFull) && need < l.cfg.FreeBytesMin {
-		l.reserve, err = l.awaitSpace(need)
-		l.measuredAt = time.Now()
+		var reserve int64
+		if reserve, err = l.awaitSpace(need); err == nil || errors.Is(err, ErrDiskFull) {
+			l.reserve, l.measuredAt = reserve, time.Now()
+		}
 	}
 	switch {
 	case errors.Is(err, ErrDiskFull):

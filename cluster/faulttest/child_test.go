@@ -60,7 +60,7 @@ func (s settings) config() cluster.Config {
 		SnapshotInterval:  s.SnapshotInterval,
 		TrailingLogs:      s.TrailingLogs,
 		Graph:             graph.Config{CacheBytes: 16 << 20, MemTableBytes: s.GraphMemTable},
-		Log:               badgerlog.Config{BallastBytes: -1, MemTableSize: s.LogMemTable},
+		Log:               badgerlog.Config{BallastBytes: -1, MemTableSize: s.LogMemTable, StoreDeadline: patience},
 	}
 }
 

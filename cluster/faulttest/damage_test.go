@@ -30,7 +30,7 @@ func TestDamage(t *testing.T) {
 	h := newHistory()
 	random := seed(t)
 	if err := load(p, newWriters(h, 8, random), func() {
-		for wait := time.Now().Add(patience); h.acknowledged.Load() < 4000 && time.Now().Before(wait); {
+		for wait := time.Now().Add(4 * patience); h.acknowledged.Load() < 4000 && time.Now().Before(wait); {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}); err != nil {

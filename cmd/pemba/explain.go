@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/pembadb/pemba/api/client"
@@ -29,7 +30,10 @@ func explainError(cmd *cobra.Command, err error) string {
 		return withoutPackage(err.Error())
 	}
 	message := fromServer.GRPCStatus().Message()
-	reason, metadata := client.Reason(err)
+	reason, metadata := reasonOf(err)
+	if refused, ok := refusedUnread(err); ok {
+		message = refused.String()
+	}
 	if reason == "" {
 		if strings.Contains(message, "unexpected HTTP status code") || strings.Contains(message, "unexpected content-type") {
 			addr := ""
@@ -47,6 +51,64 @@ func explainError(cmd *cobra.Command, err error) string {
 		}
 	}
 	return inCommandWords(cmd, message, reason, metadata) + " (" + reason + ")"
+}
+
+// requestTooLarge is the reason for which a server refuses a message of a request
+// that is larger than its --limit-request-bytes.
+const requestTooLarge = "REQUEST_TOO_LARGE"
+
+// unreadFactor is how many times as large as --limit-request-bytes a message may be
+// before gRPC refuses it for the server, unread, in its own words and without a reason.
+const unreadFactor = 4
+
+// An unread message is one that gRPC refused: it has size bytes, and so many were
+// allowed. size > allowed.
+type unread struct{ size, allowed int64 }
+
+var unreadText = regexp.MustCompile(`^grpc: received message larger than max \((\d{1,18}) vs\. (\d{1,18})\)$`)
+
+// refusedUnread reports whether an error is about a message that gRPC did not read. It
+// has the same words for what was sent, on the side of the server, and for an answer, on
+// this one; they differ by what is allowed alone.
+func refusedUnread(err error) (unread, bool) {
+	var network interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &network) || network.GRPCStatus().Code() != codes.ResourceExhausted {
+		return unread{}, false
+	}
+	match := unreadText.FindStringSubmatch(network.GRPCStatus().Message())
+	if reason, _ := client.Reason(err); match == nil || reason != "" {
+		return unread{}, false
+	}
+	// So many digits are numbers.
+	size, _ := strconv.ParseInt(match[1], 10, 64)
+	allowed, _ := strconv.ParseInt(match[2], 10, 64)
+	return unread{size, allowed}, allowed%unreadFactor == 0
+}
+
+// limit returns the --limit-request-bytes of the server that refused the message. It is
+// not certain that a server did where as much is allowed as this side takes.
+func (u unread) limit() (limit int64, certain bool) {
+	return u.allowed / unreadFactor, u.allowed != client.ResponseBytesMax
+}
+
+// String says what the server would have said itself, if it is certain that it did.
+func (u unread) String() string {
+	limit, certain := u.limit()
+	if certain {
+		return fmt.Sprintf("the request has %d bytes; at most %d are allowed; send several, or raise --limit-request-bytes of the server", u.size, limit)
+	}
+	return fmt.Sprintf("the answer has %d bytes, and this command takes at most %d; or the request has so many, and the server's --limit-request-bytes is %d", u.size, u.allowed, limit)
+}
+
+// reasonOf is client.Reason, and knows the reason of a request that gRPC refused for
+// the server.
+func reasonOf(err error) (reason string, metadata map[string]string) {
+	if refused, ok := refusedUnread(err); ok {
+		if limit, certain := refused.limit(); certain {
+			return requestTooLarge, map[string]string{"limit": strconv.FormatInt(limit, 10)}
+		}
+	}
+	return client.Reason(err)
 }
 
 // withoutPackage takes off the name of the package that an error of ours begins with,
@@ -161,13 +223,16 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 		if flag := cmd.Flags().Lookup("store"); flag != nil && flag.Value.String() == "" {
 			return "the key may not see the default store, for it is bound to others; name one with --store or PEMBA_STORE"
 		}
+		if metadata["testing"] != "" {
+			return message // Nobody makes a store there.
+		}
 		return message + "; \"" + typed("pemba store list") + "\" shows those that there are, and an operator makes one by \"" + typed("pemba store create NAME") + "\""
 	case engine.SchemaData.String():
 		// The server names the first kind of tuples that it finds.
 		if cmd.Flags().Lookup("dry-run") != nil {
 			return message + "; there may be more: \"" + typed(cmd.CommandPath()) + " --dry-run\" lists all that do not fit"
 		}
-	case "TOO_MANY_UPDATES", "REQUEST_TOO_LARGE":
+	case "TOO_MANY_UPDATES", requestTooLarge:
 		if limit := metadata["limit"]; limit != "" && reason == "TOO_MANY_UPDATES" {
 			message = "there are more than the " + limit + " tuples that one change may have"
 		}

@@ -1,12 +1,21 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"log/slog"
 	"net"
+	"regexp"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/api/client"
+	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
 )
 
@@ -67,5 +76,92 @@ func TestConnectionHints(t *testing.T) {
 	}
 	if out := must(t, "", "tuple", "write", "--help"); !strings.Contains(out, "in any words; recorded, not judged") {
 		t.Errorf("%s", out)
+	}
+}
+
+// TestRequestTooLarge: a request that gRPC refuses for the server, since it is more than
+// four times too large, is refused in the words that the server has for a smaller one.
+func TestRequestTooLarge(t *testing.T) {
+	testStart(t, func(c *startConfig) { c.api.Limits.RequestBytes = 4000 })
+	must(t, importSchema, "schema", "write", "-")
+	want := regexp.MustCompile(`^pemba: the request has (\d+) bytes; at most 4000 are allowed; send several, or raise --limit-request-bytes of the server; (.*) \(REQUEST_TOO_LARGE\)\n$`)
+	for _, n := range []int{100, 300, 400, 900} {
+		tuples := strings.Fields(importLines(n))
+		for _, test := range []struct{ command, cure string }{
+			{"write", `"pemba tuple import" writes any number`},
+			{"delete", "delete them by several commands, or by --filter"},
+		} {
+			said := fails(t, "", append([]string{"tuple", test.command}, tuples...)...)
+			match := want.FindStringSubmatch(said)
+			if match == nil || match[2] != test.cure {
+				t.Errorf("%s of %d tuples: %s", test.command, n, said)
+			}
+		}
+	}
+	if said := fails(t, importSchema+strings.Repeat(" ", 17_000), "schema", "write", "-"); !strings.Contains(said, "at most 4000 are allowed; ") || !strings.HasSuffix(said, "(REQUEST_TOO_LARGE)\n") {
+		t.Errorf("%s", said)
+	}
+}
+
+// A talkativeServer answers by more than a client takes.
+type talkativeServer struct {
+	pembav1.UnimplementedTupleServiceServer
+}
+
+func (talkativeServer) WriteTuples(context.Context, *pembav1.WriteTuplesRequest) (*pembav1.WriteTuplesResponse, error) {
+	return &pembav1.WriteTuplesResponse{WrittenAt: &pembav1.Zookie{Token: strings.Repeat("z", client.ResponseBytesMax)}}, nil
+}
+
+// TestAnswerTooLarge: an answer that this program refuses by itself is not taken for a
+// request that is too large, though gRPC has the same words for both.
+func TestAnswerTooLarge(t *testing.T) {
+	for _, name := range clientVariables {
+		t.Setenv(name, "")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	pembav1.RegisterTupleServiceServer(server, talkativeServer{})
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	defer func() {
+		server.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	said := fails(t, "", "tuple", "write", "doc:a#viewer@user:b", "--addr", l.Addr().String())
+	if !strings.HasPrefix(said, "pemba: the answer has 671088") || !strings.Contains(said, "this command takes at most 67108864; or the request has so many, and the server's --limit-request-bytes is 16777216") || strings.Contains(said, requestTooLarge) {
+		t.Errorf("%s", said)
+	}
+	// What gRPC says of other messages is left as it is.
+	for _, text := range []string{
+		"trying to send message larger than max (20000 vs. 16000)",
+		"grpc: received message after decompression larger than max 16000",
+		"grpc: message after decompression larger than max (20000 vs. 16000)",
+		"grpc: received message larger than max length allowed on current machine (20000 vs. 16000)",
+		"grpc: received message larger than max (20000 vs. 99999999999999999999)",
+		"the tuple: grpc: received message larger than max (20000 vs. 16000)",
+		"grpc: received message larger than max (20000 vs. 16001)",
+	} {
+		err := fmt.Errorf("somewhere: %w", status.Error(codes.ResourceExhausted, text))
+		if reason, _ := reasonOf(err); reason != "" {
+			t.Errorf("%s: %s", text, reason)
+		}
+		if got := explainError(newTupleImport(), err); got != text {
+			t.Errorf("%s: %s", text, got)
+		}
+	}
+	const refusal = "grpc: received message larger than max (20000 vs. 16000)"
+	if reason, metadata := reasonOf(status.Error(codes.ResourceExhausted, refusal)); reason != requestTooLarge || metadata["limit"] != "4000" {
+		t.Errorf("%s %v", reason, metadata)
+	}
+	if reason, _ := reasonOf(status.Error(codes.Unavailable, refusal)); reason != "" {
+		t.Errorf("of another code: %s", reason)
+	}
+	if reason, _ := reasonOf(refused(t, codes.ResourceExhausted, "TOO_BUSY")); reason != "TOO_BUSY" {
+		t.Errorf("%s", reason)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,6 +38,10 @@ An import that is cut off, or that meets a server which is too busy, says by whi
 nobody goes on with it for 24 hours; by --abort --import-id ID at once, as are all
 of the store by --abort --all. One that is refused is forgotten at once, unless
 --import-id names it.
+
+A server whose --limit-request-bytes is below 1 MiB may take only smaller messages;
+then --chunk-bytes says how large they may be, and the refusal names the number. It is
+given again with --import-id.
 
 With --batches the tuples are written in batches, each at a revision of its own;
 what came before a failure stays. Importing a file again changes nothing but
@@ -70,6 +75,7 @@ The form follows from the name, or from --format:
 	cmd.Flags().BoolVar(&i.abort, "abort", false, "forget the import of --import-id, of which nothing can be seen, and import nothing")
 	cmd.Flags().BoolVar(&i.all, "all", false, "with --abort, forget all imports of the store that are not committed, also those that others are at")
 	addQuiet(cmd, &i.quiet)
+	addChunkBytes(cmd, &i.chunkBytes)
 	before(cmd, func() error {
 		switch {
 		case i.all && !i.abort:
@@ -79,7 +85,7 @@ The form follows from the name, or from --format:
 		case i.abort && !i.all && i.id == "":
 			return errors.New("--abort needs the --import-id of what is to be forgotten, or --all")
 		}
-		for _, name := range []string{"create", "batches", "format", "recorded-actor", "metadata"} {
+		for _, name := range []string{"create", "batches", "format", "recorded-actor", "metadata", "chunk-bytes"} {
 			if i.abort && cmd.Flags().Changed(name) {
 				return fmt.Errorf("--abort and --%s exclude each other", name)
 			}
@@ -98,6 +104,17 @@ The form follows from the name, or from --format:
 	return cmd
 }
 
+// addChunkBytes adds the flag of commands that import.
+func addChunkBytes(cmd *cobra.Command, size *int) {
+	cmd.Flags().IntVar(size, "chunk-bytes", 0, "how many `bytes` a message of tuples may have, but for one tuple that needs more; 0 for some 512 KiB")
+	before(cmd, func() error {
+		if *size < 0 || *size > client.ChunkBytesMax {
+			return fmt.Errorf("--chunk-bytes %d: 1 to %d are allowed, and 0 for some %d KiB", *size, client.ChunkBytesMax, client.ChunkBytesMax>>10)
+		}
+		return nil
+	})
+}
+
 // An importer holds the flags of tuple import.
 type importer struct {
 	connection
@@ -106,6 +123,7 @@ type importer struct {
 	abort, all      bool
 	id, format      string
 	quiet           bool
+	chunkBytes      int
 
 	cmd  *cobra.Command
 	file string // empty for the standard input
@@ -138,7 +156,7 @@ func (i *importer) run(cmd *cobra.Command, name string) error {
 	if err != nil {
 		return err
 	}
-	config := client.ImportConfig{Store: i.store, Batches: i.batches, Create: i.create, ID: i.id, RecordedActor: i.by.actor}
+	config := client.ImportConfig{Store: i.store, Batches: i.batches, Create: i.create, ID: i.id, RecordedActor: i.by.actor, ChunkBytes: i.chunkBytes}
 	if metadata != nil {
 		config.Metadata = metadata.AsMap()
 	}
@@ -335,17 +353,37 @@ func explainImport(cmd *cobra.Command, err error) string {
 	if errors.Is(err, client.ErrImportMismatch) { // What is left says by which flag.
 		text = strings.TrimSuffix(text, "; "+client.ErrImportMismatch.Error())
 	}
+	reason, metadata := reasonOf(err)
+	if reason == requestTooLarge {
+		return withSmallerChunks(cmd, text, metadata)
+	}
 	var refused *client.ImportError
 	if !errors.As(err, &refused) {
 		return text
 	}
-	reason, metadata := client.Reason(err)
 	for _, d := range status.Convert(refused.Err).Details() {
 		if bad, ok := d.(*errdetails.BadRequest); ok && len(bad.GetFieldViolations()) > 0 {
 			text = inCommandWords(cmd, withoutChunk(bad.GetFieldViolations()[0].GetDescription(), metadata), reason, metadata) + " (" + reason + ")"
 		}
 	}
 	return withoutChunk(text, metadata)
+}
+
+// withSmallerChunks says how an import gets through that had too large a message,
+// where a server advises to send several.
+func withSmallerChunks(cmd *cobra.Command, text string, metadata map[string]string) string {
+	before, after, found := strings.Cut(text, "send several, or ")
+	limit, err := strconv.ParseInt(metadata["limit"], 10, 64)
+	given, flagErr := cmd.Flags().GetInt("chunk-bytes")
+	if !found || err != nil || flagErr != nil {
+		return text
+	}
+	advice := fmt.Sprintf("send smaller ones with --chunk-bytes %d, or ", min(limit, client.ChunkBytesMax))
+	if given > 0 && int64(given) <= limit {
+		// More than one tuple would have been cut to that size.
+		advice = "it holds one tuple alone, or what an import begins with, such as --metadata, and cannot be smaller; "
+	}
+	return before + advice + after
 }
 
 // withoutChunk takes the number of a message off what the server says of it.
@@ -421,17 +459,17 @@ func (i *importer) left(c *client.Client, im *client.Import, config client.Impor
 		return leftOfBatches(err)
 	}
 	end := endOfImport(err, i.committing)
-	reason, _ := client.Reason(err)
+	reason, _ := reasonOf(err)
 	// What is there under the ID is another import: it is neither gone on with nor
 	// forgotten.
 	if reason == engine.StageMismatch.String() || errors.Is(err, client.ErrImportMismatch) {
 		im.Cancel()
-		return "; nothing of this was imported; use another --import-id"
+		return "; nothing of this was imported; use another --import-id, or the --chunk-bytes that it was begun with"
 	}
 	// The context of the command may have ended, and this is short.
 	ctx, cancel := context.WithTimeout(context.Background(), forgetPatience)
 	defer cancel()
-	drop := "\"" + commandAgain(i.cmd, "key", "import-id", "create", "format", "recorded-actor", "metadata", "quiet") +
+	drop := "\"" + commandAgain(i.cmd, "key", "import-id", "create", "format", "recorded-actor", "metadata", "quiet", "chunk-bytes") +
 		" --abort --import-id " + config.ID + "\""
 	switch {
 	case end == importUncertain:
@@ -452,8 +490,12 @@ func (i *importer) left(c *client.Client, im *client.Import, config client.Impor
 		}
 		return "; nothing was imported"
 	}
-	if reason == engine.StageStale.String() {
+	// Chunks of another size do not go with those that are there.
+	if reason == engine.StageStale.String() || reason == requestTooLarge {
 		return "; nothing can be seen of it; begin again after " + drop
+	}
+	if config.ChunkBytes > 0 {
+		return fmt.Sprintf("; nothing can be seen of it; go on with --import-id %s --chunk-bytes %d", config.ID, config.ChunkBytes)
 	}
 	return "; nothing can be seen of it; go on with --import-id " + config.ID
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -399,5 +400,147 @@ func TestExport(t *testing.T) {
 	}
 	if said := fails(t, "", "tuple", "export", "tuples.csv"); !strings.Contains(said, "--out") {
 		t.Errorf("%s", said)
+	}
+}
+
+// TestImportChunkBytes: against a server that takes small messages alone the refusal
+// says by which --chunk-bytes an import gets through, and with it every line does that
+// fits a message, whatever stands in it, in either mode and beside any metadata.
+func TestImportChunkBytes(t *testing.T) {
+	testStart(t, func(c *startConfig) { c.api.Limits.RequestBytes = 16 << 10 })
+	must(t, `use expiration
+		definition user {} caveat odd(xs list<any>) { xs.size() > 0 }
+		definition doc { relation viewer: user | user with odd and expiration }`, "schema", "write", "-")
+	var b strings.Builder
+	odd := func(id, element string, n int) string {
+		return fmt.Sprintf("doc:%s#viewer@user:b[odd:{\"xs\":[%s]}][expiration:2999-01-01T00:00:00.5Z]\n", id, strings.TrimSuffix(strings.Repeat(element+",", n), ","))
+	}
+	for n := range 16 {
+		// In a message a context is several times as large as in the file.
+		fmt.Fprintf(&b, "doc:%d#viewer@user:a\n%s", n, odd(strconv.Itoa(n), "1", 90*n))
+	}
+	b.WriteString(longLines(20))
+	lines := b.String()
+	const tuples = 52
+	for _, mode := range []string{"--batches=false", "--batches"} {
+		said := fails(t, lines, "tuple", "import", "-", "-q", mode)
+		if !regexp.MustCompile(`^pemba: standard input: the request has \d+ bytes; at most 16384 are allowed; send smaller ones with --chunk-bytes 16384, or raise --limit-request-bytes of the server \(REQUEST_TOO_LARGE\); `).MatchString(said) {
+			t.Errorf("%s: %s", mode, said)
+		}
+	}
+	if got := must(t, "", "tuple", "count"); got != "0\n" {
+		t.Errorf("%s tuples of imports that were refused at once", got)
+	}
+	metadata := `{"why":"` + strings.Repeat("x", 15<<10) + `"}`
+	changed := tuples
+	for _, args := range [][]string{
+		{"--chunk-bytes", "16384"},
+		{"--chunk-bytes", "16384", "--metadata", metadata, "--recorded-actor", "anne"},
+		{"--chunk-bytes", "7777", "--batches", "--metadata", metadata},
+		{"--chunk-bytes", "600"}, // Most lines alone.
+	} {
+		if got := must(t, lines, append([]string{"tuple", "import", "-", "-q"}, args...)...); !strings.HasPrefix(got, fmt.Sprintf("imported %d, changed %d,", tuples, changed)) {
+			t.Errorf("%.60q: %s", args, got)
+		}
+		changed = 0
+	}
+	if exported := must(t, "", "tuple", "export"); sortLines(strings.ReplaceAll(exported, " ", "")) != sortLines(lines) {
+		t.Error("what was imported is not what is exported")
+	}
+	// What cannot be cut: the first is refused by the server, the second by gRPC.
+	for _, args := range [][]string{{odd("x", "1", 2000)}, {odd("x", "1", 8000)}, {importLines(1), "--metadata", strings.ReplaceAll(metadata, "xx", "xxx")}} {
+		said := fails(t, args[0], append([]string{"tuple", "import", "-", "-q", "--chunk-bytes", "16384"}, args[1:]...)...)
+		if !strings.Contains(said, "at most 16384 are allowed; it holds one tuple alone, or what an import begins with, such as --metadata, and cannot be smaller; raise --limit-request-bytes of the server (REQUEST_TOO_LARGE); nothing was imported\n") {
+			t.Errorf("%s", said)
+		}
+	}
+	for _, size := range []string{"-1", "524289"} {
+		if said := fails(t, lines, "tuple", "import", "-", "--chunk-bytes", size); !strings.Contains(said, "--chunk-bytes "+size+": 1 to 524288 are allowed") {
+			t.Errorf("%s", said)
+		}
+	}
+	if said := fails(t, "", "tuple", "import", "--abort", "--all", "--chunk-bytes", "100"); !strings.Contains(said, "--abort and --chunk-bytes exclude each other") {
+		t.Errorf("%s", said)
+	}
+}
+
+// TestImportChunkBytesResumes: an import in small chunks is gone on with by the same
+// --chunk-bytes, and by no others; one whose chunks are refused when some are staged
+// says that it has to begin again.
+func TestImportChunkBytesResumes(t *testing.T) {
+	r := testStart(t, func(c *startConfig) { c.api.Limits.RequestBytes = 16 << 10 })
+	must(t, importSchema, "schema", "write", "-")
+	const tuples = 11_111
+	lines := importLines(tuples)
+	way := startCutter(t, r.server.GRPCAddr().String())
+	way.due = staged(r)
+	way.sent.cutEvery.Store(60 << 10)
+	said := fails(t, lines, "tuple", "import", "-", "-q", "--addr", way.addr(), "--chunk-bytes", "9000")
+	found := regexp.MustCompile(`; go on with --import-id ([0-9a-f]+) --chunk-bytes 9000\n$`).FindStringSubmatch(said)
+	if found == nil {
+		t.Fatalf("how to go on is not said: %s", said)
+	}
+	for _, other := range []string{"0", "10000", "400"} {
+		said := fails(t, lines, "tuple", "import", "-", "-q", "--import-id", found[1], "--chunk-bytes", other)
+		if !strings.Contains(said, "chunks of another size") || !strings.HasSuffix(said, "; nothing of this was imported; use another --import-id, or the --chunk-bytes that it was begun with\n") {
+			t.Errorf("gone on with by --chunk-bytes %s: %s", other, said)
+		}
+	}
+	way.sent.cutEvery.Store(0)
+	way.sent.bytes.Store(0)
+	got := must(t, lines, "tuple", "import", "-", "-q", "--addr", way.addr(), "--import-id", found[1], "--chunk-bytes", "9000")
+	if !strings.HasPrefix(got, fmt.Sprintf("imported %d, changed %d,", tuples, tuples)) {
+		t.Errorf("gone on with: %s", got)
+	}
+	again := way.sent.bytes.Swap(0)
+	must(t, lines, "tuple", "import", "-", "-q", "--addr", way.addr(), "--chunk-bytes", "9000")
+	if whole := way.sent.bytes.Load(); again >= whole {
+		t.Errorf("%d bytes of %d were sent again", again, whole)
+	}
+}
+
+// TestImportChunkTooLarge: where a chunk is refused and some are staged already, with
+// which smaller ones do not go, what is left is forgotten, or its user told to.
+func TestImportChunkTooLarge(t *testing.T) {
+	testStart(t, func(c *startConfig) { c.api.Limits.RequestBytes = 300 << 10 })
+	must(t, importSchema, "schema", "write", "-")
+	lines := importLines(5000) + longLines(600)
+	const advice = "; send smaller ones with --chunk-bytes 307200, or raise --limit-request-bytes of the server (REQUEST_TOO_LARGE); "
+	said := fails(t, lines, "tuple", "import", "-", "-q")
+	if !strings.HasSuffix(said, advice+"nothing was imported\n") {
+		t.Errorf("%s", said)
+	}
+	if got := must(t, "", "tuple", "import", "--abort", "--all"); got != "forgotten imports: 0\n" {
+		t.Errorf("%s", got)
+	}
+	said = fails(t, lines, "tuple", "import", "-", "-q", "--import-id", "mine")
+	if !strings.Contains(said, advice+"nothing can be seen of it; begin again after \"pemba tuple import --addr ") || !strings.HasSuffix(said, " --abort --import-id mine\"\n") {
+		t.Errorf("%s", said)
+	}
+	must(t, "", "tuple", "import", "--abort", "--import-id", "mine")
+	if got := must(t, lines, "tuple", "import", "-", "-q", "--import-id", "mine", "--chunk-bytes", "307200"); !strings.HasPrefix(got, "imported 5600, changed 5600,") {
+		t.Errorf("%s", got)
+	}
+	said = fails(t, lines, "tuple", "import", "-", "-q", "--batches")
+	if !strings.HasSuffix(said, advice+"earlier batches, if there were any, may have been written\n") {
+		t.Errorf("%s", said)
+	}
+}
+
+// TestMigrateChunkBytes: a migration to a server that takes small messages alone is
+// refused with nothing left behind, and gets through with the --chunk-bytes named.
+func TestMigrateChunkBytes(t *testing.T) {
+	source, _ := startMigration(t, func(c *startConfig) { c.api.Limits.RequestBytes = 16 << 10 })
+	source.must(importSchema, "schema", "write", "-")
+	source.must(importLines(3000), "tuple", "import", "-", "-q")
+	said := fails(t, "", "migrate", "from-spicedb", "-q")
+	if !strings.Contains(said, "at most 16384 are allowed; send smaller ones with --chunk-bytes 16384, or raise --limit-request-bytes of the server (REQUEST_TOO_LARGE); no relationships were copied\n") {
+		t.Errorf("%s", said)
+	}
+	if got := must(t, "", "tuple", "import", "--abort", "--all"); got != "forgotten imports: 0\n" {
+		t.Errorf("%s", got)
+	}
+	if got := migrated(t, "--chunk-bytes", "16384"); got.Relationships != 3000 || got.Changed != 3000 || got.Counted != 3000 {
+		t.Errorf("%+v", got)
 	}
 }

@@ -52,7 +52,7 @@ func testStart(t *testing.T, change ...func(*startConfig)) *running {
 	quiet := slog.New(slog.DiscardHandler)
 	config := startConfig{
 		// The ballast file would take far more of the disk than a test writes.
-		cluster: cluster.Config{DataDir: t.TempDir(), Logger: quiet, Log: badgerlog.Config{BallastBytes: -1}},
+		cluster: cluster.Config{DataDir: t.TempDir(), Logger: quiet, Log: badgerlog.Config{BallastBytes: -1, StoreDeadline: processWait}},
 		api:     api.Config{GRPCAddr: "127.0.0.1:0", Logger: quiet, Keys: []string{"s3cret"}},
 	}
 	for _, f := range change {
@@ -482,8 +482,10 @@ func TestServeProcess(t *testing.T) {
 	}
 	// A second process on the same directory is refused.
 	second := startProcess(t, env, "serve")
+	late := second.endLater()
 	for second.stdout.Scan() {
 	}
+	late.Stop()
 	if err := second.cmd.Wait(); err == nil || second.stderr.Len() == 0 {
 		t.Errorf("a second process on the directory: %v, %s", err, second.stderr.String())
 	}

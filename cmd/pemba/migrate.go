@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,6 +69,7 @@ same --seed draws the same questions.`,
 	f.BoolVar(&m.batches, "batches", false, "write in batches, each at a revision of its own")
 	f.StringVar(&m.id, "import-id", "", "go on with the import of this `id`")
 	f.StringVar(&m.revision, "from-revision", "", "go on with the migration of this revision of the source, the `token` that it named")
+	addChunkBytes(cmd, &m.chunkBytes)
 	f.IntVar(&m.verify, "verify", 1000, "how many questions to ask of both servers; 0 for none")
 	f.Uint64Var(&m.seed, "seed", 0, "the seed by which questions are drawn; 0 for any")
 	addQuiet(cmd, &m.quiet)
@@ -100,6 +100,7 @@ type migration struct {
 	verify       int
 	seed         uint64
 	quiet        bool
+	chunkBytes   int
 
 	cmd    *cobra.Command
 	source *source
@@ -109,6 +110,9 @@ type migration struct {
 	// the store, nil until relationships are read; it bounds their types.
 	schema   string
 	compiled *schema.Schema
+	// ownStore says that the key has a store of its own, as on a server with --testing,
+	// and may see no other. It is known once the store was asked for.
+	ownStore bool
 	// committed is where the import became visible that is gone on with, nil if it did
 	// not before this command began; committedTuples is how many tuples it had.
 	committed       *pembav1.Zookie
@@ -222,7 +226,7 @@ func (m *migration) explain(err error) string { return m.named(err, explainError
 
 func (m *migration) named(err error, text string) string {
 	var fromTarget interface{ GRPCStatus() *status.Status }
-	if reason, _ := client.Reason(err); reason == "" && errors.As(err, &fromTarget) {
+	if reason, _ := reasonOf(err); reason == "" && errors.As(err, &fromTarget) {
 		return fmt.Sprintf("the server at %s: %s (%s)", m.addr, text, fromTarget.GRPCStatus().Code())
 	}
 	return text
@@ -289,6 +293,7 @@ func (m *migration) stored(ctx ctx) (schema string, tuples uint64, err error) {
 	if err != nil {
 		return "", 0, err
 	}
+	m.ownStore = m.store == "" && answer.GetStore().GetName() != graph.DefaultStoreName
 	written, err := m.target.Schemas.ReadSchema(ctx, &pembav1.ReadSchemaRequest{Store: m.store, Consistency: client.Linearizable()})
 	if reason, _ := client.Reason(err); err != nil && reason != engine.NoSchema.String() {
 		return "", 0, err
@@ -298,14 +303,30 @@ func (m *migration) stored(ctx ctx) (schema string, tuples uint64, err error) {
 
 // where names the store that is written to.
 func (m *migration) where() string {
-	if m.store == "" {
+	switch {
+	case m.ownStore:
+		return "the key's store at " + m.addr
+	case m.store == "":
 		return "the default store at " + m.addr
 	}
 	return fmt.Sprintf("the store %q at %s", m.store, m.addr)
 }
 
 // otherStore is what helps when a store cannot be written to.
-const otherStore = "name an empty store by --store; \"pemba store create NAME\" makes one"
+func (m *migration) otherStore() string {
+	if m.ownStore {
+		return "give another --key, which has a store of its own on this server for tests"
+	}
+	return "name an empty store by --store; \"pemba store create NAME\" makes one"
+}
+
+// flagsOfStore names the flags that choose the store.
+func (m *migration) flagsOfStore() string {
+	if m.ownStore {
+		return "--key and --addr"
+	}
+	return "--store and --addr"
+}
 
 // writeSchema reads the schema of the source and the revision to copy, and writes it
 // to a store that has none.
@@ -320,7 +341,7 @@ func (m *migration) writeSchema(ctx ctx) error {
 		return err
 	case tuples > 0:
 		return fmt.Errorf("%s has %d tuples already; %s (a migration that was cut off is gone on with by the --import-id and --from-revision that it named)",
-			m.where(), tuples, otherStore)
+			m.where(), tuples, m.otherStore())
 	case stored == "":
 		if err := m.writeText(ctx); err != nil {
 			return fmt.Errorf("the schema of the source is refused: %s; nothing was copied", m.explainSchema(err))
@@ -331,7 +352,7 @@ func (m *migration) writeSchema(ctx ctx) error {
 			return err
 		}
 		if differs != "" {
-			return fmt.Errorf("%s has a schema already, and that of the source differs in %s; %s", m.where(), differs, otherStore)
+			return fmt.Errorf("%s has a schema already, and that of the source differs in %s; %s", m.where(), differs, m.otherStore())
 		}
 	}
 	return nil
@@ -346,7 +367,9 @@ func (m *migration) writeText(ctx ctx) error {
 	if reason, _ := client.Reason(err); reason != engine.SchemaType.String() {
 		return err
 	}
-	ctx = metadata.AppendToOutgoingContext(ctx, api.StoreHeader, cmp.Or(m.store, graph.DefaultStoreName))
+	if m.store != "" { // Else the same store is meant, be it that of the key itself.
+		ctx = metadata.AppendToOutgoingContext(ctx, api.StoreHeader, m.store)
+	}
 	_, other := v1.NewSchemaServiceClient(m.target.Conn()).WriteSchema(ctx, &v1.WriteSchemaRequest{Schema: m.schema})
 	switch status.Code(other) {
 	case codes.FailedPrecondition, codes.InvalidArgument, codes.Unimplemented:
@@ -377,7 +400,7 @@ func (m *migration) schemaDiffers(ctx ctx, at *pembav1.Zookie) (string, error) {
 // explainSchema is explain for a request that holds the schema of the source. A server
 // to which the request is too large advises to send several, which no schema can be.
 func (m *migration) explainSchema(err error) string {
-	if reason, metadata := client.Reason(err); reason == "REQUEST_TOO_LARGE" {
+	if reason, metadata := reasonOf(err); reason == requestTooLarge {
 		return fmt.Sprintf("it has %d bytes; the server at %s takes schemas of at most %d bytes unless its --limit-schema-bytes says otherwise, and requests of at most %s (--limit-request-bytes) (%s)",
 			len(m.schema), m.addr, api.DefaultLimits().SchemaBytes, metadata["limit"], reason)
 	}
@@ -392,7 +415,7 @@ func (m *migration) judgeGoneOn(ctx ctx) error {
 	case err != nil:
 		return err
 	case stored == "":
-		return fmt.Errorf("%s has no schema, so that no migration to it was begun; leave out --from-revision and --import-id to begin one, or name the store of the migration by --store and --addr", m.where())
+		return fmt.Errorf("%s has no schema, so that no migration to it was begun; leave out --from-revision and --import-id to begin one, or name the store of the migration by %s", m.where(), m.flagsOfStore())
 	}
 	if m.batches {
 		err = m.judgeBatches(ctx, tuples)
@@ -415,8 +438,8 @@ func (m *migration) judgeGoneOn(ctx ctx) error {
 	}
 	if differs != "" {
 		return fmt.Errorf("the schema of the source differs from that of %s in %s; "+
-			"either --store and --addr do not name the store of the migration, or one of the schemas was changed since it began: then begin anew with an empty store",
-			m.where(), differs)
+			"either %s do not name the store of the migration, or one of the schemas was changed since it began: then begin anew with an empty store",
+			m.where(), differs, m.flagsOfStore())
 	}
 	return nil
 }
@@ -428,8 +451,8 @@ func (m *migration) judgeImport(ctx ctx, tuples uint64) error {
 		if tuples == 0 {
 			return nil // It was cut off before anything came.
 		}
-		return fmt.Errorf("%s has %d tuples already, and nothing of the import %s; --addr and --store name the store of the migration that is gone on with",
-			m.where(), tuples, m.id)
+		return fmt.Errorf("%s has %d tuples already, and nothing of the import %s; %s name the store of the migration that is gone on with",
+			m.where(), tuples, m.id, m.flagsOfStore())
 	}
 	if err != nil {
 		return err
@@ -465,8 +488,8 @@ func (m *migration) judgeBatches(ctx ctx, tuples uint64) error {
 			break
 		}
 	}
-	return fmt.Errorf("%s has %d tuples already, and by its change log none of them are of this migration; --addr and --store name the store of the migration that is gone on with, or begin anew with an empty one",
-		m.where(), tuples)
+	return fmt.Errorf("%s has %d tuples already, and by its change log none of them are of this migration; %s name the store of the migration that is gone on with, or begin anew with an empty one",
+		m.where(), tuples, m.flagsOfStore())
 }
 
 // recount reads the relationships of a migration that is visible already, as copy
@@ -533,7 +556,7 @@ func (m *migration) copy(ctx ctx) (*pembav1.ImportTuplesResponse, error) {
 	if m.compiled, err = m.compiledAt(ctx, client.Linearizable()); err != nil {
 		return nil, err
 	}
-	config := client.ImportConfig{Store: m.store, Batches: m.batches, ID: m.id}
+	config := client.ImportConfig{Store: m.store, Batches: m.batches, ID: m.id, ChunkBytes: m.chunkBytes}
 	if m.batches {
 		// Nothing is replaced in a store that had no tuples a moment ago.
 		config.Create = !m.cmd.Flags().Changed("from-revision")
@@ -722,7 +745,7 @@ func (m *migration) failed(im *client.Import, err error) error {
 	// The context of the command may have ended, and this is short.
 	ctx, cancel := context.WithTimeout(context.Background(), forgetPatience)
 	defer cancel()
-	reason, metadata := client.Reason(err)
+	reason, metadata := reasonOf(err)
 	text := m.named(err, explainImport(m.cmd, err))
 	var refused *client.ImportError
 	if errors.As(err, &refused) && refused.Number < m.added && m.added-refused.Number <= uint64(len(m.recent)) {
@@ -753,7 +776,7 @@ func (m *migration) failed(im *client.Import, err error) error {
 	case reason == engine.StageMismatch.String(), errors.Is(err, client.ErrImportMismatch):
 		left = "what the store has of the migration is not what the source gives now, as when relationships have expired since, or another version of this command began it; " +
 			"begin anew, without --from-revision and --import-id, after: " + m.forgetting()
-	case reason == engine.StageStale.String():
+	case reason == engine.StageStale.String(), reason == requestTooLarge && goneOn:
 		left = "nothing can be seen of it; begin anew, without --from-revision and --import-id, after: " + m.forgetting()
 	case end == importUncertain:
 		left = "whether it is visible is not known; " + m.again("finishes it, or says that it was")
@@ -770,19 +793,19 @@ func (m *migration) failed(im *client.Import, err error) error {
 }
 
 // beyondMending reports whether an import failed by what is the same in the next
-// attempt: by a relationship, by their number, or by what the source does not have or
-// does not do. A key can be mended, and rights can.
+// attempt: by a relationship, by their number, by the size of their chunks, or by what the
+// source does not have or does not do. A key can be mended, and rights can.
 func beyondMending(err error) bool {
 	var refused *client.ImportError
 	var fromSource *sourceError
-	reason, _ := client.Reason(err)
+	reason, _ := reasonOf(err)
 	switch {
 	case errors.As(err, &fromSource):
 		return fromSource.tooLarge || slices.Contains([]codes.Code{codes.OutOfRange, codes.InvalidArgument, codes.Unimplemented, codes.DataLoss}, fromSource.code)
 	case errors.As(err, &refused), errors.Is(err, errRelationship):
 		return true
 	}
-	return reason == engine.StageTooLarge.String() || reason == engine.AlreadyExists.String()
+	return reason == engine.StageTooLarge.String() || reason == engine.AlreadyExists.String() || reason == requestTooLarge
 }
 
 // A migrationJSON is what became of a migration in the form of -o json.

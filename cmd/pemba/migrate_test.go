@@ -303,7 +303,7 @@ func TestMigrateLosesSource(t *testing.T) {
 	}
 
 	// These expire before it is gone on with, and stand before all others.
-	ends := time.Now().Add(1500 * time.Millisecond)
+	ends := time.Now().Add(4 * time.Second)
 	var soon strings.Builder
 	for i := range 100 {
 		fmt.Fprintf(&soon, "document:%06d#viewer@user:soon[expiration:%s]\n", i, ends.UTC().Format(time.RFC3339Nano))
@@ -738,12 +738,59 @@ func TestMigrateOtherStore(t *testing.T) {
 	}
 }
 
+// TestMigrateToTesting: a server with --testing is migrated to like any other, into the
+// store of the key, also with a schema that only its other API takes; what is said of a
+// store names the means that there are.
+func TestMigrateToTesting(t *testing.T) {
+	from, _ := startMigration(t, func(c *startConfig) {
+		c.cluster.DataDir, c.cluster.InMemory = "", true
+		c.api.Testing, c.api.Keys, c.api.Dialects = true, nil, []api.Dialect{authzed.Dialect{}}
+	})
+	conn, err := grpc.NewClient(from.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	const text = "definition document {\n\trelation viewer: user\n\tpermission view = viewer + viewer->unknown\n}\n\ndefinition user {}\n"
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+sourceKey)
+	if _, err := v1.NewSchemaServiceClient(conn).WriteSchema(ctx, &v1.WriteSchemaRequest{Schema: text}); err != nil {
+		t.Fatal(err)
+	}
+	from.must("document:a#viewer@user:anne", "tuple", "import", "-", "-q")
+	for _, key := range []string{"one", "two", ""} {
+		if r := migrated(t, "--key", key, "--seed", "7"); r.Relationships != 1 || r.Changed != 1 || r.Differing != 0 || r.Checks == 0 {
+			t.Errorf("with the key %q: %+v", key, r)
+		}
+		t.Setenv("PEMBA_KEY", "") // An empty --key leaves it to this.
+	}
+	for _, test := range []struct {
+		what, says string
+		args       []string
+	}{
+		{"once more", "the key's store at ", []string{"--key", "one"}},
+		{"once more", "has 1 tuples already; give another --key, which has a store of its own", []string{"--key", "one"}},
+		{"another store", "--store or PEMBA_STORE: it is \"blog\", and a server for tests has one store for each key, which is meant where none is named; name none", []string{"--key", "one", "--store", "blog"}},
+		{"another store, without a key", "name none, and give another key for another store (UNKNOWN_STORE)\n", []string{"--store", "blog"}},
+		{"what was not begun", "the store of the migration by --key and --addr", []string{"--key", "three", "--import-id", "x", "--from-revision", "y"}},
+		{"another import", "--key and --addr name the store of the migration", []string{"--key", "one", "--import-id", "x", "--from-revision", "y"}},
+	} {
+		said := fails(t, "", append([]string{"migrate", "from-spicedb", "-q"}, test.args...)...)
+		if !strings.Contains(said, test.says) || strings.Contains(said, "store create") {
+			t.Errorf("%s: %s, expected %s", test.what, said, test.says)
+		}
+	}
+}
+
 // TestMigrateVerifiesLate: a migration that was committed is verified again at the
 // revision of the commit, also when relationships have expired since.
 func TestMigrateVerifiesLate(t *testing.T) {
 	from, _ := startMigration(t)
 	from.must(migrateSchema, "schema", "write", "-")
-	ends := time.Now().Add(2500 * time.Millisecond)
+	ends := time.Now().Add(6 * time.Second)
 	from.must(everyKind+fmt.Sprintf("document:a#viewer@user:soon[expiration:%s]\n", ends.UTC().Format(time.RFC3339Nano)), "tuple", "import", "-", "-q")
 	stdout, stderr, code := pemba("", "migrate", "from-spicedb")
 	if code != 0 || !strings.HasPrefix(stdout, "copied 9 relationships, changed 9, ") {
