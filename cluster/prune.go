@@ -250,7 +250,7 @@ func (n *Node) remove() {
 		more, err := n.db.Remove(store, records)
 		took := time.Since(start)
 		switch {
-		case err == nil, errors.Is(err, graph.ErrUnknownStore):
+		case err == nil:
 			n.remover.took(store, more)
 		case n.usable() != nil:
 			return

@@ -227,6 +227,9 @@ func (q *question) reserve() error {
 	piece := max(reserveBytes, q.memory-q.reserved)
 	if q.pool.left.Add(-piece) < 0 {
 		q.pool.left.Add(piece)
+		if q.reserved+piece > q.pool.bytes {
+			return q.overBudget("the question alone needs more than there is of the %d bytes of memory that large questions have together", q.pool.bytes)
+		}
 		return q.overBudget("the memory for large questions is used up by others at the moment; ask again").
 			with(SharedMemoryBytes, fmt.Sprint(q.pool.bytes))
 	}

@@ -397,6 +397,44 @@ func TestQuestionsShareMemory(t *testing.T) {
 	}
 }
 
+// A question that needs more than all have together is not told to ask again.
+func TestQuestionAlone(t *testing.T) {
+	e, err := enginetest.New(engine.Config{QuestionsMemoryBytes: 2 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := e.Schema(wideSchema); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		var tuples []string
+		for j := range 1000 {
+			tuples = append(tuples, fmt.Sprintf("group:g#member@person:p%d", 1000*i+j))
+		}
+		if err := e.Touch(tuples...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := e.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	err = s.LookupSubjects(context.Background(), engine.LookupSubjects{
+		Object: graph.Object{Type: "group", ID: "g"}, Name: "member", SubjectType: "person", Limit: 1,
+	}, func(engine.FoundSubject) error { return nil })
+	wantRefusal(t, "a question alone", err, engine.BudgetExceeded)
+	var refusal *engine.Refusal
+	if !errors.As(err, &refusal) || refusal.Metadata[engine.SharedMemoryBytes] != "" || strings.Contains(refusal.Message, "ask again") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestTraceBudget holds that a trace and a tree count for the budget, with the
 // contexts in them.
 func TestTraceBudget(t *testing.T) {

@@ -35,8 +35,9 @@ type Caveat struct {
 	// estimates are what an evaluation with a context of each of the contextSizes costs
 	// at most. Where that is more than plainMax, the program of metered counts what it
 	// does, which it makes at the first call.
-	estimates [len(contextSizes)]uint64
-	metered   func() (cel.Program, error)
+	estimates       [len(contextSizes)]uint64
+	plainCostOfStep uint64
+	metered         func() (cel.Program, error)
 }
 
 // A Parameter is a declared parameter of a caveat.
@@ -171,9 +172,10 @@ func (c *Caveat) EvalContext(ctx context.Context, stored, request Context) (Resu
 	return r, err
 }
 
-// countingSlots bounds how many evaluations are counted at once: they keep a processor
-// busy, and one may hold some fifty megabytes.
-var countingSlots = make(chan struct{}, runtime.GOMAXPROCS(0))
+// countingSlots bounds how many evaluations are counted at once: one may hold some fifty
+// megabytes. There are more than processors, so that the short ones, which are most,
+// need not wait behind the long ones.
+var countingSlots = make(chan struct{}, 4*runtime.GOMAXPROCS(0))
 
 // eval is Eval and EvalContext, which run programs differently.
 func (c *Caveat) eval(ctx context.Context, stored, request Context, run func(cel.Program, any) (ref.Val, *cel.EvalDetails, error)) (Result, error) {
@@ -219,7 +221,7 @@ func (c *Caveat) eval(ctx context.Context, stored, request Context, run func(cel
 		}
 	}
 	out, details, err := run(program, input)
-	r := Result{Steps: int(min(spent, plainMax) / costOfStep)}
+	r := Result{Steps: int(min(spent, plainMax) / max(c.plainCostOfStep, 1))}
 	if counted := details.ActualCost(); counted != nil {
 		// What was too much was not done.
 		r.Steps = int(min(*counted, costMax) / costOfStep)

@@ -264,11 +264,12 @@ func (c *compiler) compileCaveat(file *File, decl *CaveatDecl) *Caveat {
 			return nil
 		}
 	}
-	cv.estimate(env, checked)
-	cv.metered = newMetered(env, checked)
-	cv.plain, err = env.Program(checked, append(inOrder(), cel.InterruptCheckFrequency(interruptSteps))...)
+	patterns := c.literals(checked.NativeRep())
+	cv.estimate(env, checked, patterns)
+	cv.metered = newMetered(env, checked, patterns)
+	cv.plain, err = env.Program(checked, append(inOrder(patterns), cel.InterruptCheckFrequency(interruptSteps))...)
 	if err == nil {
-		cv.partial, err = env.Program(checked, append(inOrder(),
+		cv.partial, err = env.Program(checked, append(inOrder(patterns),
 			cel.InterruptCheckFrequency(interruptSteps), cel.EvalOptions(cel.OptPartialEval))...)
 	}
 	if err != nil {

@@ -104,6 +104,9 @@ func analyse(f *File, errs *errorList, written *Strictness) *compiler {
 		definitions: map[string]*definition{},
 		partials:    map[string]*partial{},
 		caveats:     map[string]*caveat{},
+		patterns:    map[string]*pattern{},
+
+		strayPartials: map[*DefinitionDecl]bool{},
 	}
 	if written != nil {
 		c.strict = *written
@@ -153,6 +156,7 @@ type compiler struct {
 	arrowTypes  int
 	patternWork uint64
 	bounded     bool
+	patterns    map[string]*pattern // that the caveats spell out, by their texts
 
 	definitions map[string]*definition
 	sorted      []*definition // the same, by name
@@ -161,6 +165,9 @@ type compiler struct {
 	apart    []*definition
 	partials map[string]*partial
 	caveats  map[string]*caveat
+	// strayPartials holds what strayPartial found: a partial may have many words, and
+	// many definitions.
+	strayPartials map[*DefinitionDecl]bool
 }
 
 // definition is a definition being compiled.
@@ -524,6 +531,28 @@ func (c *compiler) partial(file *File, name Name) *partial {
 	return p
 }
 
+// strayPartial reports whether a word of the declaration that belongs nowhere may be
+// a partial.
+func (c *compiler) strayPartial(file *File, decl *DefinitionDecl) bool {
+	if len(decl.gaps.strays) == 0 {
+		return false
+	}
+	found, ok := c.strayPartials[decl]
+	if ok {
+		return found
+	}
+	may := (file.flags|file.gaps.flags)&flagPartial != 0
+	for word := range decl.gaps.strays {
+		_, missing := c.gaps.partials.known(word, false)
+		if c.partials[word] != nil || may && !missing {
+			found = true
+			break
+		}
+	}
+	c.strayPartials[decl] = found
+	return found
+}
+
 // expandInto adds the members of a declaration to d; depth is the number of
 // partials around it.
 func (c *compiler) expandInto(d *definition, file *File, decl *DefinitionDecl, depth int) {
@@ -532,11 +561,7 @@ func (c *compiler) expandInto(d *definition, file *File, decl *DefinitionDecl, d
 		// `relation owned` may have been meant to be `...owned`.
 		d.gaps.open = d.gaps.open || c.partials[name] != nil
 	}
-	for word := range decl.gaps.words {
-		// A word that belongs nowhere may have been, too.
-		_, missing := c.gaps.partials.known(word, c.partials[word] != nil)
-		d.gaps.open = d.gaps.open || !missing
-	}
+	d.gaps.open = d.gaps.open || c.strayPartial(file, decl)
 	if decl.unclear && !d.unclear {
 		// What was added before may be declared again.
 		d.unclear, d.byName = true, map[string]*member{}

@@ -38,12 +38,18 @@ const (
 	costMax = EvaluationStepsMax * costOfStep
 	// plainMax bounds the cost that is not counted, to some milliseconds.
 	plainMax = costMax / 50
+	// plainCostOfStep is the cost that counts as one step where nothing is counted,
+	// which takes a small part of the time: but a match takes what it takes.
+	plainCostOfStep = 16 * costOfStep
 	// zoneCost is that of finding a time zone by its name, which is read anew at
 	// each call.
 	zoneCost = 500
 	// listSumsMax is the number of sums of lists in an expression, with those that
 	// map and filter stand for, whose cost is estimated.
 	listSumsMax = 8
+	// elementsMax is the number of elements of a list or map that an expression spells
+	// out, and not with constants alone, up to which its cost is estimated.
+	elementsMax = 32
 	// conversionCost is that of a conversion, beside what its text costs.
 	conversionCost = 5
 	// unknownCost is that of a call whose result waits for parameters that are
@@ -65,7 +71,7 @@ const (
 
 // contextSizes are the sizes of contexts for which the cost of an expression is
 // estimated, from the largest that any context may have.
-var contextSizes = [...]int{64 << 10, 32 << 10, 16 << 10, 8 << 10, 4 << 10, 2 << 10, 1 << 10, 512, 256}
+var contextSizes = [...]int{64 << 10, 32 << 10, 16 << 10, 8 << 10, 4 << 10, 2 << 10, 1 << 10, 512, 256, 128, 64, 32}
 
 // errTooCostly is the cause of an EvalError for an evaluation that was given up.
 var errTooCostly = errors.New("the evaluation is too costly")
@@ -76,21 +82,17 @@ var errTooCostly = errors.New("the evaluation is too costly")
 // every element, which may be asked for by its place or its name, all the bytes: that
 // is more than any context has, but a list of one parameter and an element of another
 // may each have half of them.
-func (c *Caveat) estimate(env *cel.Env, checked *cel.Ast) {
+func (c *Caveat) estimate(env *cel.Env, checked *cel.Ast, patterns map[string]*pattern) {
 	for i := range c.estimates {
 		c.estimates[i] = math.MaxUint64
 	}
 	if multiplies(checked.NativeRep()) {
 		return
 	}
-	patterns := map[string]*pattern{}
-	literalPatterns(checked.NativeRep().Expr(), func(_ ast.Expr, text string) {
-		// One that is too large, or none, is as costly as can be: it was stored before
-		// that was refused.
-		if _, err := patternWork(text); err == nil && patterns[text] == nil {
-			patterns[text], _ = readPattern(text)
-		}
-	})
+	c.plainCostOfStep = plainCostOfStep
+	if len(patterns) > 0 {
+		c.plainCostOfStep = costOfStep
+	}
 	for i, b := range contextSizes {
 		s := sizes{text: b, list: b / 2, element: b, patterns: patterns}
 		estimate, err := env.EstimateCost(checked, s, cost.OverloadCostEstimate(hasValueIsOverload, unbounded))
@@ -98,6 +100,12 @@ func (c *Caveat) estimate(env *cel.Env, checked *cel.Ast) {
 			return
 		}
 		c.estimates[i] = estimate.Max
+		if estimate.Max < costOfStep {
+			for j := range c.estimates[i:] {
+				c.estimates[i+j] = estimate.Max // It costs nothing to speak of, with less neither.
+			}
+			return
+		}
 	}
 }
 
@@ -119,6 +127,9 @@ func multiplies(expr *ast.AST) bool {
 	found, sums := false, 0
 	var walk func(e ast.Expr, element string)
 	literal := func(values []ast.Expr, element string) {
+		if len(values) > elementsMax && slices.ContainsFunc(values, func(v ast.Expr) bool { return !isConstant(v) }) {
+			found = true // The estimate takes it to cost as much as an empty one.
+		}
 		for _, v := range values {
 			if isContainer(expr.GetType(v.ID())) && !isConstant(v) && (v.Kind() != ast.IdentKind || v.AsIdent() != element) {
 				found = true
@@ -209,7 +220,8 @@ func isConstant(e ast.Expr) bool {
 // sizes tells CEL's cost estimate how large the values of parameters can be.
 type sizes struct {
 	text, list, element int
-	// patterns are those that the expression spells out; nil for one that is refused.
+	// patterns are those that the expression spells out, but for what is refused, which
+	// is as costly as can be.
 	patterns map[string]*pattern
 }
 
@@ -342,9 +354,9 @@ func isReading(function string) bool {
 
 // newMetered returns what makes the program that counts, at the first call. It
 // takes whole contexts and partial ones.
-func newMetered(env *cel.Env, checked *cel.Ast) func() (cel.Program, error) {
+func newMetered(env *cel.Env, checked *cel.Ast, patterns map[string]*pattern) func() (cel.Program, error) {
 	return sync.OnceValues(func() (cel.Program, error) {
-		return env.Program(checked, append(inOrder(),
+		return env.Program(checked, append(inOrder(patterns),
 			cel.InterruptCheckFrequency(1), // A step may take as long as all of a plain evaluation.
 			cel.EvalOptions(cel.OptPartialEval),
 			cel.CostTracking(meter{}),
@@ -356,8 +368,9 @@ func newMetered(env *cel.Env, checked *cel.Ast) func() (cel.Program, error) {
 }
 
 // inOrder are the options of every program: maps have an order, and patterns a bound.
-func inOrder() []cel.ProgramOption {
-	return []cel.ProgramOption{cel.CustomDecoratorV2(orderMaps), cel.CustomDecoratorV2(new(patternCache).match)}
+func inOrder(patterns map[string]*pattern) []cel.ProgramOption {
+	cache := &patternCache{literals: patterns}
+	return []cel.ProgramOption{cel.CustomDecoratorV2(ready), cel.CustomDecoratorV2(cache.match)}
 }
 
 // meter says what calls cost that CEL does not know or takes for cheaper than they

@@ -25,6 +25,9 @@ type gaps struct {
 	// name may be one of words, or begin with one of stems, as `can_view` does where
 	// the text has `relation can view: user`.
 	words, stems map[string]bool
+	// strays holds those of words that stand in passages without a keyword, in a
+	// definition: each may also be a partial.
+	strays map[string]bool
 
 	// others belong to the same scope: those of all files, or of the partials in a
 	// definition. They are not copied, since many definitions may share one, and have
@@ -301,42 +304,47 @@ func (p *parser) checkTorn(d *DefinitionDecl, region []lexer.Token) {
 // rest of the last one, unless it looks like a statement with a misspelt keyword.
 func (p *parser) strayMember(d *DefinitionDecl, members []Member, region []lexer.Token, misspelt, newLine bool) []Member {
 	p.checkTorn(d, region)
+	declares := mayDeclare(region)
 	switch {
 	case misspelt && len(region) > 2 && (region[2].Value == ":" || region[2].Value == "="):
 		p.lost(&d.gaps, region)
 		return members
-	case newLine:
+	case newLine && declares:
 		// The first word may be a keyword or the beginning of the name.
 		p.lost(&d.gaps, region)
 		d.gaps.begins(region[0].Value)
 		return members
 	}
-	if !p.goesOn(members, region) {
-		d.gaps.open = true
-	}
+	d.gaps.open = d.gaps.open || declares
 	for _, t := range region {
 		if isWord(t) {
-			addName(&d.gaps.words, unquoted(t.Value))
+			word := unquoted(t.Value)
+			addName(&d.gaps.words, word)
+			addName(&d.gaps.strays, word)
 		}
 	}
 	return d.dropLast(members)
 }
 
-// goesOn reports whether a passage without a keyword is the rest of the last member,
-// as the second type in `relation viewer: user user`: it stands on its line and has
-// nothing that a declaration has. If it declares anything for all that, the name of it
-// is one of its words, or it is a partial.
-func (p *parser) goesOn(members []Member, region []lexer.Token) bool {
-	if len(members) == 0 || !p.sameStatement(members[len(members)-1], region[0]) {
-		return false
-	}
+// mayDeclare reports whether a passage without a keyword has what only a declaration
+// has, or two dots, as `...named` with one too few: then it may bring any name.
+// Without, it is most likely the rest of a statement, as the second type in
+// `relation viewer: user user`, also on a line of its own. If it declares anything for
+// all that, the name of it is one of its words, or it is a partial.
+func mayDeclare(region []lexer.Token) bool {
 	for i, t := range region {
-		wildcard := t.Value == ":" && i+1 < len(region) && region[i+1].Value == "*"
-		if t.Type == tokenPunct && (t.Value == "=" || t.Value == ":" && !wildcard) {
-			return false
+		if t.Type != tokenPunct {
+			continue
+		}
+		next := ""
+		if i+1 < len(region) {
+			next = region[i+1].Value
+		}
+		if t.Value == "=" || t.Value == ":" && next != "*" || t.Value == "." && next == "." {
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 // sameStatement reports whether the statement of m may go on with t: it ends on the

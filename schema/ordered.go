@@ -21,6 +21,9 @@ type orderedMap struct {
 // Iterator walks over the keys.
 func (m orderedMap) Iterator() traits.Iterator { return m.keys.Iterator() }
 
+// IsZeroValue reports whether the map is empty, for optional.ofNonZeroValue.
+func (m orderedMap) IsZeroValue() bool { return m.Size() == types.IntZero }
+
 // newOrderedMap returns a map with these keys, sorted, and the values of an object.
 func newOrderedMap(keys []string, values map[string]any) ref.Val {
 	return orderedMap{
@@ -59,13 +62,29 @@ func jsonValue(v any) (ref.Val, any, bool) {
 	return nil, v, false
 }
 
-// orderMaps is a decorator. It makes a map that an expression spells out an
-// orderedMap.
-func orderMaps(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
-	if step, ok := i.(interpreter.InterpretableConstructor); ok && step.Type() == types.MapType {
-		return ordered{step}, nil
+// ready is a decorator. It makes the lists and maps of constants that an expression
+// spells out once, and each map that it spells out an orderedMap.
+func ready(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
+	step, ok := i.(interpreter.InterpretableConstructor)
+	if !ok || step.Type() != types.MapType && step.Type() != types.ListType {
+		return i, nil
 	}
-	return i, nil
+	if step.Type() == types.MapType {
+		step = ordered{step}
+	}
+	for _, v := range step.InitVals() {
+		if !isConst(v) {
+			return step, nil
+		}
+	}
+	if len(step.InitVals()) == 0 {
+		return step, nil // What a macro gathers begins so.
+	}
+	v := step.Eval(interpreter.EmptyActivation())
+	if types.IsUnknownOrError(v) {
+		return step, nil // Such as a key that is there twice: it fails when it is asked for.
+	}
+	return interpreter.NewConstValue(i.ID(), v), nil
 }
 
 // ordered makes a map.
@@ -84,21 +103,27 @@ func (o ordered) Exec(frame *interpreter.ExecutionFrame) ref.Val {
 	for it := m.Iterator(); it.HasNext() == types.True; {
 		keys = append(keys, it.Next())
 	}
-	slices.SortFunc(keys, func(a, b ref.Val) int {
-		if c := cmp.Compare(a.Type().TypeName(), b.Type().TypeName()); c != 0 {
-			return c
-		}
-		if a, ok := a.(traits.Comparer); ok {
-			if c, ok := a.Compare(b).(types.Int); ok {
-				return int(c)
-			}
-		}
-		return 0
-	})
+	slices.SortFunc(keys, compareKeys)
 	return orderedMap{m, types.NewRefValList(types.DefaultTypeAdapter, keys)}
 }
 
 // Eval is Exec, for who has no frame.
 func (o ordered) Eval(vars interpreter.Activation) ref.Val {
 	return interpreter.EvalActivation(vars, o.Exec)
+}
+
+// compareKeys orders keys by their types, then by their values, and those that are not
+// in any order, such as addresses, by their texts.
+func compareKeys(a, b ref.Val) int {
+	if c := cmp.Compare(a.Type().TypeName(), b.Type().TypeName()); c != 0 {
+		return c
+	}
+	if comparer, ok := a.(traits.Comparer); ok {
+		if c, ok := comparer.Compare(b).(types.Int); ok && c != 0 {
+			return int(c)
+		}
+	}
+	text, _ := a.ConvertToType(types.StringType).(types.String)
+	other, _ := b.ConvertToType(types.StringType).(types.String)
+	return cmp.Compare(text, other)
 }

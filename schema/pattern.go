@@ -66,7 +66,7 @@ func (p *pattern) matchCost(n uint64) uint64 {
 	if n > costMax {
 		return math.MaxUint64
 	}
-	return 3*p.instructions + (n+1)*p.instructions/16
+	return 3*p.instructions + (n+1)*p.instructions/12
 }
 
 const (
@@ -74,6 +74,9 @@ const (
 	unicodeClassWork = 5_000
 	// foldedMax is the number of letters from the first to the last that has another case.
 	foldedMax = 125_000
+	// shortEscapeMax is the last letter that can be written as \377, \x7F or the like.
+	// As much is added for each range, since its ends may be written so.
+	shortEscapeMax = 0x1FF
 )
 
 // patternWork returns about what reading a pattern costs, or an error if that is too
@@ -89,9 +92,8 @@ func patternWork(text string) (uint64, error) {
 			if text[i] != '-' {
 				continue
 			}
-			// Where an end is written as an escape of few characters it is a small one.
 			low, _ := utf8.DecodeLastRuneInString(text[:i])
-			work += min(max(int(rangeEnd(text[i+1:]))-int(low), 0), foldedMax)
+			work += min(max(int(rangeEnd(text[i+1:]))-int(low), 0)+shortEscapeMax, foldedMax)
 		}
 	}
 	if work > patternWorkMax {
@@ -194,7 +196,7 @@ func (c *compiler) readable(file *File, decl *CaveatDecl, expr *ast.AST) bool {
 		}
 		var wrong *syntax.Error
 		if err == nil {
-			if _, err = readPattern(text); errors.As(err, &wrong) {
+			if _, err = c.read(text); errors.As(err, &wrong) {
 				return
 			}
 		}
@@ -208,9 +210,40 @@ func (c *compiler) readable(file *File, decl *CaveatDecl, expr *ast.AST) bool {
 	return ok && c.patternWork <= PatternWorkMax
 }
 
+// read is readPattern for what a caveat spells out, once for each text.
+func (c *compiler) read(text string) (*pattern, error) {
+	if p := c.patterns[text]; p != nil {
+		return p, nil
+	}
+	p, err := readPattern(text)
+	if err == nil {
+		c.patterns[text] = p
+	}
+	return p, err
+}
+
+// literals returns the patterns that an expression spells out, without those that are
+// too large.
+func (c *compiler) literals(expr *ast.AST) map[string]*pattern {
+	found := map[string]*pattern{}
+	literalPatterns(expr.Expr(), func(_ ast.Expr, text string) {
+		if _, err := patternWork(text); err != nil {
+			return
+		}
+		if p, err := c.read(text); err == nil {
+			found[text] = p
+		}
+	})
+	return found
+}
+
 // A patternCache holds the pattern of a context that was met last: most expressions
 // have but one. It is safe for concurrent use.
-type patternCache struct{ last atomic.Pointer[pattern] }
+type patternCache struct {
+	// literals are those that the expression spells out.
+	literals map[string]*pattern
+	last     atomic.Pointer[pattern]
+}
 
 func (c *patternCache) read(text string) (*pattern, error) {
 	if p := c.last.Load(); p != nil && p.text == text {
@@ -233,9 +266,9 @@ func (c *patternCache) match(i interpreter.InterpretableV2) (interpreter.Interpr
 	m := &matching{InterpretableV2: i, cache: c, text: call.Args()[0], pattern: call.Args()[1]}
 	if literal, ok := m.pattern.(interpreter.InterpretableConst); ok {
 		if text, ok := literal.Value().(types.String); ok {
-			// One that is too large was stored before that was refused.
-			if _, m.err = patternWork(string(text)); m.err == nil {
-				m.literal, m.err = readPattern(string(text))
+			if m.literal = c.literals[string(text)]; m.literal == nil {
+				// It was stored before that was refused.
+				m.err = errors.New("the pattern is too large, or none")
 			}
 		}
 	}
@@ -256,14 +289,18 @@ type matching struct {
 // Exec evaluates the match.
 func (m *matching) Exec(frame *interpreter.ExecutionFrame) ref.Val {
 	text, wanted := m.text.Exec(frame), m.pattern.Exec(frame)
-	for _, v := range [...]ref.Val{text, wanted} {
-		if types.IsError(v) {
-			return v
+	// As with CEL's own operators, what is unknown first is not known to fail.
+	switch v := text.(type) {
+	case *types.Err:
+		return v
+	case *types.Unknown:
+		if other, is := wanted.(*types.Unknown); is {
+			v = types.MergeUnknowns(v, other)
 		}
+		return m.pay(frame, unknownCost, v)
 	}
-	unknown, _ := types.MaybeMergeUnknowns(text, nil)
-	if unknown, is := types.MaybeMergeUnknowns(wanted, unknown); is {
-		return m.pay(frame, unknownCost, unknown)
+	if types.IsUnknownOrError(wanted) {
+		return m.pay(frame, unknownCost, wanted)
 	}
 	in, isString := text.(types.String)
 	if !isString {

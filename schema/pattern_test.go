@@ -14,19 +14,22 @@ func TestPatternWork(t *testing.T) {
 	const wide = "B-𞥂"
 	for text, want := range map[string]uint64{
 		"^[a-z]+$":                  16,
-		"(?i)^[a-z]+$":              24 + 25,
-		"(?i:^[a-z]+)$":             26 + 25,
-		"(?sm-i)[" + wide + "]":     2*15 + foldedMax, // Flags are not looked at closely.
+		"(?i)^[a-z]+$":              24 + 25 + shortEscapeMax,
+		"(?i:^[a-z]+)$":             26 + 25 + shortEscapeMax,
+		"(?sm-i)[" + wide + "]":     2*15 + foldedMax + shortEscapeMax, // Flags are not looked at closely.
 		"(?P<i>[" + wide + "])":     2 * 15,
 		"(?i)[" + wide + "]":        2*12 + foldedMax,
 		`(?i)[\x{42}-\x{1E942}]`:    2*22 + foldedMax,
 		`(?i)[\x{42}-\x{FFFFFFFF}]`: 2*25 + foldedMax,
-		`(?i)[\x41-\x5A]`:           2 * 15,
+		`(?i)[\x41-\x5A]`:           2*15 + shortEscapeMax + 40,
+		`(?i)[~-\777]`:              2*12 + shortEscapeMax,
+		`(?i)[~-\777~-\777]`:        2*18 + 2*shortEscapeMax,
 		`\pL\PL`:                    12 + 2*unicodeClassWork,
 		"(?i)[" + wide + wide + "]": 2*18 + 2*foldedMax,
 		"-":                         2,
 		"(?i)-":                     10,
 		"(?i)[a-":                   14,
+		"(?i)a-z-":                  16 + 25 + shortEscapeMax,
 	} {
 		got, err := patternWork(text)
 		if want > patternWorkMax {

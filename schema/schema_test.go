@@ -643,9 +643,15 @@ func TestLimits(t *testing.T) {
 	unusedDoubling := doubling
 	doubling += "definition d { ...p60 }\n"
 	shared := "use partial\npartial p { relation " + strings.Repeat("a ", 100_000) + "}\n"
+	words := make([]string, 300_000)
+	for i := range words {
+		words[i] = fmt.Sprintf("w%d", i)
+	}
+	strays := "use partial\npartial p { " + strings.Join(words, " ") + " }\n"
 	for i := range 9_000 {
 		shared += fmt.Sprintf("definition d%d { ...p }\n", i)
 	}
+	strays += shared[strings.Index(shared, "definition"):]
 	partials := "use partial\n"
 	for i := range DefinitionsMax + 1 {
 		partials += fmt.Sprintf("partial p%d {}\n", i)
@@ -673,6 +679,7 @@ func TestLimits(t *testing.T) {
 		"partials":     {partials, "more than 10000 definitions"},
 		"gaps":         {definition(strings.Repeat("relation a b: c\n", 50) + strings.Repeat("permission p = q\n", 40_000)), "expected `:`"},
 		"shared gaps":  {shared, "expected `:`"},
+		"strays":       {strays, "found `w0`"},
 		"words":        {"definition " + strings.Repeat("a ", 100_000) + "{ " + strings.Repeat("relation x: y\n", 50_000) + "}", "expected `{`"},
 		"expression":   {"caveat c(x int) { x == " + strings.Repeat(" ", ExpressionCharsMax) + "1 }", "at most 100000 are allowed"},
 		"deep cel":     {"caveat c(x int) { " + strings.Repeat("(", 40_000) + "x == 1" + strings.Repeat(")", 40_000) + " }", "CEL: "},

@@ -136,7 +136,7 @@ func TestImportTooLarge(t *testing.T) {
 	conn, _ := newServerWith(t, api.Config{Limits: api.Limits{ImportTotal: 1}})
 	writeSchema(t, conn, documents)
 	_, err := importBulk(t, conn, []string{"document:a#viewer@user:anne"}, []string{"document:b#viewer@user:anne"})
-	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "several imports") || strings.Contains(err.Error(), "16") {
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "several imports") || strings.Contains(err.Error(), "16") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -92,6 +92,10 @@ func (Dialect) Status(err error, native *status.Status) *status.Status {
 	var refusal *engine.Refusal
 	if errors.As(err, &refusal) {
 		if known, ok := refusals[refusal.Reason]; ok {
+			if refusal.Reason == engine.StageTooLarge && refusal.Field != "" {
+				// Not others have staged too much, but this one would.
+				known.code = codes.FailedPrecondition
+			}
 			return reasoned(known.code, known.reason, refusalText(refusal), refusalMetadata(refusal))
 		}
 	}
@@ -121,8 +125,10 @@ var lasting = map[string]bool{
 	"ANSWER_TOO_LARGE":               true,
 	engine.BudgetExceeded.String():   true,
 	engine.NumbersExhausted.String(): true,
+	engine.StoreFull.String():        true,
 	engine.TooManyCounters.String():  true,
 	engine.TooMuchToRead.String():    true,
+	"TOO_MANY_STORES":                true,
 }
 
 // failsAgain reports whether pemba.v1 has a lasting reason for an error. A question

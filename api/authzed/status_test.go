@@ -31,7 +31,8 @@ func TestLastingRefusals(t *testing.T) {
 		{"a name too many", api.ErrorDomain, "NUMBERS_EXHAUSTED", nil, codes.FailedPrecondition},
 		{"a busy node", api.ErrorDomain, "TOO_BUSY", nil, codes.ResourceExhausted},
 		{"a key's rate", api.ErrorDomain, "RATE_LIMITED", nil, codes.ResourceExhausted},
-		{"a full store", api.ErrorDomain, "STORE_FULL", nil, codes.ResourceExhausted},
+		{"a full store", api.ErrorDomain, "STORE_FULL", nil, codes.FailedPrecondition},
+		{"a store too many", api.ErrorDomain, "TOO_MANY_STORES", nil, codes.FailedPrecondition},
 		{"a reason of another domain", errorDomain, "ANSWER_TOO_LARGE", nil, codes.ResourceExhausted},
 	} {
 		info := &errdetails.ErrorInfo{Domain: test.domain, Reason: test.reason, Metadata: test.metadata}

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -44,14 +45,10 @@ type ImportConfig struct {
 	Metadata map[string]any
 	// ChunkBytes is how many bytes each message of tuples may have as encoded, for a
 	// server that takes no larger ones; only a tuple that needs more goes alone in one
-	// that has. From 1 to ChunkBytesMax; zero means about as many as that, by an
-	// estimate. An import that is gone on with needs the same again. Small chunks are
-	// slow: the server syncs its log after each.
+	// that has. From 1 to ChunkBytesMax; zero means that. An import that is gone on with
+	// needs the same again. Small chunks are slow: the server syncs its log after each.
 	ChunkBytes int
 }
-
-// ChunkBytesMax is the largest ImportConfig.ChunkBytes.
-const ChunkBytesMax = chunkBytes
 
 // The size of a chunk, which is one message and one entry of the log. Imports
 // that go on with another's depend on them: a server that knows chunk 7 must
@@ -59,7 +56,8 @@ const ChunkBytesMax = chunkBytes
 // gone on with that an older client began: see ErrImportMismatch.
 const (
 	chunkTuples = 5000
-	chunkBytes  = 512 << 10
+	// ChunkBytesMax is the largest ImportConfig.ChunkBytes, and what zero means.
+	ChunkBytesMax = 512 << 10
 )
 
 // chunksAhead is how many chunks may wait to be sent.
@@ -85,8 +83,8 @@ type Import struct {
 
 	// What is being filled: chunk number next, whose first tuple is number
 	// begins[next].
-	chunk  []graph.Tuple
-	bytes  int // <= room, or of one tuple alone
+	chunk  []*pembav1.Tuple
+	bytes  int // what chunk takes in a message; <= room, or of one tuple alone
 	room   int
 	edges  map[edge]struct{} // of the chunk, with Batches alone
 	next   uint32
@@ -116,7 +114,7 @@ type Import struct {
 // An outgoing chunk with its number.
 type outgoing struct {
 	number uint32
-	tuples []graph.Tuple
+	tuples []*pembav1.Tuple
 }
 
 // An edge is what makes two tuples the same.
@@ -161,10 +159,8 @@ func (c *Client) Import(ctx context.Context, config ImportConfig) (*Import, erro
 		}
 		header.Metadata = s
 	}
-	i := &Import{client: c, config: config, room: chunkBytes, begins: []uint64{0}, full: make(chan outgoing, chunksAhead), sent: make(chan struct{})}
-	if config.ChunkBytes > 0 {
-		i.room = config.ChunkBytes - chunkNumberBytes
-	}
+	room := cmp.Or(config.ChunkBytes, ChunkBytesMax) - chunkNumberBytes
+	i := &Import{client: c, config: config, room: room, begins: []uint64{0}, full: make(chan outgoing, chunksAhead), sent: make(chan struct{})}
 	if config.Batches {
 		i.edges = make(map[edge]struct{}, chunkTuples)
 	}
@@ -209,10 +205,11 @@ func (i *Import) DoneBefore() *pembav1.Zookie { return i.doneBefore }
 // error the import is over.
 func (i *Import) Add(tuples ...graph.Tuple) error {
 	for _, t := range tuples {
-		size, err := i.sizeOf(&t)
+		m, err := api.TupleMessage(t)
 		if err != nil {
-			return i.fail(err)
+			return i.fail(fmt.Errorf("client: %w", err))
 		}
+		size := protowire.SizeTag(tuplesField) + protowire.SizeBytes(proto.Size(m))
 		e := edge{t.Object, t.Relation, t.Subject}
 		_, twice := i.edges[e]
 		// One batch may name an edge once. In an atomic import it is the server
@@ -222,7 +219,7 @@ func (i *Import) Add(tuples ...graph.Tuple) error {
 				return err
 			}
 		}
-		i.chunk = append(i.chunk, t)
+		i.chunk = append(i.chunk, m)
 		i.bytes += size
 		if i.edges != nil {
 			i.edges[e] = struct{}{}
@@ -237,20 +234,6 @@ const chunkNumberBytes = 6
 
 // tuplesField is the number of the field of a message that holds its tuples.
 const tuplesField = 3
-
-// sizeOf returns how many bytes a tuple takes in a message: an estimate, or what it
-// really takes where the messages may have only so many.
-func (i *Import) sizeOf(t *graph.Tuple) (int, error) {
-	if i.config.ChunkBytes > 0 {
-		m, err := api.TupleMessage(*t)
-		if err != nil {
-			return 0, fmt.Errorf("client: %w", err)
-		}
-		return protowire.SizeTag(tuplesField) + protowire.SizeBytes(proto.Size(m)), nil
-	}
-	return 32 + len(t.Object.Type) + len(t.Object.ID) + len(t.Relation) +
-		len(t.Subject.Type) + len(t.Subject.ID) + len(t.Subject.Relation) + len(t.Caveat) + 2*len(t.Context), nil
-}
 
 // flush gives the chunk to the sender.
 func (i *Import) flush() error {
@@ -269,7 +252,7 @@ func (i *Import) flush() error {
 	}
 	select {
 	case i.full <- outgoing{number, i.chunk}:
-		i.chunk, i.bytes = make([]graph.Tuple, 0, len(i.chunk)), 0
+		i.chunk, i.bytes = make([]*pembav1.Tuple, 0, len(i.chunk)), 0
 		clear(i.edges)
 		return nil
 	case <-i.sent:
@@ -292,12 +275,9 @@ var ErrImportMismatch = errors.New("use another ID")
 // digest of all together.
 func (i *Import) compare(number uint32) error {
 	updates := make([]graph.Update, len(i.chunk))
-	for n, t := range i.chunk {
-		m, err := api.TupleMessage(t)
+	for n, m := range i.chunk {
+		t, err := api.ReceivedTuple(m)
 		if err != nil {
-			return fmt.Errorf("client: %w", err)
-		}
-		if t, err = api.ReceivedTuple(m); err != nil {
 			return fmt.Errorf("client: %w", err)
 		}
 		updates[n] = graph.Update{Operation: graph.Touch, Tuple: t}
@@ -312,34 +292,24 @@ func (i *Import) compare(number uint32) error {
 	return nil
 }
 
-// send sends chunks as they come, so that the caller can parse meanwhile. The
-// first message carries the header, also where there is no chunk to send.
+// send sends chunks as they come, so that the caller can parse meanwhile. The first
+// message is the header, also where there is no chunk to send. It goes alone, so that
+// where chunks end does not depend on it.
 func (i *Import) send(header *pembav1.ImportHeader) {
 	defer close(i.sent)
 	for chunk := range i.full {
-		message := &pembav1.ImportTuplesRequest{Header: header, Chunk: chunk.number, Tuples: make([]*pembav1.Tuple, len(chunk.tuples))}
-		if header != nil && chunk.number > 0 {
-			header.KnownDigest = i.digest[:] // All that is known has been compared.
-		}
-		if header != nil && i.config.ChunkBytes > 0 {
-			// It goes alone, so that where chunks end does not depend on it.
+		if header != nil {
+			if chunk.number > 0 {
+				header.KnownDigest = i.digest[:] // All that is known has been compared.
+			}
 			if i.sendErr = i.sendMessage(&pembav1.ImportTuplesRequest{Header: header, Chunk: chunk.number}); i.sendErr != nil {
 				return
 			}
-			message.Header, header = nil, nil
+			header = nil
 		}
-		for n, t := range chunk.tuples {
-			m, err := api.TupleMessage(t)
-			if err != nil {
-				i.sendErr = fmt.Errorf("client: %w", err)
-				return
-			}
-			message.Tuples[n] = m
-		}
-		if i.sendErr = i.sendMessage(message); i.sendErr != nil {
+		if i.sendErr = i.sendMessage(&pembav1.ImportTuplesRequest{Chunk: chunk.number, Tuples: chunk.tuples}); i.sendErr != nil {
 			return
 		}
-		header = nil
 	}
 	if header != nil {
 		if i.config.ID != "" {
@@ -388,7 +358,7 @@ func (i *Import) Commit() (*pembav1.ImportTuplesResponse, error) {
 			i.config.ID, i.known, i.knownTuples, i.next, i.added, ErrImportMismatch))
 	}
 	if i.next < i.known {
-		return nil, i.fail(fmt.Errorf("client: the import %s began with more tuples: the server has %d, and now there are only %d; %w",
+		return nil, i.fail(fmt.Errorf("client: the import %s began with more tuples: the server has %d, and now there are only %d, as when what they are read from has become shorter; %w",
 			i.config.ID, i.knownTuples, i.added, ErrImportMismatch))
 	}
 	i.ended = true

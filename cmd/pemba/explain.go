@@ -13,7 +13,9 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/pembadb/pemba/api"
 	"github.com/pembadb/pemba/api/client"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
@@ -50,7 +52,81 @@ func explainError(cmd *cobra.Command, err error) string {
 			message = place(cmd, err, field) + ": " + description
 		}
 	}
+	if reason == requestTooLarge {
+		message = withCure(cmd, err, message, metadata)
+	}
 	return inCommandWords(cmd, message, reason, metadata) + " (" + reason + ")"
+}
+
+// What a server advises when a request is too large for it.
+const (
+	sendSeveral = "send several, or "
+	raiseLimit  = "raise --limit-request-bytes"
+)
+
+// withCure says what helps when a request was too large, where a server advises to send
+// several: few commands can be given as several ones.
+func withCure(cmd *cobra.Command, err error, message string, metadata map[string]string) string {
+	before, after, found := strings.Cut(message, sendSeveral)
+	limit, limitErr := strconv.Atoi(metadata["limit"])
+	if !found || limitErr != nil {
+		return message
+	}
+	if cmd.Flags().Lookup("chunk-bytes") != nil {
+		return before + after // Of imports there is more to say: see withSmallerChunks.
+	}
+	flag, flagBytes := largestFlag(cmd)
+	var written *tuplesError
+	var largest graph.Tuple
+	tuples, tupleBytes := 0, 0
+	if errors.As(err, &written) {
+		tuples = len(written.tuples)
+		for _, t := range written.tuples {
+			if m, err := api.TupleMessage(t); err == nil && proto.Size(m) > tupleBytes {
+				largest, tupleBytes = t, proto.Size(m)
+			}
+		}
+	}
+	whole := 0
+	if match := requestBytes.FindStringSubmatch(message); match != nil {
+		whole, _ = strconv.Atoi(match[1]) // So many digits are a number.
+	}
+	switch {
+	case tuples > 1 && flagBytes+tupleBytes < limit:
+		cure := "; delete them by several commands, or by --filter"
+		if cmd.CommandPath() == "pemba tuple write" {
+			cure = "; \"" + typed("pemba tuple import") + "\" writes any number"
+		}
+		return message + cure
+	case flagBytes > tupleBytes && 2*flagBytes > whole:
+		return before + "make " + flag + " smaller, or " + after
+	case strings.HasPrefix(cmd.CommandPath(), "pemba schema "):
+		return before + "make the schema shorter, or " + after
+	case len(largest.Context) > 0:
+		bare := graph.Tuple{Object: largest.Object, Relation: largest.Relation, Subject: largest.Subject}
+		return before + "make the context of " + bare.String() + " smaller, or " + after
+	}
+	return before + after
+}
+
+var requestBytes = regexp.MustCompile(`^the request has (\d{1,18}) bytes`)
+
+// largestFlag returns which flag with a JSON object takes the most bytes in a request,
+// and how many; zero where none does.
+func largestFlag(cmd *cobra.Command) (flag string, size int) {
+	if dry := cmd.Flags().Lookup("dry-run"); dry != nil && dry.Value.String() == "true" {
+		return "", 0 // It sends nothing but the schema.
+	}
+	for _, name := range []string{"context", "metadata"} {
+		given := cmd.Flags().Lookup(name)
+		if given == nil {
+			continue
+		}
+		if s, err := parseJSONObject(name, given.Value.String()); err == nil && proto.Size(s) > size {
+			flag, size = "--"+name, proto.Size(s)
+		}
+	}
+	return flag, size
 }
 
 // requestTooLarge is the reason for which a server refuses a message of a request
@@ -95,7 +171,7 @@ func (u unread) limit() (limit int64, certain bool) {
 func (u unread) String() string {
 	limit, certain := u.limit()
 	if certain {
-		return fmt.Sprintf("the request has %d bytes; at most %d are allowed; send several, or raise --limit-request-bytes of the server", u.size, limit)
+		return fmt.Sprintf("the request has %d bytes; at most %d are allowed; "+sendSeveral+raiseLimit+" of the server", u.size, limit)
 	}
 	return fmt.Sprintf("the answer has %d bytes, and this command takes at most %d; or the request has so many, and the server's --limit-request-bytes is %d", u.size, u.allowed, limit)
 }
@@ -215,7 +291,7 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 			return rest + "; \"" + typed("pemba schema write FILE") + "\" writes one"
 		}
 	case engine.StageMismatch.String():
-		if cmd.CommandPath() == "pemba tuple import" { // It says by which flag.
+		if cmd.Flags().Lookup("import-id") != nil { // What is left says what to do.
 			return strings.TrimSuffix(message, "; use another import_id")
 		}
 	case engine.UnknownStore.String():
@@ -232,8 +308,8 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 		if cmd.Flags().Lookup("dry-run") != nil {
 			return message + "; there may be more: \"" + typed(cmd.CommandPath()) + " --dry-run\" lists all that do not fit"
 		}
-	case "TOO_MANY_UPDATES", requestTooLarge:
-		if limit := metadata["limit"]; limit != "" && reason == "TOO_MANY_UPDATES" {
+	case "TOO_MANY_UPDATES":
+		if limit := metadata["limit"]; limit != "" {
 			message = "there are more than the " + limit + " tuples that one change may have"
 		}
 		switch cmd.CommandPath() {

@@ -39,7 +39,7 @@ nobody goes on with it for 24 hours; by --abort --import-id ID at once, as are a
 of the store by --abort --all. One that is refused is forgotten at once, unless
 --import-id names it.
 
-A server whose --limit-request-bytes is below 1 MiB may take only smaller messages;
+A server whose --limit-request-bytes is below 512 KiB may take only smaller messages;
 then --chunk-bytes says how large they may be, and the refusal names the number. It is
 given again with --import-id.
 
@@ -106,10 +106,10 @@ The form follows from the name, or from --format:
 
 // addChunkBytes adds the flag of commands that import.
 func addChunkBytes(cmd *cobra.Command, size *int) {
-	cmd.Flags().IntVar(size, "chunk-bytes", 0, "how many `bytes` a message of tuples may have, but for one tuple that needs more; 0 for some 512 KiB")
+	cmd.Flags().IntVar(size, "chunk-bytes", 0, "how many `bytes` a message of tuples may have, but for one tuple that needs more; 0 for 512 KiB")
 	before(cmd, func() error {
 		if *size < 0 || *size > client.ChunkBytesMax {
-			return fmt.Errorf("--chunk-bytes %d: 1 to %d are allowed, and 0 for some %d KiB", *size, client.ChunkBytesMax, client.ChunkBytesMax>>10)
+			return fmt.Errorf("--chunk-bytes %d: 1 to %d are allowed, and 0 for %d KiB", *size, client.ChunkBytesMax, client.ChunkBytesMax>>10)
 		}
 		return nil
 	})
@@ -369,21 +369,41 @@ func explainImport(cmd *cobra.Command, err error) string {
 	return withoutChunk(text, metadata)
 }
 
-// withSmallerChunks says how an import gets through that had too large a message,
-// where a server advises to send several.
+// withSmallerChunks says how an import gets through that had too large a message.
 func withSmallerChunks(cmd *cobra.Command, text string, metadata map[string]string) string {
-	before, after, found := strings.Cut(text, "send several, or ")
-	limit, err := strconv.ParseInt(metadata["limit"], 10, 64)
-	given, flagErr := cmd.Flags().GetInt("chunk-bytes")
-	if !found || err != nil || flagErr != nil {
+	at := strings.Index(text, raiseLimit)
+	if at < 0 {
 		return text
 	}
-	advice := fmt.Sprintf("send smaller ones with --chunk-bytes %d, or ", min(limit, client.ChunkBytesMax))
-	if given > 0 && int64(given) <= limit {
-		// More than one tuple would have been cut to that size.
-		advice = "it holds one tuple alone, or what an import begins with, such as --metadata, and cannot be smaller; "
+	advice := "it holds one tuple alone, or what an import begins with, and cannot be smaller; "
+	if metadataTooLarge(cmd, metadata) {
+		advice = "it holds --metadata, which cannot be cut; make that smaller, or "
+	} else if size, ok := smallerChunks(cmd, metadata); ok {
+		advice = fmt.Sprintf("send smaller ones with --chunk-bytes %d, or ", size)
 	}
-	return before + advice + after
+	return text[:at] + advice + text[at:]
+}
+
+// smallerChunks returns the --chunk-bytes by which an import gets through that had too
+// large a message; not where more than one tuple would have been cut to that size, so
+// that none helps. It is less than the size that the import had.
+func smallerChunks(cmd *cobra.Command, metadata map[string]string) (int, bool) {
+	limit, err := strconv.Atoi(metadata["limit"])
+	given, flagErr := cmd.Flags().GetInt("chunk-bytes")
+	return limit, err == nil && flagErr == nil && limit > 0 && limit < cmp.Or(given, client.ChunkBytesMax)
+}
+
+// metadataTooLarge reports whether a server that refused a message for its size can take
+// none with the --metadata of the command, which goes in the first message, before all
+// tuples. The names of store and import are left out of account.
+func metadataTooLarge(cmd *cobra.Command, metadata map[string]string) bool {
+	limit, err := strconv.Atoi(metadata["limit"])
+	_, size := largestFlag(cmd)
+	actor := ""
+	if flag := cmd.Flags().Lookup("recorded-actor"); flag != nil {
+		actor = flag.Value.String()
+	}
+	return err == nil && size > 0 && size+len(actor) > limit
 }
 
 // withoutChunk takes the number of a message off what the server says of it.
@@ -459,12 +479,12 @@ func (i *importer) left(c *client.Client, im *client.Import, config client.Impor
 		return leftOfBatches(err)
 	}
 	end := endOfImport(err, i.committing)
-	reason, _ := reasonOf(err)
+	reason, metadata := reasonOf(err)
 	// What is there under the ID is another import: it is neither gone on with nor
 	// forgotten.
 	if reason == engine.StageMismatch.String() || errors.Is(err, client.ErrImportMismatch) {
 		im.Cancel()
-		return "; nothing of this was imported; use another --import-id, or the --chunk-bytes that it was begun with"
+		return "; nothing of this was imported; use another --import-id, or the file and the --chunk-bytes that it was begun with"
 	}
 	// The context of the command may have ended, and this is short.
 	ctx, cancel := context.WithTimeout(context.Background(), forgetPatience)
@@ -491,7 +511,7 @@ func (i *importer) left(c *client.Client, im *client.Import, config client.Impor
 		return "; nothing was imported"
 	}
 	// Chunks of another size do not go with those that are there.
-	if reason == engine.StageStale.String() || reason == requestTooLarge {
+	if reason == engine.StageStale.String() || reason == requestTooLarge && !metadataTooLarge(i.cmd, metadata) {
 		return "; nothing can be seen of it; begin again after " + drop
 	}
 	if config.ChunkBytes > 0 {

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/graph"
 )
@@ -448,10 +449,19 @@ func TestImportChunkBytes(t *testing.T) {
 		t.Error("what was imported is not what is exported")
 	}
 	// What cannot be cut: the first is refused by the server, the second by gRPC.
-	for _, args := range [][]string{{odd("x", "1", 2000)}, {odd("x", "1", 8000)}, {importLines(1), "--metadata", strings.ReplaceAll(metadata, "xx", "xxx")}} {
-		said := fails(t, args[0], append([]string{"tuple", "import", "-", "-q", "--chunk-bytes", "16384"}, args[1:]...)...)
-		if !strings.Contains(said, "at most 16384 are allowed; it holds one tuple alone, or what an import begins with, such as --metadata, and cannot be smaller; raise --limit-request-bytes of the server (REQUEST_TOO_LARGE); nothing was imported\n") {
+	for _, line := range []string{odd("x", "1", 2000), odd("x", "1", 8000)} {
+		said := fails(t, line, "tuple", "import", "-", "-q", "--chunk-bytes", "16384")
+		if !strings.Contains(said, "at most 16384 are allowed; it holds one tuple alone, or what an import begins with, and cannot be smaller; raise --limit-request-bytes of the server (REQUEST_TOO_LARGE); nothing was imported\n") {
 			t.Errorf("%s", said)
+		}
+	}
+	// Of metadata that is said at once, whatever it is too large by.
+	for _, metadata := range []string{`{"why":"` + strings.Repeat("x", 16<<10) + `"}`, `{"n":[1` + strings.Repeat(",1", 2000) + `]}`, `{"why":"` + strings.Repeat("x", 60<<10) + `"}`} {
+		for _, more := range [][]string{nil, {"--batches"}, {"--chunk-bytes", "16384"}, {"--import-id", "mine"}} {
+			said := fails(t, lines, append([]string{"tuple", "import", "-", "-q", "--metadata", metadata}, more...)...)
+			if !strings.Contains(said, "at most 16384 are allowed; it holds --metadata, which cannot be cut; make that smaller, or raise --limit-request-bytes of the server (REQUEST_TOO_LARGE); ") || strings.Contains(said, "--chunk-bytes") {
+				t.Errorf("%q: %s", more, said)
+			}
 		}
 	}
 	for _, size := range []string{"-1", "524289"} {
@@ -482,9 +492,18 @@ func TestImportChunkBytesResumes(t *testing.T) {
 	}
 	for _, other := range []string{"0", "10000", "400"} {
 		said := fails(t, lines, "tuple", "import", "-", "-q", "--import-id", found[1], "--chunk-bytes", other)
-		if !strings.Contains(said, "chunks of another size") || !strings.HasSuffix(said, "; nothing of this was imported; use another --import-id, or the --chunk-bytes that it was begun with\n") {
+		if !strings.Contains(said, "chunks of another size") || !strings.HasSuffix(said, "; nothing of this was imported; use another --import-id, or the file and the --chunk-bytes that it was begun with\n") {
 			t.Errorf("gone on with by --chunk-bytes %s: %s", other, said)
 		}
+	}
+	said = fails(t, importLines(10), "tuple", "import", "-", "-q", "--import-id", found[1], "--chunk-bytes", "9000")
+	if !regexp.MustCompile(`began with more tuples: the server has \d+, and now there are only 10, as when what they are read from has become shorter; nothing of this was imported; use another --import-id, or the file and `).MatchString(said) {
+		t.Errorf("a file that became shorter: %s", said)
+	}
+	// Metadata that is too large takes nothing away.
+	said = fails(t, lines, "tuple", "import", "-", "-q", "--import-id", found[1], "--chunk-bytes", "9000", "--metadata", `{"why":"`+strings.Repeat("x", 20<<10)+`"}`)
+	if !strings.HasSuffix(said, "; nothing can be seen of it; go on with --import-id "+found[1]+" --chunk-bytes 9000\n") {
+		t.Errorf("with large metadata: %s", said)
 	}
 	way.sent.cutEvery.Store(0)
 	way.sent.bytes.Store(0)
@@ -527,6 +546,58 @@ func TestImportChunkTooLarge(t *testing.T) {
 	}
 }
 
+// TestImportDefaultChunks: messages have at most 512 KiB as encoded where nobody says
+// how many, also with contexts that are many times as large as in the file, so that a
+// server which takes so much takes any file; no size that is not allowed is advised.
+func TestImportDefaultChunks(t *testing.T) {
+	testStart(t, func(c *startConfig) { c.api.Limits.RequestBytes = client.ChunkBytesMax })
+	must(t, `definition user {} caveat odd(xs list<any>) { xs.size() > 0 }
+		definition doc { relation viewer: user with odd }`, "schema", "write", "-")
+	var b strings.Builder
+	context := "1" + strings.Repeat(",1", 5000) // Some 54 KiB each in a message.
+	for n := range 15 {
+		fmt.Fprintf(&b, "doc:%d#viewer@user:b[odd:{\"xs\":[%s]}]\n", n, context)
+	}
+	for _, mode := range []string{"--batches=false", "--batches"} {
+		if got := must(t, b.String(), "tuple", "import", "-", "-q", mode); !strings.HasPrefix(got, "imported 15,") {
+			t.Errorf("%s: %s", mode, got)
+		}
+	}
+}
+
+// TestSmallerChunks: a size is advised where it is allowed, and smaller than before.
+func TestSmallerChunks(t *testing.T) {
+	for _, test := range []struct {
+		given, limit string
+		want         int // 0 for none
+	}{
+		{"0", "16384", 16384},
+		{"0", "524287", 524287},
+		{"0", "524288", 0},
+		{"0", "1048576", 0},
+		{"20000", "16384", 16384},
+		{"16384", "16384", 0},
+		{"600", "16384", 0},
+		{"0", "0", 0},
+		{"0", "", 0},
+		{"0", "many", 0},
+	} {
+		cmd := newTupleImport()
+		if err := cmd.Flags().Set("chunk-bytes", test.given); err != nil {
+			t.Fatal(err)
+		}
+		metadata := map[string]string{"limit": test.limit}
+		size, ok := smallerChunks(cmd, metadata)
+		if ok != (test.want > 0) || ok && size != test.want {
+			t.Errorf("%+v: %d, %v", test, size, ok)
+		}
+		advised := strings.Contains(withSmallerChunks(cmd, "too large; "+raiseLimit, metadata), fmt.Sprintf("; send smaller ones with --chunk-bytes %d, or "+raiseLimit, test.want))
+		if advised != ok {
+			t.Errorf("%+v: advised: %v", test, advised)
+		}
+	}
+}
+
 // TestMigrateChunkBytes: a migration to a server that takes small messages alone is
 // refused with nothing left behind, and gets through with the --chunk-bytes named.
 func TestMigrateChunkBytes(t *testing.T) {
@@ -542,5 +613,36 @@ func TestMigrateChunkBytes(t *testing.T) {
 	}
 	if got := migrated(t, "--chunk-bytes", "16384"); got.Relationships != 3000 || got.Changed != 3000 || got.Counted != 3000 {
 		t.Errorf("%+v", got)
+	}
+	// The command line that goes on with batches is one that can.
+	must(t, "", "store", "create", "batches")
+	said = fails(t, "", "migrate", "from-spicedb", "-q", "--store", "batches", "--batches", "--chunk-bytes", "400000")
+	line := goOn(t, said)
+	if !strings.Contains(strings.Join(line, " "), "--chunk-bytes 16384 ") || strings.Contains(strings.Join(line, " "), "400000") {
+		t.Errorf("%s", said)
+	}
+	must(t, "", line...)
+	if got := must(t, "", "tuple", "count", "--store", "batches"); got != "3000\n" {
+		t.Errorf("%s tuples", got)
+	}
+}
+
+// TestMigrateOtherChunks: who goes on with a migration by another --chunk-bytes is told
+// so before anything else, and with the same it goes on.
+func TestMigrateOtherChunks(t *testing.T) {
+	source, r := startMigration(t)
+	source.must(importSchema, "schema", "write", "-")
+	source.must(importLines(6000), "tuple", "import", "-", "-q")
+	way := startCutter(t, r.server.GRPCAddr().String())
+	way.due = staged(r)
+	way.sent.cutEvery.Store(60 << 10)
+	line := goOn(t, fails(t, "", "migrate", "from-spicedb", "-q", "--addr", way.addr(), "--chunk-bytes", "9000"))
+	way.sent.cutEvery.Store(0)
+	said := fails(t, "", append(slices.Clone(line), "--chunk-bytes", "10000")...)
+	if !strings.Contains(said, "chunks of another size") || !strings.Contains(said, "; go on with it by the --chunk-bytes that it was begun with, if that was another; else ") {
+		t.Errorf("%s", said)
+	}
+	if got := must(t, "", line...); !strings.HasPrefix(got, "copied 6000 relationships, changed 6000,") {
+		t.Errorf("%s", got)
 	}
 }

@@ -267,7 +267,10 @@ func (m *migration) sameKeys() string {
 
 // commandAgain is the command line that goes on with this migration.
 func (m *migration) commandAgain() string {
-	line := commandAgain(m.cmd, "key", "from-key", "import-id", "from-revision", "seed")
+	line := commandAgain(m.cmd, "key", "from-key", "import-id", "from-revision", "seed", "chunk-bytes")
+	if m.chunkBytes > 0 {
+		line += fmt.Sprintf(" --chunk-bytes %d", m.chunkBytes)
+	}
 	if m.id != "" {
 		line += " --import-id " + m.id
 	}
@@ -767,15 +770,19 @@ func (m *migration) failed(im *client.Import, err error) error {
 	goneOn := m.cmd.Flags().Changed("from-revision")
 	left := ""
 	switch {
-	case errors.As(err, &fromSource) && fromSource.code == codes.OutOfRange && goneOn && m.batches:
+	case errors.As(err, &fromSource) && fromSource.code == codes.OutOfRange && m.batches:
 		left = "the source does not have the revision any more at which the migration began; begin anew with an empty store"
 	case errors.As(err, &fromSource) && fromSource.code == codes.OutOfRange && goneOn:
 		left = "the source does not have the revision any more at which the migration began; begin anew, without --from-revision and --import-id, after: " + m.forgetting()
 	case m.batches:
+		if size, ok := smallerChunks(m.cmd, metadata); ok && reason == requestTooLarge {
+			m.chunkBytes = size // The same chunks would be refused again.
+		}
 		left = strings.TrimPrefix(leftOfBatches(err), "; ") + "; " + m.again("goes over it again, and on")
 	case reason == engine.StageMismatch.String(), errors.Is(err, client.ErrImportMismatch):
-		left = "what the store has of the migration is not what the source gives now, as when relationships have expired since, or another version of this command began it; " +
-			"begin anew, without --from-revision and --import-id, after: " + m.forgetting()
+		left = "go on with it by the --chunk-bytes that it was begun with, if that was another; " +
+			"else what the store has of the migration is not what the source gives now, as when relationships have expired since, or another version of this command began it: " +
+			"then begin anew, without --from-revision and --import-id, after: " + m.forgetting()
 	case reason == engine.StageStale.String(), reason == requestTooLarge && goneOn:
 		left = "nothing can be seen of it; begin anew, without --from-revision and --import-id, after: " + m.forgetting()
 	case end == importUncertain:

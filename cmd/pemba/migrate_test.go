@@ -682,6 +682,14 @@ func TestMigrateTooLate(t *testing.T) {
 	if !strings.Contains(said, "no such state (OutOfRange); the source does not have the revision any more at which the migration began; begin anew, without --from-revision and --import-id, after: pemba tuple import --addr=") || !strings.Contains(said, " --abort --import-id ") {
 		t.Errorf("too late: %s", said)
 	}
+	// Of a migration that has just begun there is nothing to forget, and one in batches
+	// cannot be gone on with.
+	if said = fails(t, "", "migrate", "from-spicedb", "-q"); !strings.HasSuffix(said, "no such state (OutOfRange); no relationships were copied\n") {
+		t.Errorf("gone at once: %s", said)
+	}
+	if said = fails(t, "", "migrate", "from-spicedb", "-q", "--batches"); !strings.HasSuffix(said, "; the source does not have the revision any more at which the migration began; begin anew with an empty store\n") {
+		t.Errorf("gone at once, with batches: %s", said)
+	}
 	// A page behind which nobody could go on, and a relationship that no server takes.
 	page := &v1.ExportBulkRelationshipsResponse{Relationships: []*v1.Relationship{{
 		Resource: &v1.ObjectReference{ObjectType: "document", ObjectId: "readme"}, Relation: "owner",
