@@ -52,10 +52,15 @@ func commandsOfAllKinds() []command {
 		{Store: 1, Stage: &graph.Stage{Operation: graph.StageCommit, ID: graph.StageID{1}, Chunk: 1}, RecordedActor: "person:hanna"},
 		{Store: 1, Stage: &graph.Stage{Operation: graph.StageDrop, ID: graph.StageID{1}}},
 		{Store: 1, Stage: &graph.Stage{Operation: graph.StageCollect}},
+		{Store: 1, CounterChange: &graph.CounterChange{Operation: graph.RegisterCounter, Name: "viewers", Filter: filters[1].Filter}},
+		{Store: 1, Schema: &graph.WriteSchema{}, RequestID: []byte{0}},
+		{Store: 1, Stage: &graph.Stage{Operation: graph.StageCommit, ID: graph.StageID{1}, Chunk: 1}, RequestID: make([]byte, graph.MaxRequestIDLength)},
+		{StartChecksum: &graph.StartChecksum{}},
+		{Renew: &graph.Renew{ClusterID: [16]byte{3, 2, 1}}, RequestID: []byte("again")},
 	} {
 		commands = append(commands, command{Stamp: 1_700_000_000_000_000, Mutation: &m})
 	}
-	commands[0].RequestID = []byte("0123456789abcdef")
+	commands[0].Mutation.RequestID = []byte("0123456789abcdef")
 	commands[1].Stamp = -1
 	return commands
 }
@@ -93,10 +98,27 @@ func TestCommandsThatCannotBeEncoded(t *testing.T) {
 		"two things":      {Mutation: &graph.Mutation{Collect: collect, Init: &graph.Init{}}},
 		"no delete limit": {Mutation: &graph.Mutation{Delete: &graph.DeleteMatching{}}},
 		"collect nothing": {Mutation: &graph.Mutation{Collect: &graph.Collect{}}},
-		"long request id": {Mutation: &graph.Mutation{Collect: collect}, RequestID: make([]byte, 65)},
+		"long request id": {Mutation: &graph.Mutation{Store: 1, Collect: collect, RequestID: make([]byte, graph.MaxRequestIDLength+1)}},
 	} {
 		if _, err := encodeCommand(c); err == nil {
 			t.Errorf("%s: encoded", name)
+		}
+	}
+}
+
+// An id that an entry cannot hold, or that is longer than any, is refused by name.
+func TestCommandRequestID(t *testing.T) {
+	entry, err := encodeCommand(command{Mutation: &graph.Mutation{Store: 1, Prune: &graph.Prune{}, RequestID: []byte("abc")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, length := range []byte{30, graph.MaxRequestIDLength + 1, 255} {
+		bad := bytes.Clone(entry)
+		bad[commandHeadBytes-1] = length
+		if _, err := decodeCommand(append(bad, make([]byte, int(length)-20)...)); err == nil {
+			t.Errorf("an id of %d bytes was read", length)
+		} else if length > graph.MaxRequestIDLength && !strings.Contains(err.Error(), "at most 64 are allowed") {
+			t.Errorf("an id of %d bytes: %v", length, err)
 		}
 	}
 }

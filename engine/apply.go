@@ -28,6 +28,10 @@ type Result struct {
 	// chunk that was staged before, and is not committed, Stage.Digest is the one
 	// behind that chunk.
 	Stage graph.StageInfo
+	// Repeated says that a mutation of the same RequestID was applied before, and
+	// that this one changed nothing. All else is what the first came to, its
+	// Revision and Instant too; how often it is asked again makes no difference.
+	Repeated bool
 }
 
 // Apply judges m against the graph as of the last commit and commits what it
@@ -41,19 +45,36 @@ type Result struct {
 //
 // Tuples whose lifetime is over at the stamp are absent: a Create over one
 // succeeds and ends it first.
+//
+// A mutation with a RequestID that was applied before, and is still remembered at
+// the stamp, is not judged: its result is that of the first, with Repeated. One
+// that was refused is not remembered, so asked again it is judged again, by what is
+// stored then. Both are right, for a refusal changed nothing.
 func (e *Engine) Apply(revision graph.Revision, term uint64, stamp graph.Instant, m *graph.Mutation) (Result, error) {
 	stamp = max(stamp, e.db.Applied().Stamp)
 	commit := graph.Commit{
 		Revision: revision, Term: term, Stamp: stamp,
 		RecordedActor: m.RecordedActor, Metadata: m.Metadata,
 	}
-	result := Result{Revision: revision, Instant: stamp}
+	result, repeated, err := e.repeated(m.RequestID, stamp)
+	if err != nil {
+		return Result{}, err
+	}
+	if repeated {
+		if _, err := e.db.Commit(graph.Commit{Revision: revision, Term: term, Stamp: stamp}); err != nil {
+			return Result{}, fmt.Errorf("engine: commit revision %d: %w", revision, err)
+		}
+		return result, nil
+	}
+	result = Result{Revision: revision, Instant: stamp}
 	if err := e.judge(m, &commit, &result); err != nil {
 		return Result{}, err
 	}
 	if result.Refusal != nil {
 		result.Changed, result.Partial, result.Stage = 0, false, graph.StageInfo{}
 		commit = graph.Commit{Revision: revision, Term: term, Stamp: stamp}
+	} else if len(m.RequestID) > 0 {
+		commit.Request = &graph.RequestCommit{ID: m.RequestID, Changed: result.Changed, Partial: result.Partial, Stage: result.Stage}
 	}
 	receipt, err := e.db.Commit(commit)
 	if refusal := refuseStagedTwice(m, err); refusal != nil {
@@ -79,8 +100,27 @@ func (e *Engine) Apply(revision graph.Revision, term uint64, stamp graph.Instant
 	return result, nil
 }
 
+// repeated returns what the first mutation of an id came to, if one was applied
+// that is remembered at the stamp.
+func (e *Engine) repeated(id []byte, stamp graph.Instant) (Result, bool, error) {
+	if len(id) == 0 || graph.ValidateRequestID(id) != nil {
+		return Result{}, false, nil
+	}
+	o, found, err := e.db.Request(id, stamp)
+	if err != nil || !found {
+		return Result{}, false, err
+	}
+	return Result{
+		Revision: o.Revision, Instant: o.Instant, Changed: o.Changed, Partial: o.Partial, Store: o.Store, Stage: o.Stage, Repeated: true,
+	}, true, nil
+}
+
 // judge fills in what m changes, or why it is refused.
 func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) error {
+	if err := graph.ValidateRequestID(m.RequestID); err != nil {
+		result.Refusal = refuseMalformed("request_id", err)
+		return nil
+	}
 	if m.Init != nil {
 		if e.db.ClusterID() != [16]byte{} {
 			result.Refusal = refuse(AlreadyInitialized, "", "the cluster has the identity %x already", e.db.ClusterID())
@@ -89,9 +129,18 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 		commit.Init = m.Init
 		return nil
 	}
-	if err := m.Validate(); err != nil && (len(m.Updates) == 0 || m.StoreChange != nil || m.Prune != nil || m.CounterChange != nil) {
+	if err := m.Validate(); err != nil && (len(m.Updates) == 0 || m.StoreChange != nil || m.Prune != nil || m.CounterChange != nil ||
+		m.StartChecksum != nil || m.Renew != nil) {
 		// What is wrong with an update is told below, with its place.
 		result.Refusal = refuseMalformed("", err)
+		return nil
+	}
+	if m.StartChecksum != nil {
+		commit.StartChecksum = m.StartChecksum
+		return nil
+	}
+	if m.Renew != nil {
+		result.Refusal = e.renew(m.Renew, commit)
 		return nil
 	}
 	if m.StoreChange != nil {

@@ -220,7 +220,10 @@ func change(e *enginetest.Env, w *enginetest.World, model map[string]graph.Tuple
 	if len(mutation.Updates) == 0 {
 		return true // a world whose types store nearly nothing
 	}
-	_, err := e.Write(mutation)
+	if at := e.Engine.DB().Applied().Revision; at%4 == 0 {
+		mutation.RequestID = fmt.Appendf(nil, "behind %d", at)
+	}
+	result, err := e.Write(mutation)
 	got := ""
 	var refusal *engine.Refusal
 	if errors.As(err, &refusal) {
@@ -237,6 +240,14 @@ func change(e *enginetest.Env, w *enginetest.World, model map[string]graph.Tuple
 		clear(model)
 		for k, v := range next {
 			model[k] = v
+		}
+		if mutation.RequestID != nil {
+			// Once more, which the model knows nothing of.
+			result.Repeated = true
+			if again, err := e.Write(mutation); err != nil || again != result {
+				fail("write repeated: %+v (%v), want %+v", again, err, result)
+				return false
+			}
 		}
 	}
 	if w.OneIn(8) {

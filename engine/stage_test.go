@@ -168,7 +168,9 @@ func TestStageCrash(t *testing.T) {
 	if _, err := e.DB().Flush(); err != nil {
 		t.Fatal(err)
 	}
-	commit := &graph.Mutation{Stage: &graph.Stage{Operation: graph.StageCommit, ID: graph.StageID{1}, Chunk: tuples / chunk}}
+	commit := &graph.Mutation{
+		Stage: &graph.Stage{Operation: graph.StageCommit, ID: graph.StageID{1}, Chunk: tuples / chunk}, RequestID: []byte("the only one"),
+	}
 	before := revision
 	c.keep(true)
 	want := apply(commit)
@@ -207,6 +209,14 @@ func TestStageCrash(t *testing.T) {
 		again, err := back.DB().Changes(graph.DefaultStore, graph.Position{Revision: revision}, tuples)
 		if err != nil || fmt.Sprint(again) != fmt.Sprint(changes) {
 			t.Errorf("after crash %d the change log differs (%v)", i, err)
+		}
+		if a := back.DB().Applied(); a.Checksum != e.DB().Applied().Checksum || a.ChecksumSince != 1 {
+			t.Errorf("after crash %d the checksum is %x since %d", i, a.Checksum, a.ChecksumSince)
+		}
+		repeated := want
+		repeated.Repeated = true
+		if got, err := back.Apply(revision+1, 1, now, commit); err != nil || got != repeated {
+			t.Errorf("after crash %d the commit repeated came to %+v (%v), not %+v", i, got, err, repeated)
 		}
 		if err := back.DB().CheckInvariants(); err != nil {
 			t.Errorf("after crash %d: %v", i, err)

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -623,16 +624,25 @@ func BenchmarkCheck(b *testing.B) {
 	}
 }
 
-// BenchmarkApply applies mutations of one tuple and of a hundred.
+// BenchmarkApply applies mutations of one tuple and of a hundred, and of one tuple
+// with an id of the request.
 func BenchmarkApply(b *testing.B) {
-	for _, size := range []int{1, 100} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
+	for _, bench := range []struct {
+		name string
+		size int
+		id   bool
+	}{{"1", 1, false}, {"1/request", 1, true}, {"100", 100, false}} {
+		b.Run(bench.name, func(b *testing.B) {
 			e := newEnv(b, wideSchema)
 			next := 0
 			b.ReportAllocs()
 			for range b.N {
 				m := &graph.Mutation{}
-				for range size {
+				if bench.id {
+					m.RequestID = binary.BigEndian.AppendUint64(nil, uint64(next)*0x9e3779b97f4a7c15)
+					e.Now += graph.RequestLifetime / 100_000
+				}
+				for range bench.size {
 					next++
 					m.Updates = append(m.Updates, graph.Update{Operation: graph.Touch, Tuple: graph.Tuple{
 						Object: graph.Object{Type: "folder", ID: fmt.Sprint("f", next)}, Relation: "viewer",

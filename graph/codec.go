@@ -13,22 +13,24 @@ import (
 // docs/format.md draws them. Nothing else in the project encodes tuples.
 
 // formatVersion is the version of everything below. A directory of the
-// oldestFormatVersion is rewritten when it is opened, one of storesVersion lacks
-// a keyspace and is marked, one of any other refused: two programs wrote staged
-// changes of version 2 in two ways, so what it means cannot be known. Changing the
-// meaning of a byte raises it, and so does a keyspace that programs before would
-// leave behind.
-const formatVersion = 4
+// oldestFormatVersion is rewritten when it is opened, one of storesVersion or
+// countersVersion lacks keyspaces and is marked, one of any other refused: two
+// programs wrote staged changes of version 2 in two ways, so what it means cannot
+// be known. Changing the meaning of a byte raises it, and so does a keyspace that
+// programs before would leave behind.
+const formatVersion = 5
 
 // Records begin with the formatVersion that gave them their form. recordVersion
 // is that of those which are as they were in the first, storesVersion of those
 // that came or changed with stores and staged changes, countersVersion that of
-// named counters.
+// named counters, clusterVersion of what clusters of several nodes need:
+// remembered requests, the checksum, ancestors.
 const (
 	oldestFormatVersion = 1
 	recordVersion       = 1
 	storesVersion       = 3
 	countersVersion     = 4
+	clusterVersion      = 5
 )
 
 // A keyspace is the first byte of a key. Integers in keys are big-endian, so
@@ -57,9 +59,13 @@ const (
 	spaceLog             keyspace = 'l' // store 4, revision 8, offset 4                     -> logHeader or logRecord
 	spaceRemoval         keyspace = 'x' // store 4                                           -> removalRecord
 	spaceNamedCounter    keyspace = 'q' // store 4, name                                     -> NamedCounter
+	spaceRequest         keyspace = 'd' // id of a request                                   -> RequestOutcome
+	spaceRequestOrder    keyspace = 'D' // revision 8                                        -> stamp, id of a request
 )
 
-// storeSpaces are the keyspaces that a store has keys in: all but spaceMeta.
+// storeSpaces are the keyspaces that a store has keys in: all but spaceMeta and
+// those of requests, whose ids are of the cluster. Their order is that of the
+// tombstones of a store that is dropped, which the checksum is of.
 var storeSpaces = []keyspace{
 	spaceStore, spaceShape, spaceCaveat, spaceNext, spaceNumber, spaceID, spaceForward, spaceReverse,
 	spaceForwardHistory, spaceReverseHistory, spaceExpiry, spaceCounter, spaceSchema, spaceLog, spaceRemoval,
@@ -70,7 +76,8 @@ var storeSpaces = []keyspace{
 const (
 	metaFormat        = 'f' // formatVersion
 	metaCluster       = 'i' // 16 bytes
-	metaApplied       = 'a' // revision, term, stamp
+	metaAncestors     = 'b' // what the cluster's id was before; missing while it had no other
+	metaApplied       = 'a' // revision, term, stamp, checksum
 	metaConfiguration = 'c' // revision, bytes
 	metaUnfinished    = 'u' // unfinishedStage; missing unless a staged change is being committed
 	metaStores        = 's' // the number of the next store; missing before the first
@@ -120,6 +127,8 @@ func splitKey(key []byte) int {
 		n = storeEnd + 3
 	case spaceStaged, spaceStageDigest:
 		n = stageKeyLen
+	case spaceRequestOrder:
+		n = 1
 	case spaceShape, spaceCaveat, spaceNext, spaceExpiry, spaceCounter, spaceSchema, spaceLog, spaceRemoval, spaceStage, spaceCommittedStages:
 		n = storeEnd
 	}

@@ -89,6 +89,13 @@ type Commit struct {
 	// CounterChange registers or unregisters a named counter of Store, alone in its
 	// Commit: there must be fewer than NamedCountersMax, and none of the name, or one.
 	CounterChange *CounterChange
+	// StartChecksum begins the checksum anew, alone in its Commit but for Request.
+	StartChecksum *StartChecksum
+	// Renew gives the cluster another id than it has and ever had, likewise alone.
+	Renew *Renew
+
+	// Request has the Commit remembered under the id of a request; nil for none.
+	Request *RequestCommit
 
 	// RecordedActor and Metadata are kept in the change log.
 	RecordedActor string
@@ -117,6 +124,16 @@ type writer struct {
 
 	created bool // whether st is a store that this commit makes
 	dropped bool // whether st goes with this commit
+
+	// forgotten is how many requests the commit forgets, from the oldest on, and
+	// forgottenBesides the revision of one that is not among them, zero for none.
+	forgotten        int
+	forgottenBesides Revision
+	ancestors        []Ancestor // behind a Renew
+	// mergedEnd is where the batch goes on behind the edges of a staged change, and
+	// merged what those came to; see checksum.go.
+	mergedEnd int
+	merged    uint64
 
 	counters   map[counterKey]int64
 	next       map[Shape]Number
@@ -177,16 +194,16 @@ func (db *DB) CommitConfiguration(rev Revision, term uint64, configuration []byt
 		return fmt.Errorf("commit the configuration of revision %d: %w", rev, err)
 	}
 	next := Applied{
-		Revision: rev, Term: term, Stamp: old.Stamp,
+		Revision: rev, Term: term, Stamp: old.Stamp, Checksum: old.Checksum, ChecksumSince: old.ChecksumSince,
 		Configuration: append([]byte{}, configuration...), ConfigurationRevision: rev,
 	}
 	b := db.pebble.NewBatch()
 	value := append(binary.AppendUvarint(nil, uint64(rev)), configuration...)
-	err := b.Set(metaKey(metaConfiguration), value, nil)
-	if err == nil {
-		err = db.finish(b, next, nil, nil)
+	if err := b.Set(metaKey(metaConfiguration), value, nil); err != nil {
+		return fmt.Errorf("commit the configuration of revision %d: %w", rev, closeBatch(b, err))
 	}
-	if err != nil {
+	next.check(0, b.Repr()[batchHeaderLen:])
+	if err := db.finish(b, next, nil, nil); err != nil {
 		return fmt.Errorf("commit the configuration of revision %d: %w", rev, err)
 	}
 	return nil
@@ -279,6 +296,8 @@ func (w *writer) reset(db *DB, c *Commit) {
 	w.fresh = w.fresh[:0]
 	w.batch, w.c, w.st, w.cat, w.grown, w.names = db.pebble.NewBatch(), c, nil, emptyCatalog, false, false
 	w.created, w.dropped, w.latestFrom = false, false, 0
+	w.forgotten, w.forgottenBesides, w.ancestors = 0, 0, nil
+	w.mergedEnd, w.merged = batchHeaderLen, 0
 }
 
 // publish shows in memory what readers must find there ahead of the batch.
@@ -295,8 +314,13 @@ func (w *writer) publish(db *DB) {
 	}
 }
 
-// count takes what the batch did to the counters into memory.
-func (w *writer) count() {
+// count takes what the batch did to the counters, to the requests that are
+// remembered and to the cluster's id into memory.
+func (w *writer) count(db *DB) {
+	if w.c.Request != nil {
+		db.requests.remembered(w.c.Revision, w.forgotten, w.forgottenBesides)
+	}
+	w.identify(db)
 	if w.st == nil {
 		return
 	}
@@ -311,16 +335,24 @@ func (w *writer) count() {
 	maps.Copy(w.st.next, w.next)
 }
 
-// applied returns how far the Commit brings the DB.
+// applied returns how far the Commit brings the DB. The batch is complete but for
+// that.
 func (w *writer) applied(db *DB) Applied {
 	next := db.Applied()
 	next.Revision, next.Term, next.Stamp = w.c.Revision, w.c.Term, w.c.Stamp
+	if w.c.StartChecksum != nil || (w.c.Init != nil && db.ClusterID() == [16]byte{}) {
+		next.Checksum, next.ChecksumSince = 0, w.c.Revision
+	}
+	next.check(w.merged, w.batch.Repr()[w.mergedEnd:])
 	return next
 }
 
 func (w *writer) commit(db *DB, c *Commit) (Receipt, error) {
 	w.reset(db, c)
 	receipt, err := w.fill(db)
+	if err == nil {
+		err = w.remember(db, receipt.Store)
+	}
 	if err != nil {
 		// Numbers that were not given out after all must be forgotten.
 		for _, k := range w.fresh {
@@ -328,7 +360,7 @@ func (w *writer) commit(db *DB, c *Commit) (Receipt, error) {
 		}
 		return Receipt{}, closeBatch(w.batch, err)
 	}
-	if err := db.finish(w.batch, w.applied(db), func() { w.publish(db) }, w.count); err != nil {
+	if err := db.finish(w.batch, w.applied(db), func() { w.publish(db) }, func() { w.count(db) }); err != nil {
 		return Receipt{}, err
 	}
 	if len(w.numbers) > rememberedNumbers || w.dropped {
@@ -336,10 +368,6 @@ func (w *writer) commit(db *DB, c *Commit) (Receipt, error) {
 	}
 	if w.created {
 		db.nextStore = max(db.nextStore, w.st.id+1)
-	}
-	if c.Init != nil {
-		id := c.Init.ClusterID
-		db.cluster.Store(&id)
 	}
 	return receipt, nil
 }
@@ -349,6 +377,15 @@ func (w *writer) fill(db *DB) (Receipt, error) {
 	c := w.c
 	if c.CounterChange != nil {
 		return Receipt{}, w.changeCounter(db)
+	}
+	if c.Renew != nil {
+		return Receipt{}, w.renew(db)
+	}
+	if c.StartChecksum != nil {
+		if c.Store != 0 || len(c.Changes) > 0 || c.Schema != nil || c.Init != nil || c.StoreChange != nil || c.Prune != nil || c.Stage != nil {
+			return Receipt{}, fmt.Errorf("the start of a checksum is alone in its commit")
+		}
+		return Receipt{}, nil
 	}
 	if c.Init != nil {
 		if old := db.ClusterID(); old != [16]byte{} && old != c.Init.ClusterID {
@@ -757,7 +794,9 @@ func (w *writer) end(k edgeKey, v *edgeValue, remove bool) error {
 }
 
 func (w *writer) writeCounters() error {
-	for k, delta := range w.counters {
+	// In order, for the checksum is of the order too.
+	for _, k := range slices.SortedFunc(maps.Keys(w.counters), counterKey.compare) {
+		delta := w.counters[k]
 		if delta == 0 {
 			continue
 		}
@@ -777,9 +816,9 @@ func (w *writer) writeCounters() error {
 			return err
 		}
 	}
-	for typ, n := range w.next {
+	for _, typ := range slices.Sorted(maps.Keys(w.next)) {
 		w.key = appendShape(appendStore(w.key[:0], spaceNext, w.c.Store), typ)
-		w.value = binary.AppendUvarint(w.value[:0], uint64(n))
+		w.value = binary.AppendUvarint(w.value[:0], uint64(w.next[typ]))
 		if err := w.batch.Set(w.key, w.value, nil); err != nil {
 			return err
 		}

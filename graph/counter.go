@@ -175,7 +175,7 @@ func readNamedCounter(r pebble.Reader, store StoreID, name string) (NamedCounter
 // changeCounter puts a CounterChange into the batch.
 func (w *writer) changeCounter(db *DB) error {
 	c := w.c
-	if len(c.Changes) > 0 || c.Schema != nil || c.Init != nil || c.StoreChange != nil || c.Prune != nil || c.Stage != nil {
+	if len(c.Changes) > 0 || c.Schema != nil || c.Init != nil || c.StoreChange != nil || c.Prune != nil || c.Stage != nil || c.StartChecksum != nil || c.Renew != nil {
 		return fmt.Errorf("the change of a counter is alone in its commit")
 	}
 	if err := c.CounterChange.validate(); err != nil {

@@ -201,9 +201,7 @@ func TestMarkedUpgrade(t *testing.T) {
 		mustCommit(t, db, c)
 		m.commit(c)
 	}
-	if err := db.pebble.Set(metaKey(metaFormat), []byte{storesVersion}, pebble.NoSync); err != nil {
-		t.Fatal(err)
-	}
+	older(t, db, m, storesVersion)
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}

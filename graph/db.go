@@ -102,6 +102,13 @@ type Applied struct {
 	Term     uint64
 	// Stamp is the highest stamp applied.
 	Stamp Instant
+	// Checksum hashes everything that was committed since the revision
+	// ChecksumSince, that one among it: two nodes that applied the same entries have
+	// the same, whatever happened to them, and nodes that differ in what they
+	// committed have others. Both are zero before Init, and where an older program
+	// began the data until there is a StartChecksum.
+	Checksum      uint64
+	ChecksumSince Revision
 	// Configuration is the last Raft configuration stored, as it was given, and
 	// ConfigurationRevision its revision; nil and zero for none. It must not be
 	// changed.
@@ -135,12 +142,15 @@ type DB struct {
 	betweenBatches  func()
 	// nextStore is the number of the next store to be created; guarded by commit.
 	nextStore StoreID
+	requests  requestQueue // guarded by commit
+	asked     atomic.Pointer[askedRequest]
 	// removal serialises Remove. It comes after life and before commit.
 	removal sync.Mutex
 
-	applied atomic.Pointer[Applied]
-	durable atomic.Pointer[Applied]
-	cluster atomic.Pointer[[16]byte]
+	applied   atomic.Pointer[Applied]
+	durable   atomic.Pointer[Applied]
+	cluster   atomic.Pointer[[16]byte]
+	ancestors atomic.Pointer[[]Ancestor]
 
 	// mu is held shortly: never while Pebble writes.
 	mu     sync.Mutex
@@ -246,16 +256,15 @@ func (db *DB) load(compactions *scheduler) error {
 	if db.unfinished, err = readUnfinished(db.pebble); err != nil {
 		return err
 	}
-	var id [16]byte
-	value, ok, err := get(db.pebble, metaKey(metaCluster))
+	id, ancestors, err := readIdentity(db.pebble)
 	if err != nil {
 		return err
 	}
-	if ok && len(value) != len(id) {
-		return corruptf("the cluster's id has %d bytes", len(value))
-	}
-	copy(id[:], value)
 	db.cluster.Store(&id)
+	db.ancestors.Store(&ancestors)
+	if db.requests, err = loadRequests(db.pebble); err != nil {
+		return err
+	}
 	if db.nextStore, err = readNextStore(db.pebble); err != nil {
 		return err
 	}
@@ -288,8 +297,9 @@ func (db *DB) checkFormat(compactions *scheduler) error {
 		switch found {
 		case formatVersion:
 			return nil
-		case storesVersion:
-			// What came since has a keyspace of its own: there is nothing to rewrite.
+		case storesVersion, countersVersion:
+			// What came since has keyspaces of its own, or records that are read in both
+			// forms: there is nothing to rewrite.
 			return db.pebble.Set(metaKey(metaFormat), binary.AppendUvarint(nil, formatVersion), pebble.NoSync)
 		case oldestFormatVersion:
 			compactions.open() // A large write may have to wait for one.
@@ -338,17 +348,40 @@ func readRevision(r pebble.Reader) (Applied, error) {
 	if err != nil || !ok {
 		return a, err
 	}
-	d := decoder{b: value}
-	d.version(recordVersion)
-	a.Revision, a.Term, a.Stamp = Revision(d.uvarint()), d.uvarint(), d.instant()
-	return a, d.finish("the applied revision")
+	return a, a.decode(value)
 }
 
 func (a *Applied) appendApplied(dst []byte) []byte {
-	dst = append(dst, recordVersion)
+	dst = append(dst, clusterVersion)
 	dst = binary.AppendUvarint(dst, uint64(a.Revision))
 	dst = binary.AppendUvarint(dst, a.Term)
-	return binary.AppendUvarint(dst, uint64(a.Stamp))
+	dst = binary.AppendUvarint(dst, uint64(a.Stamp))
+	dst = binary.AppendUvarint(dst, uint64(a.ChecksumSince))
+	if a.ChecksumSince == 0 {
+		return dst
+	}
+	return binary.BigEndian.AppendUint64(dst, a.Checksum)
+}
+
+// decode reads what appendApplied wrote, or a program before there was a checksum.
+func (a *Applied) decode(b []byte) error {
+	d := decoder{b: b}
+	version := d.byte()
+	if d.err == "" && version != recordVersion && version != clusterVersion {
+		d.fail(fmt.Sprintf("version %d, not %d or %d", version, recordVersion, clusterVersion))
+	}
+	*a = Applied{Revision: Revision(d.uvarint()), Term: d.uvarint(), Stamp: d.instant()}
+	if version == clusterVersion {
+		if a.ChecksumSince = Revision(d.uvarint()); a.ChecksumSince != 0 {
+			var checksum [8]byte
+			d.copy(checksum[:])
+			a.Checksum = binary.BigEndian.Uint64(checksum[:])
+		}
+		if a.ChecksumSince > a.Revision {
+			d.fail("a checksum since a revision that is not applied")
+		}
+	}
+	return d.finish("the applied revision")
 }
 
 // Close flushes and closes. It is refused while snapshots are open, with
@@ -395,7 +428,7 @@ func (db *DB) Applied() Applied { return *db.applied.Load() }
 // Open found. Pebble may have written more. It takes no lock.
 func (db *DB) Durable() Applied { return *db.durable.Load() }
 
-// ClusterID returns the id that Init gave; zero before.
+// ClusterID returns the id that Init gave, or the last Renew; zero before.
 func (db *DB) ClusterID() [16]byte { return *db.cluster.Load() }
 
 // Flush makes everything committed so far durable and returns how far that is.

@@ -91,6 +91,12 @@ func TestValidateMutation(t *testing.T) {
 		{Mutation{Schema: &WriteSchema{}}, "mutation's store"},
 		{Mutation{Store: 1, Init: &Init{ClusterID: [16]byte{1}}}, "mutation's store"},
 		{Mutation{Init: &Init{}}, "cluster id"},
+		{Mutation{Renew: &Renew{}}, "cluster id"},
+		{Mutation{Store: 1, Renew: &Renew{ClusterID: [16]byte{1}}}, "mutation's store"},
+		{Mutation{Store: 1, StartChecksum: &StartChecksum{}}, "mutation's store"},
+		{Mutation{StartChecksum: &StartChecksum{}, Renew: &Renew{ClusterID: [16]byte{1}}}, "asks 2 things"},
+		{Mutation{Renew: &Renew{ClusterID: [16]byte{1}}, Preconditions: []Precondition{{}}}, "preconditions with updates and delete only"},
+		{Mutation{Store: 1, Prune: &Prune{}, RequestID: make([]byte, MaxRequestIDLength+1)}, "request id"},
 		{Mutation{Store: 1, Collect: &Collect{}}, "collect's limit"},
 		{Mutation{Store: 1, Delete: &DeleteMatching{}}, "delete's limit"},
 		{Mutation{Store: 1, Schema: &WriteSchema{}, Preconditions: []Precondition{{}}}, "preconditions with updates and delete only"},
@@ -119,7 +125,7 @@ func TestValidateMutation(t *testing.T) {
 // TestFormatVersion holds that a directory of another version, or with data of
 // none, is refused.
 func TestFormatVersion(t *testing.T) {
-	for _, found := range []byte{0, 2, 5} {
+	for _, found := range []byte{0, 2, formatVersion + 1} {
 		fs := vfs.NewMem()
 		db := openTest(t, fs)
 		if err := db.pebble.Set(metaKey(metaFormat), []byte{found}, pebble.NoSync); err != nil {
@@ -131,7 +137,7 @@ func TestFormatVersion(t *testing.T) {
 		_, err := Open(Config{Dir: "graph", FS: fs})
 		var formatErr *FormatError
 		if !errors.As(err, &formatErr) || formatErr.Found != uint64(found) || formatErr.Supported != formatVersion ||
-			!strings.Contains(err.Error(), fmt.Sprintf("version %d", found)) || !strings.Contains(err.Error(), "versions 1, 3 and 4 only") {
+			!strings.Contains(err.Error(), fmt.Sprintf("version %d", found)) || !strings.Contains(err.Error(), "versions 1, 3, 4 and 5 only") {
 			t.Fatalf("error %v", err)
 		}
 	}
@@ -204,6 +210,7 @@ func TestClose(t *testing.T) {
 		"changes":       func() error { _, err := db.Changes(1, Position{}, 1); return err },
 		"schemas":       func() error { _, err := db.SchemaVersions(1, 0, 1); return err },
 		"remove":        func() error { _, err := db.Remove(1, stepRecords); return err },
+		"request":       func() error { _, _, err := db.Request([]byte("a"), 1); return err },
 		"metrics":       func() error { _, err := db.Metrics(); return err },
 		"check":         db.CheckInvariants,
 	}
@@ -614,6 +621,12 @@ func TestDamage(t *testing.T) {
 			_, _ = db.Remove(DefaultStore, stepRecords)
 			_, _ = db.SchemaVersions(DefaultStore, 0, 10)
 			_, _ = db.RevisionAt(DefaultStore, MaxInstant)
+			_ = scan(db.pebble, []byte{spaceRequest}, func(key, _ []byte) error {
+				_, _, _ = db.Request(key[1:], 1)
+				return nil
+			})
+			queue, _ := loadRequests(db.pebble)
+			_, _ = queue.due(db.pebble, MaxInstant)
 			info, _ := db.StoreInfo(DefaultStore)
 			if s, err := db.Snapshot(DefaultStore, info.OldestHistory, 0); err == nil {
 				_, _ = s.Count(Filter{})
@@ -641,8 +654,8 @@ func flip(b []byte) []byte {
 }
 
 // noticeable says whether damage contradicts another record. What the change log
-// tells, what a schema says, who asserts a tuple and who the cluster is stand in
-// one place only.
+// tells, what a schema says, who asserts a tuple, who the cluster is and what
+// became of a request stand in one place only.
 func noticeable(damage string, key, value []byte) bool {
 	switch key[0] {
 	case spaceMeta, spaceLog, spaceSchema, spaceCaveat, spaceShape, spaceExpiry:
@@ -651,6 +664,8 @@ func noticeable(damage string, key, value []byte) bool {
 		return damage == "remove" || damage == "truncate"
 	case spaceForward, spaceForwardHistory:
 		return damage != "flip" || value[0]&valueSources == 0
+	case spaceRequest:
+		return damage != "flip"
 	}
 	return true
 }

@@ -5,10 +5,12 @@
 // A Tuple is a stored edge object#relation@subject, with an optional caveat and
 // lifetime. A DB keeps the tuples of every store in one directory, in Pebble. A
 // Commit is everything that one Revision changes; it is the only way to write,
-// and what it did stands in the change log. A Snapshot is one store held still
-// at a revision, with lifetimes judged at an Instant; it is the only way to read
-// tuples. A Mutation is a request for change as it stands in the Raft log; this
-// package encodes it, but does not judge it: the engine turns it into a Commit.
+// and what it did stands in the change log. What became of a request can be
+// remembered with it, so that a request which comes twice is made once. A Snapshot
+// is one store held still at a revision, with lifetimes judged at an Instant; it is
+// the only way to read tuples. A Mutation is a request for change as it stands in
+// the Raft log; this package encodes it, but does not judge it: the engine turns it
+// into a Commit.
 //
 // # Numbers
 //
@@ -29,6 +31,8 @@
 //   - Given the same commits, two DBs hold the same bytes, but for what each has
 //     removed already of what was pruned: numbers are given out in the order of
 //     the changes and never again, those of stores too.
+//   - The checksum in Applied is of all that was committed, so that DBs which hold
+//     the same can be told from those which do not.
 //   - Each tuple stands in two records, by object and by subject, that agree.
 //   - Current and ended tuples are apart, so that reading the newest state pays
 //     nothing for history. A tuple is seen at revision r if created <= r and, once

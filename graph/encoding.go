@@ -36,6 +36,8 @@ const (
 // Bits of the second byte that a Mutation of laterVersion has; one or more are set.
 const (
 	asksCounterChange = 1 << iota
+	asksStartChecksum
+	asksRenew
 	asksLaterEnd
 )
 
@@ -61,7 +63,8 @@ const (
 )
 
 // AppendBinary appends the mutation's encoding to dst. Any mutation can be
-// encoded, also one that Validate refuses. Created of the tuples is left out.
+// encoded, also one that Validate refuses. Created of the tuples is left out, and
+// so is RequestID.
 func (m *Mutation) AppendBinary(dst []byte) []byte {
 	var asks byte
 	if len(m.Updates) > 0 {
@@ -88,10 +91,10 @@ func (m *Mutation) AppendBinary(dst []byte) []byte {
 	if m.Stage != nil {
 		asks |= asksStage
 	}
-	if m.CounterChange == nil {
+	if later := m.asksLater(); later == 0 {
 		dst = append(dst, mutationVersion, asks)
 	} else {
-		dst = append(dst, laterVersion, asks, asksCounterChange)
+		dst = append(dst, laterVersion, asks, later)
 	}
 	dst = binary.AppendUvarint(dst, uint64(m.Store))
 	dst = appendString(dst, m.RecordedActor)
@@ -134,12 +137,30 @@ func (m *Mutation) AppendBinary(dst []byte) []byte {
 	if m.CounterChange != nil {
 		dst = m.CounterChange.append(dst)
 	}
+	if m.Renew != nil {
+		dst = append(dst, m.Renew.ClusterID[:]...)
+	}
 	return dst
+}
+
+// asksLater returns the bits of what came with laterVersion.
+func (m *Mutation) asksLater() (later byte) {
+	if m.CounterChange != nil {
+		later |= asksCounterChange
+	}
+	if m.StartChecksum != nil {
+		later |= asksStartChecksum
+	}
+	if m.Renew != nil {
+		later |= asksRenew
+	}
+	return later
 }
 
 // DecodeMutation reads what AppendBinary wrote, and nothing else: another
 // version, a length that does not fit and bytes that are left over are errors
-// that wrap ErrInvalidMutation. What it returns shares nothing with b. It takes
+// that wrap ErrInvalidMutation. What it returns shares nothing with b, and has no
+// RequestID. It takes
 // memory in proportion to what b holds, not to what it says.
 func DecodeMutation(b []byte) (*Mutation, error) {
 	d := decoder{b: b}
@@ -214,6 +235,13 @@ func DecodeMutation(b []byte) (*Mutation, error) {
 	if later&asksCounterChange != 0 {
 		m.CounterChange = &CounterChange{}
 		m.CounterChange.decode(&d)
+	}
+	if later&asksStartChecksum != 0 {
+		m.StartChecksum = &StartChecksum{}
+	}
+	if later&asksRenew != 0 {
+		m.Renew = &Renew{}
+		d.copy(m.Renew.ClusterID[:])
 	}
 	if d.err == "" && len(d.b) > 0 {
 		d.fail(fmt.Sprintf("%d bytes are left over", len(d.b)))

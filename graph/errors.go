@@ -80,8 +80,8 @@ type FormatError struct {
 
 // Error names both versions.
 func (e *FormatError) Error() string {
-	return fmt.Sprintf("the directory has data format version %d, but this program opens versions %d, %d and %d only: "+
-		"use a program of the other version to export and this one to import", e.Found, oldestFormatVersion, storesVersion, e.Supported)
+	return fmt.Sprintf("the directory has data format version %d, but this program opens versions %d, %d, %d and %d only: "+
+		"use a program of the other version to export and this one to import", e.Found, oldestFormatVersion, storesVersion, countersVersion, e.Supported)
 }
 
 // An InvalidError says what is wrong with something that came from outside.

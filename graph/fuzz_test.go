@@ -83,6 +83,8 @@ func mutations(tb testing.TB) []*Mutation {
 		{Store: 6, Stage: &Stage{Operation: StageCollect}},
 		{Store: 7, CounterChange: &CounterChange{Operation: RegisterCounter, Name: "viewers", Filter: filter}},
 		{Store: 7, CounterChange: &CounterChange{Operation: UnregisterCounter, Name: "viewers"}},
+		{StartChecksum: &StartChecksum{}},
+		{Renew: &Renew{ClusterID: [16]byte{3, 15: 4}}, RecordedActor: "person:hanna"},
 		{},
 	}
 }

@@ -24,7 +24,10 @@ import (
 //   - each staged change has as many updates as it counts and the digest of each of
 //     its chunks, and one that a crash
 //     cut short has made what its marker says;
-//   - each named counter has a name and a filter, and there are not too many.
+//   - each named counter has a name and a filter, and there are not too many;
+//   - each request that is remembered stands under its id and its revision, and the
+//     revisions are in the order of their stamps;
+//   - the checksum, the cluster's id and its ancestors are of applied revisions.
 //
 // It holds a snapshot meanwhile, so commits may go on. It takes some
 // microseconds a tuple.
@@ -85,6 +88,9 @@ type checker struct {
 	removed  map[StoreID]removalRecord
 	endings  int             // changes whose tuple must be in the history
 	named    map[StoreID]int // counts the named counters
+
+	requests     int     // how many more are met by revision than by id
+	requestStamp Instant // of the last by revision
 }
 
 // A logCheck is where the change log of one store has come.
@@ -139,6 +145,16 @@ func (c *checker) run() error {
 	if err := c.endStages(); err != nil {
 		return err
 	}
+	if c.requests != 0 {
+		return corruptf("there are %d requests more by revision than by id", c.requests)
+	}
+	_, ancestors, err := readIdentity(c.r)
+	if err != nil {
+		return err
+	}
+	if n := len(ancestors); n > 0 && ancestors[n-1].Until > c.applied.Revision {
+		return corruptf("the cluster's id was another until revision %d, but %d is applied", ancestors[n-1].Until, c.applied.Revision)
+	}
 	for id, st := range c.stores {
 		if !maps.Equal(st.counters, c.counted[id]) && len(st.counters)+len(c.counted[id]) > 0 {
 			return corruptf("store %d: the counters are %v, a recount gives %v", id, st.counters, c.counted[id])
@@ -156,8 +172,13 @@ func (c *checker) run() error {
 // record checks one key and its value against all others that they imply.
 func (c *checker) record(key, value []byte) error {
 	space := key[0]
-	if space == spaceMeta {
+	switch space {
+	case spaceMeta:
 		return nil
+	case spaceRequestOrder:
+		return c.requestOrder(key, value)
+	case spaceRequest:
+		return c.request(key, value)
 	}
 	if len(key) < storeEnd {
 		return corruptf("key %x is too short", key)

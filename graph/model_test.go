@@ -44,6 +44,13 @@ type model struct {
 	settings StoreSettings
 	floors   []floors // from a revision on, ascending; the first is zero
 	counters []namedCounters
+	// requests are what became of those that commits of the store remembered.
+	requests []modelRequest
+}
+
+type modelRequest struct {
+	id      string
+	outcome RequestOutcome
 }
 
 // floors are what a store has forgotten from a revision on.
@@ -149,6 +156,11 @@ func (m *model) at(rev Revision, instant Instant, o Overlay) map[edgeName]Tuple 
 // commit does to the model what c does to a DB.
 func (m *model) commit(c Commit) {
 	m.applied, m.stamp = c.Revision, c.Stamp
+	if r := c.Request; r != nil {
+		m.requests = append(m.requests, modelRequest{string(r.ID), RequestOutcome{
+			Revision: c.Revision, Instant: c.Stamp, Changed: r.Changed, Partial: r.Partial, Stage: r.Stage,
+		}})
+	}
 	if c.Prune != nil {
 		m.prune()
 	}
@@ -259,8 +271,20 @@ func (g *generator) begin(t *testing.T, m *model, db *DB) {
 	m.commit(c)
 }
 
-// commit makes the commit that follows what the model holds.
+// commit makes the commit that follows what the model holds. Some are remembered
+// as those of a request; all of it takes less time than they are remembered for.
 func (g *generator) commit(m *model) Commit {
+	c := g.change(m)
+	if g.IntN(3) == 0 {
+		c.Request = &RequestCommit{ID: fmt.Appendf(nil, "%d of %d", c.Revision, m.store), Changed: g.IntN(300), Partial: g.IntN(2) == 0}
+		if g.IntN(4) == 0 {
+			c.Request.Stage = StageInfo{ID: StageID{1}, Chunks: 1, Tuples: 300, Touched: c.Stamp, Schema: 3}
+		}
+	}
+	return c
+}
+
+func (g *generator) change(m *model) Commit {
 	c := Commit{
 		Revision: m.applied + 1 + Revision(g.IntN(3)), Term: 1, Stamp: m.stamp + Instant(g.IntN(4))*unit, Store: m.store,
 	}
@@ -571,6 +595,22 @@ func compare(t *testing.T, g *generator, m *model, db *DB, rev Revision) {
 	}
 	compareRead(t, g, s, Filter{}, want)
 	compareCounters(t, g, m, s, want)
+	compareRequests(t, g, m, db)
+}
+
+// compareRequests asks for a request of each age.
+func compareRequests(t *testing.T, g *generator, m *model, db *DB) {
+	t.Helper()
+	for i := len(m.requests) - 1; i >= 0; i -= 1 + g.IntN(8) {
+		want, applied := m.requests[i], db.Applied().Revision
+		got, ok, err := db.Request([]byte(want.id), m.stamp)
+		if err != nil || ok != (want.outcome.Revision <= applied) || (ok && got != want.outcome) {
+			t.Fatalf("at %d the request %s came to %+v, %t (%v), not %+v", applied, want.id, got, ok, err, want.outcome)
+		}
+		if _, ok, err := db.Request([]byte(want.id), want.outcome.Instant+RequestLifetime); ok || err != nil {
+			t.Fatalf("the request %s is remembered for ever (%v)", want.id, err)
+		}
+	}
 }
 
 // compareCounters compares the named counters, which are those of the newest state

@@ -50,11 +50,23 @@ type Precondition struct {
 }
 
 // A Mutation is one atomic request for change, as it stands in the log. Exactly
-// one of Updates, Delete, Schema, Collect, Init, StoreChange, Prune, Stage and
-// CounterChange says what is asked, but that Updates go with a Stage of
-// StageUpdates.
+// one of Updates, Delete, Schema, Collect, Init, StoreChange, Prune, Stage,
+// CounterChange, StartChecksum and Renew says what is asked, but that Updates go
+// with a Stage of StageUpdates.
 type Mutation struct {
+	// Store is what is changed. It is zero where the mutation makes its store, or
+	// names none: with Init, CreateStore, StartChecksum and Renew.
 	Store StoreID
+
+	// RequestID tells this request for change from all others of the cluster, so
+	// that it is made once however often it is asked: a mutation whose id is
+	// remembered changes nothing, and comes to what the first of that id came to,
+	// whatever else it asks. It has up to MaxRequestIDLength bytes; empty for none,
+	// which costs nothing. What became of it is remembered for RequestLifetime,
+	// unless it was refused: a refusal changed nothing, and to judge again is right.
+	//
+	// It is no part of the encoding: whoever keeps mutations keeps it beside.
+	RequestID []byte
 
 	// Preconditions are judged, in order, before anything is changed. They go
 	// with Updates and Delete.
@@ -77,6 +89,10 @@ type Mutation struct {
 	Stage *Stage
 	// CounterChange registers or unregisters a named counter.
 	CounterChange *CounterChange
+	// StartChecksum begins the checksum of the state anew.
+	StartChecksum *StartChecksum
+	// Renew gives the cluster another id.
+	Renew *Renew
 
 	// RecordedActor is on whose behalf the caller says the change is made; it
 	// is recorded, not judged.
@@ -104,6 +120,15 @@ type Collect struct{ Limit int }
 
 // Init gives a new cluster its identity and its default store.
 type Init struct{ ClusterID [16]byte }
+
+// StartChecksum makes its revision the one that Applied.ChecksumSince says. It is
+// for data that an older program began; Init does the same.
+type StartChecksum struct{}
+
+// Renew gives a cluster another id than it has and ever had, and makes the one that
+// it has an Ancestor. It is for what goes on with the data of a cluster that is
+// lost, and so must not be taken for it.
+type Renew struct{ ClusterID [16]byte }
 
 // A StoreOperation says what a StoreChange does.
 type StoreOperation uint8

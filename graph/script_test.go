@@ -141,6 +141,31 @@ func (c *console) do(d *datadriven.TestData, b *strings.Builder) error {
 		fmt.Fprintf(b, "revision %d term %d stamp %d configuration %q of %d\n",
 			a.Revision, a.Term, a.Stamp, a.Configuration, a.ConfigurationRevision)
 		return nil
+	case "checksum":
+		a := c.db.Applied()
+		fmt.Fprintf(b, "%016x since %d\n", a.Checksum, a.ChecksumSince)
+		return nil
+	case "request":
+		o, ok, err := c.db.Request([]byte(text(d, "id")), max(Instant(number(d, "instant")), c.db.Applied().Stamp))
+		if ok {
+			fmt.Fprintf(b, "revision %d stamp %d, %d changed\n", o.Revision, o.Instant, o.Changed)
+		} else {
+			fmt.Fprintln(b, "none")
+		}
+		return err
+	case "renew", "start-checksum":
+		commit := Commit{Revision: Revision(number(d, "revision")), Term: 1, Stamp: c.db.Applied().Stamp, StartChecksum: &StartChecksum{}}
+		if d.Cmd == "renew" {
+			commit.StartChecksum, commit.Renew = nil, &Renew{ClusterID: [16]byte{byte(number(d, "id"))}}
+		}
+		_, err := c.db.Commit(commit)
+		return err
+	case "ancestors":
+		fmt.Fprintf(b, "%x\n", c.db.ClusterID())
+		for _, a := range c.db.Ancestors() {
+			fmt.Fprintf(b, "%x until %d\n", a.ClusterID, a.Until)
+		}
+		return nil
 	case "reopen":
 		if err := c.db.Close(); err != nil {
 			return err
@@ -233,6 +258,9 @@ func (c *console) commit(d *datadriven.TestData, b *strings.Builder) error {
 	}
 	if c.db.ClusterID() == [16]byte{} {
 		commit.Init = &Init{ClusterID: [16]byte{1}}
+	}
+	if id := text(d, "request"); id != "" {
+		commit.Request = &RequestCommit{ID: []byte(id), Changed: len(lines(d))}
 	}
 	before := func(t Tuple) (Tuple, bool, error) { return Tuple{}, false, nil }
 	if _, known := c.db.StoreInfo(commit.Store); known {

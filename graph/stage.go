@@ -480,6 +480,8 @@ type unfinishedStage struct {
 	verdict  StageVerdict
 	last     rest   // the last edge that is done
 	offset   uint32 // how many changes it and those before made
+	// checksum is what the edges up to the last one came to; see checksum.go.
+	checksum uint64
 	// What the last batch must do to the counters and to the store's record.
 	counters   map[counterKey]int64
 	latestFrom Instant
@@ -504,7 +506,7 @@ func (w *writer) commitStage(db *DB, c *Commit) (Receipt, error) {
 		return Receipt{}, errors.Join(err, db.leave(v))
 	}
 	err = db.finish(w.batch, w.applied(db), func() { w.publish(db) }, func() {
-		w.count()
+		w.count(db)
 		db.unfinished = nil
 	})
 	if err = errors.Join(err, db.leave(v)); err != nil {
@@ -544,6 +546,7 @@ func (w *writer) fillStage(db *DB, v *view) (Receipt, error) {
 	if progress.offset, err = w.mergeStage(db, v, &progress, after); err != nil {
 		return Receipt{}, err
 	}
+	w.merged, w.mergedEnd = progress.checksum, w.batch.Len()
 	if uint64(progress.offset) != step.Verdict.changes() {
 		return Receipt{}, corruptf("a staged change made %d changes where %d were judged", progress.offset, step.Verdict.changes())
 	}
@@ -557,7 +560,11 @@ func (w *writer) fillStage(db *DB, v *view) (Receipt, error) {
 	if err := w.batch.Delete(metaKey(metaUnfinished), nil); err != nil {
 		return Receipt{}, err
 	}
-	return w.conclude(w.cat.record, progress.offset)
+	receipt, err := w.conclude(w.cat.record, progress.offset)
+	if err != nil {
+		return Receipt{}, err
+	}
+	return receipt, w.remember(db, 0)
 }
 
 // mergeStage makes the changes from behind an edge on, and returns how many the
@@ -575,10 +582,14 @@ func (w *writer) mergeStage(db *DB, v *view, progress *unfinishedStage, after *r
 				return 0, err
 			}
 		}
+		before := w.batch.Len()
 		if err := w.mergeOne(m, progress); err != nil {
 			return 0, fmt.Errorf("edge %v: %w", m.rest.edge(forward), err)
 		}
 		progress.last = m.rest
+		if w.batch.Len() > before {
+			progress.checksum = chainEdge(progress.checksum, w.batch.Repr()[before:])
+		}
 	}
 	return progress.offset, nil
 }
@@ -802,13 +813,23 @@ func readStage(r pebble.Reader, store StoreID, id StageID) (StageInfo, bool, err
 func appendCommittedStages(dst []byte, committed []StageInfo) []byte {
 	dst = append(dst, storesVersion)
 	for i := range committed {
-		info := &committed[i]
-		dst = append(dst, info.ID[:]...)
-		dst = info.append(dst)
-		dst = binary.AppendUvarint(dst, uint64(info.Committed))
-		dst = binary.AppendUvarint(dst, info.Changed)
+		dst = committed[i].appendWhole(dst)
 	}
 	return dst
+}
+
+// appendWhole is append with the id, and what became of the staged change.
+func (info *StageInfo) appendWhole(dst []byte) []byte {
+	dst = info.append(append(dst, info.ID[:]...))
+	dst = binary.AppendUvarint(dst, uint64(info.Committed))
+	return binary.AppendUvarint(dst, info.Changed)
+}
+
+func (info *StageInfo) decodeWhole(d *decoder) {
+	d.copy(info.ID[:])
+	d.version(storesVersion)
+	info.decodeFields(d)
+	info.Committed, info.Changed = Revision(d.uvarint()), d.uvarint()
 }
 
 func readCommittedStages(r pebble.Reader, store StoreID) ([]StageInfo, error) {
@@ -821,10 +842,7 @@ func readCommittedStages(r pebble.Reader, store StoreID) ([]StageInfo, error) {
 	var committed []StageInfo
 	for len(d.b) > 0 && d.err == "" {
 		var info StageInfo
-		d.copy(info.ID[:])
-		d.version(storesVersion)
-		info.decodeFields(&d)
-		info.Committed, info.Changed = Revision(d.uvarint()), d.uvarint()
+		info.decodeWhole(&d)
 		committed = append(committed, info)
 	}
 	if len(committed) > CommittedStagesMax {
@@ -834,7 +852,7 @@ func readCommittedStages(r pebble.Reader, store StoreID) ([]StageInfo, error) {
 }
 
 func (u *unfinishedStage) append(dst []byte) []byte {
-	dst = append(dst, storesVersion)
+	dst = binary.BigEndian.AppendUint64(append(dst, clusterVersion), u.checksum)
 	dst = binary.AppendUvarint(dst, uint64(u.store))
 	dst = append(dst, u.stage[:]...)
 	dst = binary.AppendUvarint(dst, uint64(u.revision))
@@ -854,12 +872,20 @@ func (u *unfinishedStage) append(dst []byte) []byte {
 
 func (u *unfinishedStage) decode(b []byte) error {
 	d := decoder{b: b}
-	d.version(storesVersion)
+	*u = unfinishedStage{counters: map[counterKey]int64{}}
+	// The first form has no checksum, and neither has the state that it is of.
+	if version := d.byte(); version == clusterVersion {
+		var checksum [8]byte
+		d.copy(checksum[:])
+		u.checksum = binary.BigEndian.Uint64(checksum[:])
+	} else if d.err == "" && version != storesVersion {
+		d.fail(fmt.Sprintf("version %d, not %d or %d", version, storesVersion, clusterVersion))
+	}
 	store := d.uvarint()
 	if store == 0 || store > math.MaxUint32 {
 		d.fail("store out of range")
 	}
-	*u = unfinishedStage{store: StoreID(store), counters: map[counterKey]int64{}}
+	u.store = StoreID(store)
 	d.copy(u.stage[:])
 	u.revision, u.stamp = Revision(d.uvarint()), d.instant()
 	u.verdict = StageVerdict{Created: d.uvarint(), Replaced: d.uvarint(), Expired: d.uvarint()}

@@ -272,6 +272,7 @@ func (g *generator) commitStage(t *testing.T, m *stageModel, db *DB, fs *vfs.Mem
 		t.Fatalf("the verdict is %+v, not %+v", verdict, want)
 	}
 	next.Stage = &StageStep{Operation: StageCommit, ID: id, Verdict: verdict}
+	next.Request = &RequestCommit{ID: id[:], Changed: len(changes), Stage: StageInfo{ID: id, Chunks: m.chunks[id], Committed: next.Revision}}
 	done := finished{commit: next}
 	db.betweenBatches = func() {
 		compare(t, g, m.model, db, m.applied)
@@ -464,6 +465,9 @@ func FuzzStageCodec(f *testing.F) {
 		counters: map[counterKey]int64{{relation: 2, subject: 3}: -4},
 	}
 	f.Add(byte(1), u.append(nil))
+	f.Add(byte(1), append([]byte{storesVersion}, u.append(nil)[9:]...))
+	u.checksum = 1 << 63
+	f.Add(byte(1), u.append(nil))
 	v := edgeValue{caveat: 2, until: 9}
 	f.Add(byte(2), v.appendValue([]byte{byte(Touch)}, forward))
 	f.Fuzz(func(t *testing.T, what byte, b []byte) {
@@ -481,6 +485,9 @@ func FuzzStageCodec(f *testing.F) {
 				return // Several may stand in another order.
 			}
 			again = u.append(nil)
+			if b[0] == storesVersion { // The form before there was a checksum.
+				again = append([]byte{storesVersion}, again[9:]...)
+			}
 		case 2:
 			var v edgeValue
 			operation, err := decodeStaged(b, &v)

@@ -463,13 +463,13 @@ func TestUpgrade(t *testing.T) {
 	for _, v := range m.schemas {
 		set(appendSchemaKey(nil, 1, v.Revision), []byte(v.Text))
 	}
-	set(metaKey(metaFormat), []byte{1})
 	if err := b.Delete(metaKey(metaStores), nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Commit(pebble.NoSync); err != nil {
 		t.Fatal(err)
 	}
+	older(t, db, m, oldestFormatVersion)
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -490,6 +490,9 @@ func TestUpgrade(t *testing.T) {
 		compareLog(t, g, m, db)
 		if err := db.CheckInvariants(); err != nil {
 			t.Fatal(err)
+		}
+		if a := db.Applied(); a.ChecksumSince != 0 || a.Checksum != 0 {
+			t.Fatalf("the checksum is %+v", a)
 		}
 		receipt, err := db.Commit(Commit{
 			Revision: m.applied + 1, Term: 1, Stamp: m.stamp, StoreChange: &StoreChange{Operation: CreateStore, Name: "second"},

@@ -274,7 +274,7 @@ func (m *Mutation) Validate() error {
 	staged := m.Stage != nil && m.Stage.Operation == StageUpdates
 	for _, set := range []bool{
 		len(m.Updates) > 0 && !staged, m.Delete != nil, m.Schema != nil, m.Collect != nil, m.Init != nil,
-		m.StoreChange != nil, m.Prune != nil, m.Stage != nil, m.CounterChange != nil,
+		m.StoreChange != nil, m.Prune != nil, m.Stage != nil, m.CounterChange != nil, m.StartChecksum != nil, m.Renew != nil,
 	} {
 		if set {
 			kinds++
@@ -282,11 +282,15 @@ func (m *Mutation) Validate() error {
 	}
 	if kinds != 1 {
 		return invalid("mutation", "", fmt.Sprintf("asks %d things", kinds),
-			"one of updates, delete, schema, collect, init, store change, prune, stage and counter change")
+			"one of updates, delete, schema, collect, init, store change, prune, stage, counter change, start checksum and renew")
 	}
-	creates := m.Init != nil || (m.StoreChange != nil && m.StoreChange.Operation == CreateStore)
-	if (m.Store == 0) != creates {
-		return invalid("mutation's store", fmt.Sprint(m.Store), "does not go with what is asked", "zero for init and to create a store, else a store")
+	if err := ValidateRequestID(m.RequestID); err != nil {
+		return err
+	}
+	storeless := m.Init != nil || (m.StoreChange != nil && m.StoreChange.Operation == CreateStore) || m.StartChecksum != nil || m.Renew != nil
+	if (m.Store == 0) != storeless {
+		return invalid("mutation's store", fmt.Sprint(m.Store), "does not go with what is asked",
+			"zero for init, start checksum, renew and to create a store, else a store")
 	}
 	if len(m.Preconditions) > 0 && (len(m.Updates) == 0 || staged) && m.Delete == nil {
 		return invalid("mutation", "", "has preconditions", "preconditions with updates and delete only")
@@ -312,7 +316,7 @@ func (m *Mutation) Validate() error {
 			return err
 		}
 	}
-	if m.Init != nil && m.Init.ClusterID == [16]byte{} {
+	if (m.Init != nil && m.Init.ClusterID == [16]byte{}) || (m.Renew != nil && m.Renew.ClusterID == [16]byte{}) {
 		return invalid("cluster id", "", "is zero", "16 random bytes")
 	}
 	if err := m.StoreChange.validate(); err != nil {
@@ -371,6 +375,15 @@ func (s *Stage) validate() error {
 	}
 	if s.Operation != StageCommit && s.Digest != (StageDigest{}) {
 		return invalid("stage's digest", fmt.Sprintf("%x", s.Digest), "does not go with the operation", "a digest with commit only")
+	}
+	return nil
+}
+
+// ValidateRequestID checks the id of a request: up to MaxRequestIDLength bytes, of
+// which none means that there is no id. The error is an *InvalidError.
+func ValidateRequestID(id []byte) error {
+	if len(id) > MaxRequestIDLength {
+		return invalid("request id", fmt.Sprintf("%x", cut(id)), fmt.Sprintf("has %d bytes", len(id)), fmt.Sprintf("at most %d bytes", MaxRequestIDLength))
 	}
 	return nil
 }

@@ -30,13 +30,15 @@
 // A command may have arguments (at=3) and lines of input:
 //
 //	schema                          writes the input as schema
-//	write [create]                  touches (or creates) the tuples, one a line;
+//	write [create] [actor=A] [request=ID]
+//	                                touches (or creates) the tuples, one a line;
 //	                                "delete TUPLE" deletes one, "if FILTER" and
 //	                                "unless FILTER" are preconditions
 //	delete FILTER [limit=N] [partial]
 //	check [trace]                   asks each line object#name@subject
-//	stage NAME [chunk=N] [create]   adds the tuples, one a line, to a staged change
-//	commit-stage NAME chunks=N [actor=A]
+//	stage NAME [chunk=N] [create] [request=ID]
+//	                                adds the tuples, one a line, to a staged change
+//	commit-stage NAME chunks=N [actor=A] [request=ID]
 //	drop-stage NAME
 //	collect-stages                  drops those that nobody went on with for a day
 //	stages                          what is staged

@@ -225,6 +225,9 @@ func written(result engine.Result, err error) (string, error) {
 	if result.Partial {
 		text += ", more match"
 	}
+	if result.Repeated {
+		text += ", repeated"
+	}
 	return text + "\n", nil
 }
 
@@ -237,6 +240,8 @@ func (e *Env) write(d *datadriven.TestData) (string, error) {
 			operation = graph.Create
 		case "actor":
 			m.RecordedActor = a.Vals[0]
+		case "request":
+			m.RequestID = []byte(a.Vals[0])
 		default:
 			return "", fmt.Errorf("unknown argument %s", a.Key)
 		}
@@ -292,6 +297,8 @@ func (e *Env) stage(d *datadriven.TestData) (string, error) {
 			}
 		case a.Key == "actor":
 			m.RecordedActor = a.Vals[0]
+		case a.Key == "request":
+			m.RequestID = []byte(a.Vals[0])
 		default:
 			return "", fmt.Errorf("unknown argument %s", a.Key)
 		}
@@ -319,7 +326,8 @@ func (e *Env) stage(d *datadriven.TestData) (string, error) {
 	case "stage":
 		return staged(result.Stage), nil
 	case "commit-stage":
-		return fmt.Sprintf("revision %d: %d changed at revision %d\n", result.Revision, result.Changed, result.Stage.Committed), nil
+		text, err := written(result, nil)
+		return fmt.Sprintf("%s at revision %d\n", strings.TrimSpace(text), result.Stage.Committed), err
 	}
 	return fmt.Sprintf("revision %d\n", result.Revision), nil
 }
