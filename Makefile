@@ -15,7 +15,7 @@ test: ## Run the tests.
 
 check: lint ## Everything that CI checks of the code: lint, generated code, race detector.
 	$(BUF) lint
-	$(MAKE) proto && git diff --exit-code -- api
+	$(MAKE) proto && git diff --exit-code -- api cluster
 	go mod tidy -diff
 	go list ./... | grep -v /faulttest | xargs go test -race
 
@@ -24,6 +24,7 @@ lint: ## Run the linters.
 
 proto: ## Generate the Go code of the protocol.
 	$(BUF) generate
+	$(BUF) generate --template buf.gen.peer.yaml
 
 rewrite: ## Rewrite the expected output of the scripts; read the diff before committing.
 	go test ./schema ./graph ./engine ./api -rewrite

@@ -174,10 +174,10 @@ func TestAsOfWaitsForWritesUnderWay(t *testing.T) {
 	}
 
 	n.leading.Store(n.leading.Load() - 1) // As in the moment after an election.
-	if err := ask(n.db.Applied().Stamp); !errors.Is(err, ErrNotLeader) {
+	if err := ask(n.db().Applied().Stamp); !errors.Is(err, ErrNotLeader) {
 		t.Errorf("without the leader: %v", err)
 	}
-	if err := ask(n.db.Applied().Stamp - 1); err != nil {
+	if err := ask(n.db().Applied().Stamp - 1); err != nil {
 		t.Errorf("without the leader, before the newest stamp: %v", err)
 	}
 }
@@ -259,7 +259,7 @@ func TestAsOfBeforeAnUpgradedStore(t *testing.T) {
 	made := now.instant()
 	now.advance(time.Minute)
 	writeSchema(t, n)
-	schema := n.db.Applied()
+	schema := n.db().Applied()
 	closeNode(t, n)
 
 	comparer := *pebble.DefaultComparer

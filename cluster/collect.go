@@ -131,8 +131,8 @@ func (c *collector) postpone(store graph.StoreID, until graph.Instant) {
 func (n *Node) collectRound() time.Duration {
 	idle := idleRounds * n.config.CollectPause
 	for n.leads() {
-		now := max(n.now(), n.db.Applied().Stamp)
-		due := n.collector.plan(n.db.Stores(), now)
+		now := max(n.now(), n.db().Applied().Stamp)
+		due := n.collector.plan(n.db().Stores(), now)
 		if len(due) == 0 {
 			n.collector.mu.Lock()
 			left := n.collector.at - now
@@ -210,7 +210,8 @@ func (n *Node) collectOnce(store graph.StoreID, now graph.Instant) error {
 // proposeUpkeep writes what the node itself has to change. That a store is no
 // more is no error.
 func (n *Node) proposeUpkeep(m *graph.Mutation) (engine.Result, error) {
-	result, err := n.Write(context.Background(), m)
+	// Here or not at all: another leader does its own upkeep.
+	result, err := n.writeHere(context.Background(), m)
 	if err == nil && result.Refusal != nil && result.Refusal.Reason != engine.UnknownStore {
 		err = result.Refusal
 	}
@@ -220,7 +221,7 @@ func (n *Node) proposeUpkeep(m *graph.Mutation) (engine.Result, error) {
 // nextEnd returns when the lifetime of a stored tuple ends that ends first;
 // never when none ends.
 func (n *Node) nextEnd(store graph.StoreID) (graph.Instant, error) {
-	snapshot, err := n.db.Snapshot(store, 0, graph.MaxInstant)
+	snapshot, err := n.db().Snapshot(store, 0, graph.MaxInstant)
 	if err != nil {
 		return 0, err
 	}

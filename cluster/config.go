@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"cmp"
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pembadb/pemba/cluster/badgerlog"
+	"github.com/pembadb/pemba/cluster/peer"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
@@ -37,15 +40,61 @@ type Config struct {
 	NodeID string
 
 	// RaftAddr is the host and port under which the other nodes of a cluster
-	// reach this one. It is recorded in the log when a cluster is made. A node
-	// that is alone opens no port. Empty means 127.0.0.1:7000.
-	RaftAddr string
+	// reach this one, and RaftListenAddr where it listens for them; empty for
+	// RaftAddr. A node that has neither RaftAddr nor Join nor peers in its data
+	// directory opens no port, and nobody can join it. A used directory remembers
+	// the address; when another one is given, the other nodes are told.
+	RaftAddr       string
+	RaftListenAddr string
+
+	// PeerTLS returns the identity of this node and the authorities of the
+	// others, for every connection in either direction, anew each time: its
+	// Certificates, RootCAs and ClientCAs count. Nil means that peers are trusted
+	// unseen; RaftListenAddr must then be a loopback address.
+	PeerTLS func() *tls.Config
+
+	// PeerNetwork connects the nodes. Nil means TCP.
+	PeerNetwork peer.Network
+
+	// Join asks a cluster to take this node in, when its data directory is empty.
+	// It is given what the cluster must know, and returns what it answered. It is
+	// called once by Open, and where an earlier start was cut short. Nil means that
+	// an empty directory becomes a cluster of one.
+	Join func(context.Context, Joining) (Joined, error)
+
+	// Replica lets the node that joins stay without a vote: it serves reads, and
+	// its loss matters to nobody else.
+	Replica bool
 
 	// ElectionTimeout is how long a node waits for a leader before it offers
-	// itself, at random up to twice as long. Zero means 50 ms, which suits a
-	// node that is alone: it has no one to wait for, and starts that much
-	// faster. The least allowed is 10 ms.
+	// itself, at random up to twice as long. Zero means 400 ms where there is a port
+	// for peers, and else 50 ms, since a node that is alone has no one to wait for.
+	// The least allowed is 10 ms.
 	ElectionTimeout time.Duration
+
+	// CommitPause is how long a leader waits, at random up to twice as long, for
+	// another entry before it tells the others by itself that the last one is
+	// agreed. Zero means 2 ms.
+	CommitPause time.Duration
+
+	// MemberPause is the time between two looks of a node at its own place among
+	// the members. Zero means 250 ms.
+	MemberPause time.Duration
+
+	// ClockPause is the time between two comparisons of this node's clock with those
+	// of the others. Zero means 1 s.
+	ClockPause time.Duration
+
+	// ChecksumPause is the time between two comparisons of this node's state with
+	// that of the others. Zero means 10 s.
+	ChecksumPause time.Duration
+
+	// StateBytesPerSecond bounds how fast a whole state is sent to another node,
+	// so that checks here stay fast. Zero means 20 MiB; negative means no bound.
+	StateBytesPerSecond int64
+
+	// Version is what this program calls itself, for the status of the cluster.
+	Version string
 
 	// MaxAppendEntries bounds how many entries share one sync of the log: 1 to
 	// 1024, zero for 512.
@@ -110,6 +159,9 @@ type Config struct {
 	// that it does not. A node in memory never does.
 	VerifyBytesPerSecond int64
 
+	// recovering opens the node for Recover.
+	recovering bool
+
 	// Graph, Engine and Log configure the parts. Dir, InMemory, Logger, OnFatal,
 	// FS and CommitIndex in them are set by Open and must be empty.
 	Graph  graph.Config
@@ -129,15 +181,25 @@ type Config struct {
 	Now func() time.Time
 }
 
-const defaultRaftAddr = "127.0.0.1:7000"
+// aloneAddr stands in the configuration of a node that has no port.
+const aloneAddr = "127.0.0.1:7000"
 
 // withDefaults returns c with each zero value replaced by its default.
 func (c Config) withDefaults() Config {
-	if c.RaftAddr == "" {
-		c.RaftAddr = defaultRaftAddr
+	if c.CommitPause == 0 {
+		c.CommitPause = 2 * time.Millisecond
 	}
-	if c.ElectionTimeout == 0 {
-		c.ElectionTimeout = 50 * time.Millisecond
+	if c.MemberPause == 0 {
+		c.MemberPause = 250 * time.Millisecond
+	}
+	if c.ClockPause == 0 {
+		c.ClockPause = time.Second
+	}
+	if c.ChecksumPause == 0 {
+		c.ChecksumPause = checksumPauseDefault
+	}
+	if c.StateBytesPerSecond == 0 {
+		c.StateBytesPerSecond = 20 << 20
 	}
 	if c.MaxAppendEntries == 0 {
 		c.MaxAppendEntries = 512
@@ -210,8 +272,18 @@ func (c Config) Validate() error {
 			return fmt.Errorf("cluster: Config.NodeID: %w", err)
 		}
 	}
-	if host, port, err := net.SplitHostPort(c.RaftAddr); err != nil || host == "" || port == "" {
-		return fmt.Errorf("cluster: Config.RaftAddr is %q: a host and a port, such as %q, are allowed", c.RaftAddr, defaultRaftAddr)
+	if c.RaftAddr != "" {
+		if err := validateAddr(c.RaftAddr); err != nil {
+			return fmt.Errorf("cluster: Config.RaftAddr: %w", err)
+		}
+	}
+	if c.RaftListenAddr != "" {
+		if _, _, err := net.SplitHostPort(c.RaftListenAddr); err != nil || c.RaftAddr == "" {
+			return fmt.Errorf("cluster: Config.RaftListenAddr is %q: a host, which may be empty, and a port are allowed, beside a RaftAddr", c.RaftListenAddr)
+		}
+	}
+	if c.Join != nil && c.RaftAddr == "" {
+		return errors.New("cluster: Config.Join is set and Config.RaftAddr is empty: the cluster must know where to reach the node")
 	}
 	for _, field := range [...]struct {
 		name            string
@@ -234,7 +306,11 @@ func (c Config) Validate() error {
 		name        string
 		value, from time.Duration
 	}{
-		{"ElectionTimeout", c.ElectionTimeout, 10 * time.Millisecond},
+		{"ElectionTimeout", cmp.Or(c.ElectionTimeout, aloneElectionTimeout), 10 * time.Millisecond},
+		{"CommitPause", c.CommitPause, time.Millisecond},
+		{"MemberPause", c.MemberPause, time.Millisecond},
+		{"ChecksumPause", c.ChecksumPause, time.Millisecond},
+		{"ClockPause", c.ClockPause, time.Millisecond},
 		{"SnapshotInterval", c.SnapshotInterval, time.Millisecond},
 		{"WaitMax", c.WaitMax, time.Millisecond},
 		{"CollectPause", c.CollectPause, time.Millisecond},
@@ -252,3 +328,19 @@ func (c Config) Validate() error {
 	}
 	return nil
 }
+
+// The election timeouts of a node without and with a port for peers.
+const (
+	aloneElectionTimeout = 50 * time.Millisecond
+	peersElectionTimeout = 400 * time.Millisecond
+)
+
+// validateAddr says what is wrong with an address that others are to dial.
+func validateAddr(addr string) error {
+	if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" || len(addr) > addrBytesMax {
+		return fmt.Errorf("%.80q is not a host and a port, such as %q, of at most %d bytes", addr, aloneAddr, addrBytesMax)
+	}
+	return nil
+}
+
+const addrBytesMax = 512

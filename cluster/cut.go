@@ -13,8 +13,8 @@ type cutter struct{ wake chan struct{} }
 
 // wakeCutter wakes it if so. The FSM calls it behind each batch.
 func (n *Node) wakeCutter() {
-	if n.fsm.entries.Load() < n.config.SnapshotThreshold && n.fsm.bytes.Load() < n.config.SnapshotBytes &&
-		!n.fsm.large.Load() {
+	if n.fsm().entries.Load() < n.config.SnapshotThreshold && n.fsm().bytes.Load() < n.config.SnapshotBytes &&
+		!n.fsm().large.Load() {
 		return
 	}
 	select {
@@ -27,46 +27,46 @@ func (n *Node) wakeCutter() {
 // time that so many entries or bytes were applied. Raft itself looks at the
 // number of entries only, and at fixed times, so the log would grow with the
 // rate and the size of writes.
-func (n *Node) cut() {
-	defer n.loops.Done()
+func (n *Node) cut(m *machine) {
+	defer m.loops.Done()
 	// What an earlier run left over counts too, or a node that is restarted
 	// again and again would never cut.
 	if first, err := n.log.FirstIndex(); err == nil {
-		if held := n.raft.LastIndex() + 1 - first; held > n.config.TrailingLogs {
-			n.fsm.entries.Add(held - n.config.TrailingLogs)
+		if held := m.raft.LastIndex() + 1 - first; held > n.config.TrailingLogs {
+			m.fsm.entries.Add(held - n.config.TrailingLogs)
 		}
 	}
 	for {
 		select {
-		case <-n.stop:
+		case <-m.stop:
 			return
 		case <-n.cutter.wake:
 		}
-		n.cutOnce()
+		n.cutOnce(m)
 		select {
-		case <-n.stop:
+		case <-m.stop:
 			return
 		case <-time.After(n.config.SnapshotInterval):
 		}
 	}
 }
 
-func (n *Node) cutOnce() {
-	entries, bytes, large := n.fsm.entries.Swap(0), n.fsm.bytes.Swap(0), n.fsm.large.Swap(false)
-	rc := n.raft.ReloadableConfig()
+func (n *Node) cutOnce(m *machine) {
+	entries, bytes, large := m.fsm.entries.Swap(0), m.fsm.bytes.Swap(0), m.fsm.large.Swap(false)
+	rc := m.raft.ReloadableConfig()
 	rc.TrailingLogs = n.trailing(entries, bytes)
-	err := n.raft.ReloadConfig(rc)
+	err := m.raft.ReloadConfig(rc)
 	if err == nil {
-		err = n.raft.Snapshot().Error()
+		err = m.raft.Snapshot().Error()
 	}
 	switch {
 	case err == nil, errors.Is(err, raft.ErrRaftShutdown):
 	default:
 		// What was counted counts again, so that the next batch tries again.
-		n.fsm.entries.Add(entries)
-		n.fsm.bytes.Add(bytes)
+		m.fsm.entries.Add(entries)
+		m.fsm.bytes.Add(bytes)
 		if large {
-			n.fsm.large.Store(true)
+			m.fsm.large.Store(true)
 		}
 		if !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 			n.config.Logger.Warn("the log was not cut", "node", n.dir.nodeID, "error", err)

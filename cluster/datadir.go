@@ -11,16 +11,21 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/pembadb/pemba/graph"
 )
 
 // The names in a data directory.
 const (
-	formatFile   = "FORMAT" // The version of the layout.
-	lockFile     = "LOCK"   // Locked while a process has the directory; holds its id.
-	nodeFile     = "NODE"   // The id of the node whose data this is.
-	stateFolder  = "state"  // The graph, in Pebble.
-	logFolder    = "log"    // The Raft log, in Badger.
-	newExtension = ".new"   // A file that is being written.
+	formatFile   = "FORMAT"  // The version of the layout.
+	lockFile     = "LOCK"    // Locked while a process has the directory; holds its id.
+	nodeFile     = "NODE"    // The id of the node whose data this is.
+	memberFile   = "MEMBER"  // Of a node that joined: which cluster, and as what.
+	recoverFile  = "RECOVER" // There while a recovery is under way.
+	stateFile    = "STATE"   // Which folder holds the graph, when it is not the first.
+	stateFolder  = "state"   // The graph, in Pebble; state-N when it was sent by another node.
+	logFolder    = "log"     // The Raft log, in Badger.
+	newExtension = ".new"    // A file that is being written.
 )
 
 // formatVersion is the version of the layout of the data directory as a whole.
@@ -39,6 +44,23 @@ type dataDir struct {
 	path   string
 	lock   *os.File // Nil in memory, where path only stands in messages.
 	nodeID string
+	// member is the zero membership of a node that did not join.
+	member membership
+	// graph is the folder of the graph that is in force. Where installed is not
+	// zero, that state was sent by another node and is of this revision, and what
+	// is in the log is to be wiped.
+	graph     string
+	installed graph.Revision
+}
+
+// A membership is what a node that joined a cluster must know of it before the
+// state tells.
+type membership struct {
+	cluster [16]byte
+	// replica says that the node means to stay without a vote.
+	replica bool
+	// began says that the node had once caught up, so that it may have voted.
+	began bool
 }
 
 // openDataDir locks the directory at path, made if it is missing, and returns
@@ -64,7 +86,7 @@ func openDataDir(path, wantNodeID string) (*dataDir, error) {
 	if err := d.claim(); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
-	if err := d.loadNodeID(wantNodeID); err != nil {
+	if err := errors.Join(d.loadNodeID(wantNodeID), d.loadMember(), d.loadState()); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
@@ -78,8 +100,11 @@ func (d *dataDir) close() error {
 	return d.lock.Close()
 }
 
-func (d *dataDir) state() string { return filepath.Join(d.path, stateFolder) }
-func (d *dataDir) log() string   { return filepath.Join(d.path, logFolder) }
+func (d *dataDir) state() string { return d.folder(d.graph) }
+
+// folder returns the path of a folder of graphs.
+func (d *dataDir) folder(name string) string { return filepath.Join(d.path, name) }
+func (d *dataDir) log() string               { return filepath.Join(d.path, logFolder) }
 
 // makeDirectory makes path and what is missing above it, and syncs the
 // directories that then hold a new name.
@@ -247,6 +272,130 @@ func (d *dataDir) loadNodeID(want string) error {
 		return err
 	}
 	return d.replaceFile(nodeFile, d.nodeID+"\n")
+}
+
+// loadMember finds out whether the node joined a cluster.
+func (d *dataDir) loadMember() error {
+	content, err := os.ReadFile(filepath.Join(d.path, memberFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		d.member, err = parseMembership(string(content))
+	}
+	if err != nil {
+		return fmt.Errorf("data directory %s: the file %s: %w", d.path, memberFile, err)
+	}
+	return nil
+}
+
+// roles are the words for what a node joined as, by membership.replica.
+var roles = map[bool]string{false: "voter", true: "replica"}
+
+func (m membership) String() string {
+	return fmt.Sprintf("cluster %x\nrole %s\nbegan %t\n", m.cluster, roles[m.replica], m.began)
+}
+
+func parseMembership(content string) (membership, error) {
+	var m membership
+	var id []byte
+	var role string
+	if _, err := fmt.Sscanf(content, "cluster %x\nrole %s\nbegan %t\n", &id, &role, &m.began); err != nil {
+		return m, fmt.Errorf("it says %.80q, not a cluster and a role: %w", content, err)
+	}
+	m.replica = role == roles[true]
+	if len(id) != len(m.cluster) || role != roles[m.replica] {
+		return m, fmt.Errorf("it says %.80q, not a cluster of %d bytes and one of the roles voter and replica", content, len(m.cluster))
+	}
+	copy(m.cluster[:], id)
+	return m, nil
+}
+
+// join records which cluster the node joined.
+func (d *dataDir) join(m membership) error {
+	if d.lock != nil {
+		if err := d.replaceFile(memberFile, m.String()); err != nil {
+			return err
+		}
+	}
+	d.member = m
+	return nil
+}
+
+// begin records that the node has caught up.
+func (d *dataDir) begin() error {
+	if d.member == (membership{}) || d.member.began {
+		return nil
+	}
+	m := d.member
+	m.began = true
+	return d.join(m)
+}
+
+// loadState finds the folder of the graph. Folders of states that were replaced, or
+// never came into force, are removed.
+func (d *dataDir) loadState() error {
+	d.graph = stateFolder
+	content, err := os.ReadFile(filepath.Join(d.path, stateFile))
+	if err == nil {
+		d.graph, d.installed, err = parseState(string(content))
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("data directory %s: the file %s: %w", d.path, stateFile, err)
+	}
+	return d.removeStates(d.graph)
+}
+
+// sync makes the names in the directory durable.
+func (d *dataDir) sync() error {
+	if d.lock == nil {
+		return nil
+	}
+	return syncDirectory(d.path)
+}
+
+// removeStates removes all folders of graphs but one.
+func (d *dataDir) removeStates(but string) error {
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, entry := range entries {
+		name := entry.Name()
+		if name == but || !entry.IsDir() || (name != stateFolder && !strings.HasPrefix(name, stateFolder+"-")) {
+			continue
+		}
+		errs = append(errs, os.RemoveAll(filepath.Join(d.path, name)))
+	}
+	return errors.Join(errs...)
+}
+
+// stateText is what the file STATE says of a folder and of whether its state is
+// newly installed.
+func stateText(folder string, installed graph.Revision) string {
+	return fmt.Sprintf("folder %s\ninstalled %d\n", folder, installed)
+}
+
+func parseState(content string) (folder string, installed graph.Revision, err error) {
+	if _, err := fmt.Sscanf(content, "folder %s\ninstalled %d\n", &folder, &installed); err != nil {
+		return "", 0, fmt.Errorf("it says %.80q, not a folder and a revision: %w", content, err)
+	}
+	if filepath.Base(folder) != folder || !strings.HasPrefix(folder, stateFolder) {
+		return "", 0, fmt.Errorf("it names the folder %.80q: %s and %s-N are allowed", folder, stateFolder, stateFolder)
+	}
+	return folder, installed, nil
+}
+
+// useState puts a folder into force, in one step as a crash sees it.
+func (d *dataDir) useState(folder string, installed graph.Revision) error {
+	if d.lock != nil {
+		if err := d.replaceFile(stateFile, stateText(folder, installed)); err != nil {
+			return err
+		}
+	}
+	d.graph, d.installed = folder, installed
+	return nil
 }
 
 // newNodeID returns the id of a new node: want, or one made up where it is empty.

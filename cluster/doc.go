@@ -1,5 +1,4 @@
-// Package cluster keeps the engines of several nodes at the same revision. In
-// this version a cluster has one node; what is here is laid out for more.
+// Package cluster keeps the engines of several nodes at the same revision.
 //
 // There are two nouns that matter to a caller, the [Node] and the
 // [Consistency]. A Node is a graph, the engine over it and a Raft log in one
@@ -34,6 +33,27 @@
 // (fsm.go) on every node, which decodes it and calls engine.Apply with the
 // entry's index as the revision. Apply judges and commits one batch to the
 // graph. The result travels back to Write.
+//
+// A node that does not lead sends the mutation to the one that does (peers.go), with
+// an id that the state remembers. So it can ask again when the leader fails in between
+// and nobody says what became of the first try: the mutation is made once.
+//
+// # A linearizable read, as a walk
+//
+// The reader joins the next round of confirmation of the leader (confirm.go), from
+// another node by a call. The round notes what is agreed, and asks the
+// voters for their terms. If a majority is in the leader's, nobody else can have
+// acknowledged anything by then. The reader waits until its own node has applied what
+// the round noted (read.go), and reads there.
+//
+// # Members
+//
+// A cluster begins with one node. Others are added without a vote (members.go), come
+// up with the log or, where that is cut, are sent the state (sendstate.go,
+// install.go), and ask for a vote when they have caught up. Each node looks after its
+// own place: its vote, its address, and whether it was removed. Their ids never change;
+// their connections say who speaks to whom (package peer), so that nobody answers for
+// another who has his address now.
 //
 // # A look at the past
 //
@@ -78,9 +98,26 @@
 // the graph, and an entry at or below it is skipped, so nothing is applied
 // twice.
 //
+// # A state that is sent
+//
+// Raft's snapshot is a token that says who has the state. The follower fetches it from
+// there, as a stream of checked chunks that may break and go on, into a folder of its
+// own, and answers from what it has meanwhile. Then it stops its Raft, decides whether
+// its log is still of use, writes down which folder is in force, wipes the log if it is
+// not, and starts another Raft on the new state. Each of these steps can be the last
+// before a crash (install.go). What comes behind the state follows by the log, which the
+// leader holds back until then.
+//
+// # Trust
+//
+// Each node compares a checksum of all that it ever wrote with those of the others, at
+// the same revisions, and stops when it is the odd one (checksums.go). Each compares its
+// clock with theirs, and neither leads nor answers when it is far from most (clock.go).
+//
 // # What always holds
 //
-//	durable <= applied <= commit index <= last index of the log
+//	durable <= applied <= commit index <= last index of the log, or its beginning
+//		where a state was installed
 //	first index of the log <= durable + 1
 //	revision of a snapshot <= applied
 //	stamp of the snapshot's revision <= instant of the snapshot, unless pinned
@@ -89,8 +126,9 @@
 //	revision that a watcher was told is reached <= applied, and all its changes
 //	were delivered before
 //
-// Over restarts: Open returns when everything in the log is applied, so the
-// applied revision that readers see never falls. An entry that cannot be
+// Over restarts: a node answers when it has applied everything that was agreed, which
+// on a node with peers a leader must tell, so the applied revision that readers see
+// never falls. An entry that cannot be
 // decoded or applied, a log that fails to store, a graph whose disk fails: each
 // stops the node, which then answers [ErrFailed] to everything and tells
 // Config.OnFatal. A node that goes on after any of these would acknowledge what
@@ -101,18 +139,13 @@
 //	FORMAT   version of this layout; another version is refused
 //	LOCK     locked by the process that has the directory, with its id
 //	NODE     id of the node
-//	state/   the graph, in Pebble
+//	MEMBER   of a node that joined: the id of the cluster, and voter or replica
+//	STATE    which folder holds the graph, once one was sent by another node
+//	RECOVER  there while a recovery is under way
+//	state/   the graph, in Pebble; state-N when it was sent at revision N
 //	log/     the Raft log, in Badger
 //
 // A node with Config.InMemory has none: the graph is on a file system in memory, the
 // log is in Badger's memory mode, and what is said here of writes holds as it is, but
 // for a restart (inmemory.go).
-//
-// # What several nodes will add
-//
-// Each has its place: a transport with mutual TLS in startRaft, forwarding of
-// writes in Write, the round that confirms leadership in readIndex, the stream
-// that brings a state to a new node behind snapshotStore.Open, and changes of
-// the configuration, which the FSM stores already. checkConfiguration refuses a
-// log that names more than one node until then.
 package cluster

@@ -14,6 +14,19 @@ var (
 	// ErrNotLeader means that this node does not lead, or leads and does not
 	// yet know all that its predecessors acknowledged. Trying again soon helps.
 	ErrNotLeader = errors.New("this node does not lead the cluster")
+	// ErrNotReady means that this node has not yet heard from a leader since it
+	// was started, so that what it has may be older than what it answered before.
+	// Trying again soon helps.
+	ErrNotReady = errors.New("this node has not caught up with the cluster since its start")
+	// ErrRemoved means that this node does not belong to the cluster any more.
+	ErrRemoved = errors.New("this node was removed from the cluster")
+	// ErrClock means that this node's clock is far from that of most others, so that
+	// it cannot judge lifetimes. Another node answers.
+	ErrClock = errors.New("this node's clock is not right")
+	// ErrDiverged means that this node's state is not that of the others.
+	ErrDiverged = errors.New("this node holds another state than the rest of the cluster")
+	// ErrMember means that a change of who belongs to the cluster was refused.
+	ErrMember = errors.New("the members of the cluster cannot be changed so")
 	// ErrShuttingDown means that Close was called.
 	ErrShuttingDown = errors.New("the node is shutting down")
 	// ErrFailed means that the node stopped after a fault, which the error
@@ -23,7 +36,7 @@ var (
 	// ErrOutcomeUnknown means that a write was proposed and that nobody here
 	// knows whether it was or will be made: the caller's context ended, the
 	// leadership was lost, or the node failed in between.
-	ErrOutcomeUnknown = errors.New("the outcome of the write is unknown")
+	ErrOutcomeUnknown = errors.New("the outcome of the change is unknown")
 	// ErrTooBusy means that as many writes are under way, or as many watchers
 	// follow, as the node admits.
 	ErrTooBusy = errors.New("the node is too busy")

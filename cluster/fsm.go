@@ -21,6 +21,8 @@ type fsm struct {
 	// fail stops the node. An entry that cannot be decoded or applied must
 	// never be skipped, or this node would silently differ from the others.
 	fail func(error)
+	// next is told, ahead of each entry, how far the graph is.
+	next func(graph.Applied, graph.Revision)
 	// changed is told of each mutation that was applied and not refused, and
 	// passed of each entry, behind it, with the store that it may have changed;
 	// zero for none.
@@ -77,9 +79,11 @@ func (f *fsm) Apply(entry *raft.Log) any {
 
 func (f *fsm) apply(entry *raft.Log) (engine.Result, error) {
 	revision := graph.Revision(entry.Index)
-	if at := f.db.Applied().Revision; revision <= at {
+	applied := f.db.Applied()
+	if revision <= applied.Revision {
 		return engine.Result{Revision: revision}, nil // Raft starts from what was durable.
 	}
+	f.next(applied, revision)
 	f.entries.Add(1)
 	f.applied.Add(1)
 	f.bytes.Add(int64(len(entry.Data)))
@@ -96,7 +100,7 @@ func (f *fsm) apply(entry *raft.Log) (engine.Result, error) {
 		if result.Changed >= f.changesMax {
 			f.large.Store(true)
 		}
-		if result.Refusal == nil {
+		if result.Refusal == nil && !result.Repeated {
 			f.changed(c.Mutation, result)
 			f.passed(c.Mutation.Store)
 		} else {
@@ -123,5 +127,5 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 }
 
 // Restore implements raft.FSM. The node starts from Pebble, never from a
-// snapshot of Raft's.
-func (f *fsm) Restore(io.ReadCloser) error { return errNoStateTransfer }
+// snapshot of Raft's: a state that is sent comes in a machine of its own.
+func (f *fsm) Restore(io.ReadCloser) error { return errStateIsFetched }

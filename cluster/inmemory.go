@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"os"
+
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/pembadb/pemba/graph"
@@ -17,7 +19,7 @@ func newMemoryDir(_, wantNodeID string) (*dataDir, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &dataDir{path: memoryPath, nodeID: id}, nil
+	return &dataDir{path: memoryPath, nodeID: id, graph: stateFolder}, nil
 }
 
 // How much of the log a node in memory has before it is cut, and what is left then.
@@ -31,9 +33,9 @@ const (
 // configured. The files are there already; it only saves taking blocks apart again.
 const memoryCacheBytes = 16 << 20
 
-// inMemory gives a graph a file system of its own in memory.
-func inMemory(config graph.Config) graph.Config {
-	config.FS = vfs.NewMem()
+// inMemory puts a graph on a file system in memory.
+func inMemory(config graph.Config, fs vfs.FS) graph.Config {
+	config.FS = fs
 	if config.CacheBytes == 0 {
 		config.CacheBytes = memoryCacheBytes
 	}
@@ -45,5 +47,13 @@ func (n *Node) stateBytes() (int64, error) {
 	if n.config.InMemory {
 		return 0, nil
 	}
-	return occupiedBytes(n.dir.state())
+	return occupiedBytes(n.dir.folder(n.machine.Load().folder))
+}
+
+// removeFolder removes a folder of a graph, if it is there.
+func (n *Node) removeFolder(name string) error {
+	if n.config.InMemory {
+		return n.memory.RemoveAll(n.dir.folder(name))
+	}
+	return os.RemoveAll(n.dir.folder(name))
 }

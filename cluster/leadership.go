@@ -2,8 +2,10 @@ package cluster
 
 // watchLeadership keeps Node.leading. On each election that this node wins it
 // proposes a barrier, and leads for its readers once that is applied.
-func (n *Node) watchLeadership() {
-	defer n.loops.Done()
+func (n *Node) watchLeadership(m *machine) {
+	defer m.loops.Done()
+	// A machine that is replaced leads no more.
+	defer n.leading.Store(0)
 	type barrier struct {
 		term uint64
 		err  error
@@ -11,9 +13,9 @@ func (n *Node) watchLeadership() {
 	var passed chan barrier // Of the newest election only.
 	for {
 		select {
-		case <-n.stop:
+		case <-m.stop:
 			return
-		case won := <-n.raft.LeaderCh():
+		case won := <-m.raft.LeaderCh():
 			if was := n.leading.Swap(0); was != 0 {
 				n.config.Logger.Info("no longer leads", "node", n.dir.nodeID, "term", was)
 			}
@@ -21,12 +23,15 @@ func (n *Node) watchLeadership() {
 			if !won {
 				continue
 			}
+			if plantedEarlyLead() {
+				n.leading.Store(m.raft.CurrentTerm())
+			}
 			to := make(chan barrier, 1)
 			passed = to
 			// Apart, for the future of a Raft that shuts down may never answer.
 			go func() {
-				term := n.raft.CurrentTerm()
-				to <- barrier{term, n.raft.Barrier(0).Error()}
+				term := m.raft.CurrentTerm()
+				to <- barrier{term, m.raft.Barrier(0).Error()}
 			}()
 		case b := <-passed:
 			passed = nil

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/pembadb/pemba/cluster/badgerlog"
+	"github.com/pembadb/pemba/cluster/peer"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
@@ -54,6 +55,29 @@ type Metrics struct {
 	WatchBytes    int64
 	WatchLag      uint64
 
+	// Members and Voters are those of the newest configuration.
+	Members int
+	Voters  int
+	// Forwarded counts the writes that this node handed to the leader.
+	Forwarded uint64
+	// ConfirmRounds counts how often this node, as the leader, had a majority confirm
+	// that it leads, and ConfirmReaders the reads that this was done for.
+	ConfirmRounds  uint64
+	ConfirmReaders uint64
+	// StatesSending are the whole states that are being sent, StateBytesSent and
+	// StateBytesReceived what was sent and received of such, and StatesInstalled how
+	// many that were received came into force.
+	StatesSending      int
+	StateBytesSent     int64
+	StateBytesReceived int64
+	StatesInstalled    int
+	// ClockTrusted says that this node answers: see ErrClock.
+	ClockTrusted bool
+	// Peers is what went on between this node and each other, and Port at its port,
+	// whoever came; nil and zero for a node that has none.
+	Peers []peer.Stats
+	Port  peer.Totals
+
 	// LifetimesEnded counts the tuples that were collected because their
 	// lifetime was over, Prunes the entries that let some past be forgotten,
 	// StageCollections those that dropped staged changes which were left behind.
@@ -70,6 +94,7 @@ type Metrics struct {
 // counts are what a node counts as entries pass.
 type counts struct {
 	refused          atomic.Uint64
+	forwarded        atomic.Uint64
 	lifetimesEnded   atomic.Uint64
 	prunes           atomic.Uint64
 	stageCollections atomic.Uint64
@@ -115,7 +140,7 @@ func (n *Node) Metrics() (Metrics, error) {
 		return Metrics{}, err
 	}
 	// In this order, so that the invariant holds whatever happens meanwhile.
-	g, err := n.db.Metrics()
+	g, err := n.db().Metrics()
 	if err != nil {
 		return Metrics{}, fmt.Errorf("measure the graph: %w", err)
 	}
@@ -125,8 +150,8 @@ func (n *Node) Metrics() (Metrics, error) {
 	}
 	m := Metrics{
 		Graph: g, Log: log,
-		Role: n.role(), Term: n.raft.CurrentTerm(), Applied: g.Applied, Commit: n.raft.CommitIndex(),
-		EntriesApplied: n.fsm.applied.Load(), LogBatches: n.log.batches.Load(), LogEntries: n.log.entries.Load(),
+		Role: n.role(), Term: n.raft().CurrentTerm(), Applied: g.Applied, Commit: n.raft().CommitIndex(),
+		EntriesApplied: n.fsm().applied.Load(), LogBatches: n.log.batches.Load(), LogEntries: n.log.entries.Load(),
 		ProposalsMax: n.config.ProposalsMax, ProposalBytesMax: n.config.ProposalBytesMax,
 		ProposalsRefused: n.counts.refused.Load(),
 		WatchersMax:      n.config.WatchersMax, WatchBytes: n.watches.bytes.Load(),
@@ -134,12 +159,31 @@ func (n *Node) Metrics() (Metrics, error) {
 		StageCollections: n.counts.stageCollections.Load(),
 		VerifiedBytes:    n.verified.bytes.Load(), Verified: n.verified.done.Load(),
 	}
-	m.LastIndex = n.raft.LastIndex()
+	m.LastIndex = n.raft().LastIndex()
+	n.addPeerMetrics(&m)
 	m.Proposals, m.ProposalBytes = n.admission.figures()
 	m.Watchers, m.WatchedStores, m.WatchLag = n.watches.figures()
 	// Raft tells this one as text only.
-	if m.FSMPending, err = strconv.Atoi(n.raft.Stats()["fsm_pending"]); err != nil {
+	if m.FSMPending, err = strconv.Atoi(n.raft().Stats()["fsm_pending"]); err != nil {
 		return Metrics{}, fmt.Errorf("ask Raft what waits to be applied: %w", err)
 	}
 	return m, nil
+}
+
+// addPeerMetrics adds what there is to say of the other nodes.
+func (n *Node) addPeerMetrics(m *Metrics) {
+	configuration := n.configuration()
+	m.Members, m.Voters = len(configuration.Servers), countVoters(configuration)
+	m.Forwarded = n.counts.forwarded.Load()
+	m.ConfirmRounds, m.ConfirmReaders = n.confirms.rounds.Load(), n.confirms.readers.Load()
+	m.ClockTrusted = n.clockTrusted() == nil
+	n.transfers.mu.Lock()
+	m.StatesSending, m.StateBytesSent = len(n.transfers.open), n.transfers.sent
+	n.transfers.mu.Unlock()
+	n.installer.mu.Lock()
+	m.StateBytesReceived, m.StatesInstalled = n.installer.received, n.installer.installs
+	n.installer.mu.Unlock()
+	if n.peers != nil {
+		m.Peers, m.Port = n.peers.transport.Stats(), n.peers.transport.Totals()
+	}
 }

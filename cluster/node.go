@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
 
 	"github.com/pembadb/pemba/engine"
@@ -18,13 +19,11 @@ import (
 // that brings all members to the same revision. Its methods may be called by
 // any number of goroutines.
 type Node struct {
-	config Config
-	dir    *dataDir
-	db     *graph.DB
-	engine *engine.Engine
-	log    *logStore
-	fsm    *fsm
-	raft   *raft.Raft
+	config  Config
+	dir     *dataDir
+	log     *logStore
+	machine atomic.Pointer[machine] // Never nil, once Open made the first.
+	memory  vfs.FS                  // With Config.InMemory, else nil.
 
 	entryBytesMax int
 	admission     *admission
@@ -42,6 +41,27 @@ type Node struct {
 	// that very term, so that it knows all that its predecessors acknowledged;
 	// zero when there is none. Invariant: leading <= raft's current term.
 	leading atomic.Uint64
+
+	// current says that the node has, since its start, once held everything that
+	// was acknowledged.
+	current atomic.Bool
+
+	peers    *peers // Nil for a node without a port for others.
+	confirms confirms
+	// questions are those to the leader, shared like confirms.
+	questions confirms
+	// following says whom this node follows; nil while it has no Raft.
+	following atomic.Pointer[following]
+	// joined is the id of the cluster that the node joined, nil when it joined none.
+	joined          atomic.Pointer[[16]byte]
+	changingMembers chan struct{} // Has room for one.
+	installer       installer
+	transfers       transfers
+	checksums       checksums
+	clocks          clocks
+	fitness         fitness
+	// lost are the nodes that are given up by a recovery.
+	lost []string
 
 	// clockWas is the latest that the clock was when somebody read, to a second.
 	clockWas atomic.Int64
@@ -106,43 +126,64 @@ func (n *Node) usable() error {
 // leads reports whether this node leads and knows all that was acknowledged.
 func (n *Node) leads() bool {
 	term := n.leading.Load()
-	return term != 0 && n.raft.State() == raft.Leader && n.raft.CurrentTerm() == term
+	return term != 0 && n.raft().State() == raft.Leader && n.raft().CurrentTerm() == term
 }
 
-// Ready returns nil when the node may answer linearizable reads and take
-// writes, else why not: an ErrNotLeader, ErrFailed or ErrShuttingDown.
+// Ready returns nil when the node may be given work: it has caught up since its
+// start, its clock is right, and it leads or follows a leader. Else it returns why not:
+// an ErrNotReady, ErrClock, ErrNotLeader, ErrFailed or ErrShuttingDown.
 func (n *Node) Ready() error {
 	if err := n.usable(); err != nil {
 		return err
 	}
-	if !n.leads() {
-		return ErrNotLeader
+	if !n.current.Load() {
+		return ErrNotReady
+	}
+	if err := n.clockTrusted(); err != nil {
+		return err
+	}
+	if n.leads() {
+		return nil
+	}
+	leader, known := n.leader()
+	switch {
+	case !known:
+		return fmt.Errorf("%w: %w", ErrNotLeader, errNoLeader)
+	case string(leader.ID) == n.dir.nodeID:
+		return fmt.Errorf("%w: it was elected just now", ErrNotLeader)
 	}
 	return nil
 }
 
 // Engine returns the engine, for what needs no consistency. Questions go to
 // Snapshot, changes to Write.
-func (n *Node) Engine() *engine.Engine { return n.engine }
+func (n *Node) Engine() *engine.Engine { return n.machine.Load().engine }
 
 // InMemory reports whether the node keeps nothing on a disk.
 func (n *Node) InMemory() bool { return n.config.InMemory }
-
-// ClusterID returns the id of the cluster; it never changes.
-func (n *Node) ClusterID() [16]byte { return n.db.ClusterID() }
 
 // ID returns the node's id, as kept in its data directory.
 func (n *Node) ID() string { return n.dir.nodeID }
 
 // A Status says how a node is.
 //
-// Invariants: Durable <= Applied <= LastIndex; FirstIndex <= Durable + 1.
+// Invariants: Durable <= Applied <= Committed <= LastIndex; FirstIndex <= Durable + 1.
 type Status struct {
 	NodeID    string
 	ClusterID [16]byte
+	// Version is Config.Version.
+	Version string
 	// Role is "leader", "candidate", "follower" or "shutdown".
 	Role string
-	Term uint64
+	// LeaderID is the id of the node that leads, "" when the node knows none.
+	LeaderID string
+	Term     uint64
+	// NotReady is why the node is not ready, "" when it is.
+	NotReady string
+	// Clock is the node's clock.
+	Clock graph.Instant
+	// Committed is the last entry that the node knows to be agreed.
+	Committed uint64
 	// Voters counts the nodes whose votes make a majority.
 	Voters int
 	// Applied is the revision that reads see, Durable the one that survives a
@@ -176,21 +217,27 @@ func (n *Node) Status() (Status, error) {
 		return Status{}, err
 	}
 	// In this order, so that the invariants hold whatever happens meanwhile.
-	durable, applied := n.db.Durable(), n.db.Applied()
+	durable, applied := n.db().Durable(), n.db().Applied()
 	s := Status{
-		NodeID: n.dir.nodeID, ClusterID: n.db.ClusterID(), Role: n.role(),
-		Term: n.raft.CurrentTerm(), Voters: n.voters(),
+		NodeID: n.dir.nodeID, ClusterID: n.ClusterID(), Version: n.config.Version, Role: n.role(), Clock: n.now(),
+		Term: n.raft().CurrentTerm(), Voters: n.voters(),
 		Applied: applied.Revision, Durable: durable.Revision, Stamp: applied.Stamp,
-		FirstIndex: stats.First, LastIndex: n.raft.LastIndex(),
+		Committed: n.raft().CommitIndex(), FirstIndex: stats.First, LastIndex: n.raft().LastIndex(),
 		StateBytes: state, LogBytes: stats.DiskBytes,
 		FreeBytes: stats.FreeBytes, FreeBytesMin: n.room.bytesMin(stats),
+	}
+	if leader, known := n.leader(); known {
+		s.LeaderID = string(leader.ID)
+	}
+	if err := n.Ready(); err != nil {
+		s.NotReady = err.Error()
 	}
 	return s, nil
 }
 
 // role names the node's part in Raft.
 func (n *Node) role() string {
-	switch n.raft.State() {
+	switch n.raft().State() {
 	case raft.Leader:
 		return "leader"
 	case raft.Candidate:
@@ -204,13 +251,7 @@ func (n *Node) role() string {
 }
 
 // voters counts the voters of the newest configuration.
-func (n *Node) voters() int {
-	future := n.raft.GetConfiguration()
-	if future.Error() != nil {
-		return 0
-	}
-	return countVoters(future.Configuration())
-}
+func (n *Node) voters() int { return countVoters(n.configuration()) }
 
 func countVoters(c raft.Configuration) int {
 	count := 0
@@ -259,30 +300,50 @@ func (n *Node) beginClose() {
 	}()
 }
 
+// forwardsPatience is how long writes that were handed to another node may go on when
+// this one is closed.
+const forwardsPatience = 2 * time.Second
+
 // close gives everything back, in the reverse order of Open, as far as Open
 // came.
 func (n *Node) close() error {
 	if n.admission != nil {
+		drained := n.admission.close()
+		patience := time.NewTimer(forwardsPatience)
 		select {
-		case <-n.admission.close():
+		case <-drained:
 		case <-n.failed: // Raft may never answer what is under way.
+		case <-patience.C:
+			// Nor may a leader elsewhere.
+			if f := n.following.Load(); f != nil {
+				f.end()
+			}
+			select {
+			case <-drained:
+			case <-n.failed:
+			}
 		}
+		patience.Stop()
 	}
 	n.watches.close()
 	close(n.stop)
+	if n.installer.ended != nil {
+		<-n.installer.ended // It may be replacing the machine.
+	}
 	var errs []error
-	if n.raft != nil {
-		// Waits for Raft's goroutines: after this nothing applies or stores.
-		if err := n.raft.Shutdown().Error(); err != nil {
-			errs = append(errs, fmt.Errorf("shut Raft down: %w", err))
-		}
+	m := n.machine.Load()
+	if m != nil {
+		errs = append(errs, m.stopRaft())
 	}
 	n.loops.Wait()
-	if n.db != nil {
-		if err := n.closeGraph(); err != nil {
-			errs = append(errs, err)
-		}
+	if n.peers != nil {
+		errs = append(errs, n.peers.close())
+		n.endTransfers()
 	}
+	if m != nil {
+		errs = append(errs, m.closeGraph())
+	}
+	n.closeReplaced()
 	if n.log != nil {
 		if err := n.log.Close(); err != nil {
 			errs = append(errs, err)
@@ -294,17 +355,4 @@ func (n *Node) close() error {
 	err := errors.Join(errs...)
 	n.config.Logger.Info("closed the node", "node", n.dir.nodeID, "error", err)
 	return err
-}
-
-// closeGraph closes the graph once the last snapshot is given back. Snapshots
-// are counted by the graph and live as long as a question, so trying now and
-// then will do.
-func (n *Node) closeGraph() error {
-	for {
-		err := n.db.Close()
-		if !errors.Is(err, graph.ErrSnapshotsOpen) {
-			return err
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
 }

@@ -37,8 +37,8 @@ func TestBootstrapAndResume(t *testing.T) {
 	}
 	writeSchema(t, n)
 	result := write(t, n, create(viewer("0", "hanna")))
-	if result.Changed != 1 || result.Revision != n.db.Applied().Revision {
-		t.Errorf("got %+v at revision %d", result, n.db.Applied().Revision)
+	if result.Changed != 1 || result.Revision != n.db().Applied().Revision {
+		t.Errorf("got %+v at revision %d", result, n.db().Applied().Revision)
 	}
 	before, err := n.Status()
 	if err != nil {
@@ -174,7 +174,7 @@ func TestRefusedDirectories(t *testing.T) {
 		for i := range 10 {
 			write(t, n, create(viewer(fmt.Sprint(i), "hanna")))
 		}
-		n.cutOnce()
+		n.cutOnce(n.machine.Load())
 		closeNode(t, n)
 		return config
 	}
@@ -357,7 +357,7 @@ func TestDefaultsAreDocumented(t *testing.T) {
 	}
 	c := Config{}.withDefaults()
 	for _, row := range []string{
-		fmt.Sprintf("| `--wait-max` | %d s | how long a read waits for its revision |", c.WaitMax/time.Second),
+		fmt.Sprintf("| `--wait-max` | %d s | how long a read waits for its revision", c.WaitMax/time.Second),
 		fmt.Sprintf("| fixed | %d,%03d, and %d MiB together | writes under way on a node |", c.ProposalsMax/1000, c.ProposalsMax%1000, c.ProposalBytesMax>>20),
 	} {
 		if !strings.Contains(string(content), row) {
@@ -412,18 +412,18 @@ func TestCrashLosesNothing(t *testing.T) {
 	for i := range 50 {
 		write(t, n, create(viewer(fmt.Sprint(i), "hanna")))
 	}
-	applied := n.db.Applied()
-	if durable := n.db.Durable(); durable.Revision >= applied.Revision {
+	applied := n.db().Applied()
+	if durable := n.db().Durable(); durable.Revision >= applied.Revision {
 		t.Fatalf("nothing is in memory only: durable %d, applied %d", durable.Revision, applied.Revision)
 	}
 	config.DataDir = crashCopy(t, n)
 	crashed := open(t, config)
-	if now := crashed.db.Applied(); now.Revision < applied.Revision || now.Stamp < applied.Stamp {
+	if now := crashed.db().Applied(); now.Revision < applied.Revision || now.Stamp < applied.Stamp {
 		t.Errorf("applied went back from %d to %d", applied.Revision, now.Revision)
 	}
 	mustHave(t, crashed, 50, "hanna")
 	// What replayed before Raft started is durable at once.
-	if durable := crashed.db.Durable(); durable.Revision+1 < applied.Revision {
+	if durable := crashed.db().Durable(); durable.Revision+1 < applied.Revision {
 		t.Errorf("durable %d, applied before %d", durable.Revision, applied.Revision)
 	}
 }
@@ -438,11 +438,11 @@ func TestCutSparesWhatTheStateNeeds(t *testing.T) {
 	writeSchema(t, n)
 	for range 4 {
 		for range 10 {
-			if err := n.raft.Barrier(0).Error(); err != nil {
+			if err := n.raft().Barrier(0).Error(); err != nil {
 				t.Fatal(err)
 			}
 		}
-		n.cutOnce()
+		n.cutOnce(n.machine.Load())
 		status, err := n.Status()
 		if err != nil {
 			t.Fatal(err)
@@ -549,7 +549,7 @@ func TestLargeChangeIsFlushed(t *testing.T) {
 		}
 		write(t, n, m)
 	}
-	if durable, applied := n.db.Durable(), n.db.Applied(); durable.Revision >= applied.Revision {
+	if durable, applied := n.db().Durable(), n.db().Applied(); durable.Revision >= applied.Revision {
 		t.Fatalf("revision %d is durable, of %d: the test would show nothing", durable.Revision, applied.Revision)
 	}
 	result := write(t, n, &graph.Mutation{Store: graph.DefaultStore, Delete: &graph.DeleteMatching{
@@ -558,7 +558,7 @@ func TestLargeChangeIsFlushed(t *testing.T) {
 	if result.Changed != large {
 		t.Fatalf("deleted %d tuples, want %d", result.Changed, large)
 	}
-	if durable := n.db.Durable(); durable.Revision < result.Revision {
+	if durable := n.db().Durable(); durable.Revision < result.Revision {
 		t.Errorf("revision %d was answered and %d is durable", result.Revision, durable.Revision)
 	}
 }
@@ -641,7 +641,7 @@ func TestCloseBesideReaders(t *testing.T) {
 	for range 8 {
 		readers.Go(func() {
 			for {
-				s, err := n.db.Snapshot(graph.DefaultStore, 0, 0)
+				s, err := n.db().Snapshot(graph.DefaultStore, 0, 0)
 				if errors.Is(err, graph.ErrClosed) {
 					return
 				}
@@ -706,8 +706,8 @@ func TestForeignEntryStopsTheNode(t *testing.T) {
 	config, faults := failing(t)
 	n := open(t, config)
 	writeSchema(t, n)
-	index := n.raft.LastIndex() + 1
-	if err := n.raft.Apply([]byte("\x01garbage"), 0).Error(); err != nil {
+	index := n.raft().LastIndex() + 1
+	if err := n.raft().Apply([]byte("\x01garbage"), 0).Error(); err != nil {
 		t.Fatal(err)
 	}
 	entry := fmt.Sprintf("log entry %d", index)
@@ -772,7 +772,7 @@ func TestWritesThatAreNotTaken(t *testing.T) {
 	config.ProposalBytesMax = 5000
 	n := open(t, config)
 	writeSchema(t, n)
-	last := n.raft.LastIndex()
+	last := n.raft().LastIndex()
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	large := create()
@@ -823,7 +823,7 @@ func TestWritesThatAreNotTaken(t *testing.T) {
 			}
 		})
 	}
-	if now := n.raft.LastIndex(); now != last {
+	if now := n.raft().LastIndex(); now != last {
 		t.Errorf("the log grew from %d to %d", last, now)
 	}
 	write(t, n, small)
@@ -900,7 +900,7 @@ func TestLifetimesEnd(t *testing.T) {
 	ends := m.Updates[0].Tuple.ValidUntil
 	written := write(t, n, m)
 	stored := func(at graph.Revision) (left int) {
-		s, err := n.db.Snapshot(graph.DefaultStore, at, 0)
+		s, err := n.db().Snapshot(graph.DefaultStore, at, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -938,7 +938,7 @@ func TestLifetimesEnd(t *testing.T) {
 	if left := stored(written.Revision); left != guests {
 		t.Errorf("as of revision %d, %d of %d are there", written.Revision, left, guests)
 	}
-	revisions, err := n.db.Changes(graph.DefaultStore, graph.Position{Revision: written.Revision + 1}, 1000)
+	revisions, err := n.db().Changes(graph.DefaultStore, graph.Position{Revision: written.Revision + 1}, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -957,9 +957,9 @@ func TestLifetimesEnd(t *testing.T) {
 		t.Errorf("%d lifetimes ended in the change log", expired)
 	}
 	// Nothing is due, so nothing is proposed.
-	last := n.raft.LastIndex()
+	last := n.raft().LastIndex()
 	time.Sleep(50 * time.Millisecond)
-	if now := n.raft.LastIndex(); now != last {
+	if now := n.raft().LastIndex(); now != last {
 		t.Errorf("the log grew from %d to %d with nothing due", last, now)
 	}
 }

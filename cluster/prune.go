@@ -38,7 +38,7 @@ type horizons struct{ history, log graph.Instant }
 // the others.
 func (n *Node) pruneRound(pruned map[graph.StoreID]horizons) error {
 	var errs []error
-	stores := n.db.Stores()
+	stores := n.db().Stores()
 	for i := range stores {
 		if !n.leads() {
 			break
@@ -63,7 +63,7 @@ func (n *Node) pruneRound(pruned map[graph.StoreID]horizons) error {
 const roundErrorsMax = 4
 
 func (n *Node) pruneStore(info *graph.StoreInfo, pruned map[graph.StoreID]horizons) error {
-	now := max(n.now(), n.db.Applied().Stamp)
+	now := max(n.now(), n.db().Applied().Stamp)
 	last := pruned[info.ID]
 	history, err := n.mayForget(info, now, info.Settings.History, &last.history, info.OldestHistory, n.historyWouldRise)
 	if err != nil {
@@ -107,20 +107,20 @@ func (n *Node) mayForget(
 }
 
 func (n *Node) historyWouldRise(info *graph.StoreInfo, horizon graph.Instant) (bool, error) {
-	at, err := n.db.RevisionAt(info.ID, horizon)
+	at, err := n.db().RevisionAt(info.ID, horizon)
 	return at > info.OldestHistory, err
 }
 
 // logWouldRise asks the log itself, which may be kept longer than the history
 // that RevisionAt answers from.
 func (n *Node) logWouldRise(info *graph.StoreInfo, horizon graph.Instant) (bool, error) {
-	next, err := n.db.Changes(info.ID, graph.Position{Revision: info.OldestLog + 1}, 1)
+	next, err := n.db().Changes(info.ID, graph.Position{Revision: info.OldestLog + 1}, 1)
 	return len(next) > 0 && next[0].Stamp <= horizon, err
 }
 
 // collectStages drops the staged changes of a store that were left behind.
 func (n *Node) collectStages(store graph.StoreID, now graph.Instant) error {
-	stages, err := n.db.Stages(store)
+	stages, err := n.db().Stages(store)
 	if errors.Is(err, graph.ErrUnknownStore) {
 		return nil
 	}
@@ -224,7 +224,7 @@ const removeRetry = time.Minute
 // earlier run left.
 func (n *Node) remove() {
 	defer n.loops.Done()
-	for _, info := range n.db.Stores() {
+	for _, info := range n.db().Stores() {
 		n.remover.note(info.ID)
 	}
 	for {
@@ -247,7 +247,7 @@ func (n *Node) remove() {
 			records, times = hurriedRecords, restAfterHurried
 		}
 		start := time.Now()
-		more, err := n.db.Remove(store, records)
+		more, err := n.db().Remove(store, records)
 		took := time.Since(start)
 		switch {
 		case err == nil:

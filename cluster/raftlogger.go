@@ -2,10 +2,13 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
 )
 
 // raftLogger puts Raft's lines onto slog. Raft speaks of every snapshot and
@@ -35,7 +38,10 @@ func slogLevel(level hclog.Level) slog.Level {
 // Log implements hclog.Logger.
 func (l raftLogger) Log(level hclog.Level, msg string, args ...any) {
 	to := slogLevel(level)
-	if !l.enabled(level) {
+	if unansweredLines[msg] || isOrdinary(args) {
+		to = slog.LevelDebug
+	}
+	if !l.logger.Enabled(context.Background(), to) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, len(args)/2+1)
@@ -51,6 +57,29 @@ func (l raftLogger) Log(level hclog.Level, msg string, args ...any) {
 		attrs = append(attrs, slog.String("value", printed(args[0])))
 	}
 	l.logger.LogAttrs(context.Background(), to, "raft: "+msg, attrs...)
+}
+
+// unansweredLines are what Raft says at each try to reach a node that does not answer.
+// followLeader tells it once.
+var unansweredLines = map[string]bool{
+	"failed to appendEntries to": true, "failed to heartbeat to": true, "failed to contact": true,
+	"failed to make requestVote RPC": true, "failed to make pre-vote RPC": true,
+}
+
+// isOrdinary reports whether what Raft takes for an error is how things go here: a
+// follower is sent a token when the log is cut.
+func isOrdinary(args []any) bool {
+	for _, arg := range args {
+		err, ok := arg.(error)
+		if !ok {
+			continue
+		}
+		text := err.Error()
+		if errors.Is(err, raft.ErrLogNotFound) || strings.Contains(text, errStateIsFetched.Error()) || strings.Contains(text, errStateIsHeld.Error()) {
+			return true
+		}
+	}
+	return false
 }
 
 // printed returns v as hclog would print it.

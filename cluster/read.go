@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/grpc"
+	grpcpeer "google.golang.org/grpc/peer"
+
+	peerv1 "github.com/pembadb/pemba/cluster/pemba/peer/v1"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
@@ -16,9 +20,12 @@ type Mode uint8
 // The modes. The zero Mode is Newest.
 const (
 	// Newest is the newest state on this node: at least what this node ever
-	// answered from, and on a node that is alone everything acknowledged.
+	// answered from, and on a node that is alone everything acknowledged. A node
+	// that was started answers once it has caught up.
 	Newest Mode = iota
-	// AtLeast is the newest state on this node, but not older than a revision.
+	// AtLeast is the newest state on this node, but not older than a revision. That
+	// revision is all that it promises of a node that was started and has not caught up
+	// since.
 	AtLeast
 	// Exactly is the state at a revision.
 	Exactly
@@ -26,9 +33,9 @@ const (
 	// before the read began.
 	Linearizable
 	// AsOf is the state as it was at a moment, Consistency.Instant, with the
-	// lifetimes and the schema of that moment. On the leader it holds every
-	// change of that moment and before: asked again, the answer is the same, as
-	// long as the leader stays and the store keeps its past.
+	// lifetimes and the schema of that moment. It holds every change of that moment
+	// and before: asked again, the answer is the same, as long as the store keeps
+	// its past and, where nothing was changed since, the leader stays.
 	AsOf
 )
 
@@ -97,33 +104,16 @@ func (c Consistency) validate() error {
 // ErrRevisionUnknown for one that cannot be there as this node leads and has given
 // out none so high;
 // ErrInstantAhead for a moment to come, and for a pinned one that is later than
-// ClockSkewMax allows; ErrNotLeader for a read that only the
-// leader can answer; ctx's own; and those of engine.Engine.Snapshot, such as
+// ClockSkewMax allows; ErrNotLeader for a read that needs a leader where none is
+// found, ErrNotReady where none was since the start, ErrClock where lifetimes cannot
+// be judged; ctx's own; and those of engine.Engine.Snapshot, such as
 // graph.ErrUnknownStore, and graph.ErrRevisionGone for what is older than the
 // past that the store keeps.
 func (n *Node) Snapshot(ctx context.Context, store graph.StoreID, c Consistency, overlay graph.Overlay) (*engine.Snapshot, error) {
-	if err := n.usable(); err != nil {
-		return nil, err
-	}
-	if err := c.validate(); err != nil {
-		return nil, err
-	}
 	if c.Mode == AsOf {
-		return n.snapshotAsOf(ctx, store, c.Instant, overlay)
+		return n.snapshotAsOf(ctx, store, c, overlay)
 	}
-	wanted := c.Revision
-	switch c.Mode {
-	case Newest:
-		wanted = 0
-	case Linearizable:
-		index, err := n.readIndex(ctx)
-		if err != nil {
-			return nil, err
-		}
-		wanted = index
-	case AtLeast, Exactly, AsOf:
-	}
-	if err := n.waitApplied(ctx, wanted); err != nil {
+	if err := n.Await(ctx, c); err != nil {
 		return nil, err
 	}
 	var at graph.Revision
@@ -135,23 +125,39 @@ func (n *Node) Snapshot(ctx context.Context, store graph.StoreID, c Consistency,
 		if c.Instant > latest {
 			return nil, fmt.Errorf("%w: the answers are to be those of %s, and it is %s", ErrInstantAhead, c.Instant, n.now())
 		}
-		return n.engine.Snapshot(store, at, c.Instant, overlay)
+		return n.engineSnapshot(store, at, c.Instant, overlay)
+	}
+	now, err := n.trustedNow()
+	if err != nil {
+		return nil, err
 	}
 	c.Instant = min(c.Instant, latest)
 	// An entry that is applied between the two lines may carry a later stamp
 	// than the instant, when the clock is behind. So the snapshot is taken
 	// again then, at a revision whose stamp is known.
-	instant := max(n.now(), n.db.Applied().Stamp, c.Instant)
-	snapshot, err := n.engine.Snapshot(store, at, instant, overlay)
-	if err != nil || n.db.Applied().Stamp <= instant {
+	instant := max(now, n.db().Applied().Stamp, c.Instant)
+	snapshot, err := n.engineSnapshot(store, at, instant, overlay)
+	if err != nil || n.db().Applied().Stamp <= instant {
 		return snapshot, err
 	}
 	snapshot.Close()
-	applied := n.db.Applied()
+	applied := n.db().Applied()
 	if at == 0 {
 		at = applied.Revision
 	}
-	return n.engine.Snapshot(store, at, max(n.now(), applied.Stamp, c.Instant), overlay)
+	return n.engineSnapshot(store, at, max(now, applied.Stamp, c.Instant), overlay)
+}
+
+// engineSnapshot is engine.Engine.Snapshot of the machine that is in force. One that is
+// replaced just now may be closed already.
+func (n *Node) engineSnapshot(store graph.StoreID, at graph.Revision, instant graph.Instant, overlay graph.Overlay) (*engine.Snapshot, error) {
+	for {
+		m := n.machine.Load()
+		snapshot, err := m.engine.Snapshot(store, at, instant, overlay)
+		if err == nil || !errors.Is(err, graph.ErrClosed) || n.machine.Load() == m {
+			return snapshot, err
+		}
+	}
 }
 
 // latestInstant returns the latest of the clock, the newest stamp, and, to a second,
@@ -163,41 +169,124 @@ func (n *Node) latestInstant() graph.Instant {
 		// Not at each read, for all of them share it. Another who is here says the same.
 		n.clockWas.Store(int64(now))
 	}
-	return max(now, was, n.db.Applied().Stamp)
+	return max(now, was, n.db().Applied().Stamp)
 }
 
-// readIndex returns a revision that holds everything acknowledged before the
-// call. Only the leader knows one, and only once it has applied an entry of its
-// own term: what earlier leaders acknowledged is then applied here, and what it
-// acknowledges itself it has applied before.
-//
-// A node that is alone needs to ask nobody. With peers, a leader must learn
-// here from a majority that it still is the leader, by asking for their terms
-// after the request came (raft.VerifyLeader accepts answers that were sent
-// before), and a follower must ask the leader.
-func (n *Node) readIndex(context.Context) (graph.Revision, error) {
-	if !n.leads() {
-		return 0, fmt.Errorf("%w: it cannot say what was acknowledged", ErrNotLeader)
+// readIndex returns a revision that holds everything acknowledged before the call. A
+// node that does not lead asks the leader, again where that changes.
+func (n *Node) readIndex(ctx context.Context) (graph.Revision, error) { return n.settle(ctx, 0) }
+
+// settle returns a readIndex behind which no change is made, by any node that leads
+// now, whose stamp is the moment at or before; at may be zero. Readers of a node that
+// does not lead share their questions to the leader, as he shares his to the others.
+func (n *Node) settle(ctx context.Context, at graph.Instant) (graph.Revision, error) {
+	if at > 0 || n.peers == nil || n.leads() {
+		return n.settleAlone(ctx, at)
 	}
-	return n.db.Applied().Revision, nil
+	return n.questions.wait(ctx, func() (graph.Revision, error) {
+		// Of its own, for who came first may leave first.
+		asking, cancel := context.WithTimeoutCause(context.Background(), n.config.WaitMax, fmt.Errorf("%w: none answered within %v", ErrNotLeader, n.config.WaitMax))
+		defer cancel()
+		return n.settleAlone(asking, 0)
+	})
+}
+
+// settleAlone is settle for one reader.
+func (n *Node) settleAlone(ctx context.Context, at graph.Instant) (graph.Revision, error) {
+	if n.plantedLocalRead(at) {
+		return 0, nil
+	}
+	var revision graph.Revision
+	err := n.retry(ctx, func() error {
+		if err := n.usable(); err != nil {
+			return err
+		}
+		return n.askLeader(ctx, false, func() (err error) {
+			revision, err = n.settleHere(ctx, at)
+			return err
+		}, func(asking context.Context, leader peerv1.PeerServiceClient) error {
+			asking, cancel := context.WithTimeout(asking, n.config.WaitMax)
+			defer cancel()
+			var to grpcpeer.Peer
+			response, err := leader.ReadIndex(asking, &peerv1.ReadIndexRequest{Settle: int64(at)}, grpc.Peer(&to))
+			if err != nil {
+				return callError(ctx, err, &to, ErrNotLeader)
+			}
+			revision = graph.Revision(response.GetRevision())
+			return fromFailure(response.GetFailure())
+		})
+	}, func(err error) bool { return n.peers != nil && errors.Is(err, ErrNotLeader) })
+	return revision, err
+}
+
+// settleHere is settle on the leader.
+func (n *Node) settleHere(ctx context.Context, at graph.Instant) (graph.Revision, error) {
+	if at > 0 {
+		n.stamps.settle(at)
+		err := n.waitUntil(ctx, func() bool { return n.stamps.isSettled(at) },
+			fmt.Errorf("%w: writes of that moment were not done within %v", ErrTooBusy, n.config.WaitMax))
+		if err != nil {
+			return 0, err
+		}
+	}
+	return n.confirms.wait(ctx, n.confirm)
 }
 
 // waitApplied returns when this node has applied the revision.
 func (n *Node) waitApplied(ctx context.Context, revision graph.Revision) error {
-	reached := func() bool { return n.db.Applied().Revision >= revision }
+	reached := func() bool { return n.db().Applied().Revision >= revision }
 	if reached() {
 		return nil
 	}
 	// A leader's log ends where the cluster's does: no one was given a revision
-	// behind it.
-	if last := n.raft.LastIndex(); n.leads() && uint64(revision) > last {
-		return fmt.Errorf("%w: %d is asked for, and %d is the newest of the cluster", ErrRevisionUnknown, revision, last)
+	// behind it. One that was replaced and does not know would be wrong.
+	if last := n.raft().LastIndex(); n.leads() && uint64(revision) > last {
+		if _, err := n.confirms.wait(ctx, n.confirm); err == nil {
+			return fmt.Errorf("%w: %d is asked for, and %d is the newest of the cluster", ErrRevisionUnknown, revision, last)
+		}
 	}
 	err := n.waitUntil(ctx, reached, fmt.Errorf("%w: it did not come within %v", ErrRevisionAhead, n.config.WaitMax))
 	if err == nil || errors.Is(err, ErrFailed) || errors.Is(err, ErrShuttingDown) {
 		return err
 	}
-	return fmt.Errorf("wait for revision %d, at %d: %w", revision, n.db.Applied().Revision, err)
+	return fmt.Errorf("wait for revision %d, at %d: %w", revision, n.db().Applied().Revision, err)
+}
+
+// waitCurrent returns when this node has, since its start, once held everything that
+// was acknowledged: what it answers is then not of before what it answered ever.
+func (n *Node) waitCurrent(ctx context.Context) error {
+	if n.current.Load() {
+		return nil
+	}
+	return n.waitUntil(ctx, n.current.Load, fmt.Errorf("%w: no leader was heard of within %v", ErrNotReady, n.config.WaitMax))
+}
+
+// Await returns when this node holds what c asks for, so that what has no snapshot,
+// such as the list of stores, may be read. Its errors are those of Snapshot.
+func (n *Node) Await(ctx context.Context, c Consistency) error {
+	if err := n.usable(); err != nil {
+		return err
+	}
+	if err := c.validate(); err != nil {
+		return err
+	}
+	if err := n.awaitClock(ctx); err != nil {
+		return err
+	}
+	switch c.Mode {
+	case Linearizable:
+		index, err := n.readIndex(ctx)
+		if err != nil {
+			return err
+		}
+		return n.waitApplied(ctx, index)
+	case AtLeast, Exactly:
+		if c.Revision > 0 {
+			return n.waitApplied(ctx, c.Revision)
+		}
+	case Newest, AsOf:
+	}
+	return n.waitCurrent(ctx)
 }
 
 // waitUntil waits as long as ctx and Config.WaitMax allow; late is the error
@@ -217,37 +306,38 @@ func (n *Node) waitUntil(ctx context.Context, reached func() bool, late error) e
 
 // snapshotAsOf holds a store still as it was at a moment.
 //
-// What the leader promises is that the answer holds every change whose stamp is
-// the moment or before, those included that are proposed but not acknowledged
-// yet. So it first sees to it that no proposal from now on gets such a stamp,
-// and then waits for those under way that have one. Stamps never fall from one
-// entry to the next, so what comes later is of later. (A leader that follows
-// this one, or a restart of this one with a clock that was set back, begins
-// with what was applied, and knows nothing of moments that were only asked
-// about.) A node that does not lead knows no more than what it applied.
-func (n *Node) snapshotAsOf(ctx context.Context, store graph.StoreID, at graph.Instant, overlay graph.Overlay) (*engine.Snapshot, error) {
-	stamp := n.db.Applied().Stamp
+// The answer holds every change whose stamp is the moment or before. Stamps never
+// fall from one entry to the next, so a node that has applied one of later has them
+// all. Otherwise the leader first sees to it that no proposal from now on gets such a
+// stamp, waits for those under way that have one, and only then makes sure that it
+// still leads; what it has applied by then holds them. (A leader that follows this
+// one, or a restart of it with a clock that was set back, begins with what was
+// applied, and knows nothing of moments that were only asked about.)
+func (n *Node) snapshotAsOf(ctx context.Context, store graph.StoreID, c Consistency, overlay graph.Overlay) (*engine.Snapshot, error) {
+	if err := n.Await(ctx, c); err != nil {
+		return nil, err
+	}
+	at, stamp := c.Instant, n.db().Applied().Stamp
 	if now := max(n.now(), stamp); at > now {
 		return nil, fmt.Errorf("%w: %s is asked for, and it is %s", ErrInstantAhead, at, now)
 	}
-	if n.leads() {
-		n.stamps.settle(at)
-		err := n.waitUntil(ctx, func() bool { return n.stamps.isSettled(at) },
-			fmt.Errorf("%w: writes of that moment were not done within %v", ErrTooBusy, n.config.WaitMax))
+	if at >= stamp || n.leads() {
+		index, err := n.settle(ctx, at)
+		if err == nil {
+			err = n.waitApplied(ctx, index)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read as of %s: %w", at, err)
 		}
-	} else if at >= stamp {
-		return nil, fmt.Errorf("%w: it cannot say what was written up to %s", ErrNotLeader, at)
 	}
-	revision, err := n.db.RevisionAt(store, at)
+	revision, err := n.db().RevisionAt(store, at)
 	if err != nil {
 		return nil, err
 	}
 	if revision == 0 {
 		// Nothing was there yet. As the store was made it was empty, and if that
 		// is kept no more, it cannot be said.
-		info, ok := n.db.StoreInfo(store)
+		info, ok := n.db().StoreInfo(store)
 		if !ok {
 			return nil, fmt.Errorf("read as of %s: %w", at, graph.ErrUnknownStore)
 		}
@@ -255,5 +345,5 @@ func (n *Node) snapshotAsOf(ctx context.Context, store graph.StoreID, at graph.I
 		// it was not the first, which a cluster begins with.
 		revision = max(info.Created, 1)
 	}
-	return n.engine.Snapshot(store, revision, at, overlay)
+	return n.engineSnapshot(store, revision, at, overlay)
 }

@@ -20,7 +20,7 @@ func TestConsistency(t *testing.T) {
 	config.WaitMax = time.Hour // What waits ends with its context.
 	n := open(t, config)
 	writeSchema(t, n)
-	before := n.db.Applied().Revision
+	before := n.db().Applied().Revision
 	first := write(t, n, create(viewer("0", "hanna")))
 	now.advance(time.Second)
 	second := write(t, n, &graph.Mutation{Updates: []graph.Update{{Operation: graph.Delete, Tuple: viewer("0", "hanna")}}})
@@ -78,8 +78,8 @@ func TestConsistency(t *testing.T) {
 		{"exactly nothing", Consistency{Mode: Exactly}, nil, "a revision"},
 		{"pinned to newest", Consistency{Pinned: true, Instant: 5}, nil, "newest"},
 		{"pinned to no instant", Consistency{Mode: Exactly, Revision: 1, Pinned: true}, nil, "instant 0"},
-		{"at least the future", Consistency{Mode: AtLeast, Revision: 1 << 40}, ErrRevisionAhead, fmt.Sprint(n.raft.LastIndex())},
-		{"exactly the future", Consistency{Mode: Exactly, Revision: 1 << 40}, ErrRevisionAhead, fmt.Sprint(n.raft.LastIndex())},
+		{"at least the future", Consistency{Mode: AtLeast, Revision: 1 << 40}, ErrRevisionAhead, fmt.Sprint(n.raft().LastIndex())},
+		{"exactly the future", Consistency{Mode: Exactly, Revision: 1 << 40}, ErrRevisionAhead, fmt.Sprint(n.raft().LastIndex())},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			// None of them is waited for: that would end with the context.
@@ -120,7 +120,7 @@ func TestInstantsOfAnEarlierClock(t *testing.T) {
 	}
 	given := ask(Consistency{})
 	now.advance(-time.Hour)
-	revision := n.db.Applied().Revision
+	revision := n.db().Applied().Revision
 	for _, c := range []Consistency{
 		{Mode: Exactly, Revision: revision, Instant: given, Pinned: true},
 		{Mode: AtLeast, Revision: revision, Instant: given},
@@ -173,7 +173,7 @@ func TestWaiting(t *testing.T) {
 	if s, err := n.Snapshot(testContext(t), graph.DefaultStore, Consistency{Mode: Linearizable}, graph.Overlay{}); !errors.Is(err, ErrNotLeader) {
 		t.Errorf("linearizable read: %v, %v", s, err)
 	}
-	next := Consistency{Mode: AtLeast, Revision: n.db.Applied().Revision + 1}
+	next := Consistency{Mode: AtLeast, Revision: n.db().Applied().Revision + 1}
 
 	t.Run("comes", func(t *testing.T) {
 		got := make(chan error, 1)
@@ -197,7 +197,7 @@ func TestWaiting(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	next.Revision = n.db.Applied().Revision + 1
+	next.Revision = n.db().Applied().Revision + 1
 	t.Run("the caller leaves", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 		defer cancel()

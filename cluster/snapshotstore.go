@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -10,20 +11,29 @@ import (
 	"github.com/pembadb/pemba/graph"
 )
 
-// errNoStateTransfer answers every attempt to send or install a state as a
-// Raft snapshot. A node that is alone never meets one.
-var errNoStateTransfer = errors.New("state transfer between nodes is not offered by this version")
+// What answers a leader that wants to install its state by way of Raft: this node
+// fetches it by itself (install.go), and then says that it has it.
+var (
+	errStateIsFetched = errors.New("the state is fetched apart from Raft; try again when it is there")
+	errStateIsHeld    = errors.New("the state is here, as far as the log of the leader begins")
+)
 
 // snapshotStore shows Raft the graph as its newest snapshot: "flushed durably
 // up to N". There is no other copy, and nothing is written when Raft takes a
 // snapshot but what Pebble still holds in memory.
 //
+// What a leader sends to a node that is too far behind for the log is a token, which
+// says whom to ask for the state.
+//
 // Invariant: List()[0].Index <= graph.DB.Applied().Revision.
-type snapshotStore struct{ db *graph.DB }
+type snapshotStore struct {
+	node *Node
+	db   *graph.DB
+}
 
 // List implements raft.SnapshotStore. Raft starts from what it returns: index,
 // term and configuration.
-func (s snapshotStore) List() ([]*raft.SnapshotMeta, error) {
+func (s *snapshotStore) List() ([]*raft.SnapshotMeta, error) {
 	durable := s.db.Durable()
 	if durable.Revision == 0 {
 		return nil, nil
@@ -42,39 +52,104 @@ func (s snapshotStore) List() ([]*raft.SnapshotMeta, error) {
 }
 
 // Create implements raft.SnapshotStore. Raft calls it for its own snapshots,
-// which flushed.Persist marks as such, and for states that a leader sends.
-func (s snapshotStore) Create(_ raft.SnapshotVersion, index, term uint64, _ raft.Configuration, _ uint64,
+// which flushed.Persist marks as such, and for the tokens that a leader sends.
+func (s *snapshotStore) Create(_ raft.SnapshotVersion, index, term uint64, _ raft.Configuration, _ uint64,
 	_ raft.Transport,
 ) (raft.SnapshotSink, error) {
-	return &sink{id: fmt.Sprintf("%d-%d", term, index)}, nil
+	return &sink{id: fmt.Sprintf("%d-%d", term, index), node: s.node}, nil
 }
 
-// Open implements raft.SnapshotStore. Raft calls it to send a state.
-func (s snapshotStore) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) {
-	return nil, nil, errNoStateTransfer
+// Open implements raft.SnapshotStore. Raft calls it to send a state, and sends the
+// token instead. The state is flushed before, so that it is of no older revision than
+// any that was sent.
+func (s *snapshotStore) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	if _, err := s.db.Flush(); err != nil {
+		return nil, nil, err
+	}
+	list, err := s.List()
+	if err == nil && len(list) == 0 {
+		err = errors.New("no state is durable yet")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	first, err := s.node.log.FirstIndex()
+	if err != nil {
+		return nil, nil, err
+	}
+	meta := list[0]
+	token := stateToken{node: s.node.dir.nodeID, revision: graph.Revision(meta.Index), first: first}.String()
+	meta.Size = int64(len(token))
+	return meta, io.NopCloser(bytes.NewReader([]byte(token))), nil
 }
 
-// A sink stands for one snapshot that Raft takes. Nothing is written to it.
+// A stateToken says who has a state, and from which entry on its log goes.
+type stateToken struct {
+	node     string
+	revision graph.Revision
+	first    uint64
+}
+
+// tokenBytesMax is more than any token has.
+const tokenBytesMax = 256
+
+func (t stateToken) String() string {
+	return fmt.Sprintf("pemba state %d of %s with log from %d\n", t.revision, t.node, t.first)
+}
+
+func parseStateToken(text []byte) (stateToken, error) {
+	var t stateToken
+	if _, err := fmt.Sscanf(string(text), "pemba state %d of %s with log from %d\n", &t.revision, &t.node, &t.first); err != nil {
+		return t, fmt.Errorf("the leader sent %.80q, which is no token of a state: %w", text, err)
+	}
+	return t, validateNodeID(t.node)
+}
+
+// A sink stands for one snapshot that Raft takes, to which nothing is written, or
+// receives a token.
 type sink struct {
 	id      string
+	node    *Node
 	flushed bool
+	token   []byte
 }
 
 // ID implements raft.SnapshotSink.
 func (s *sink) ID() string { return s.id }
 
-// Write implements raft.SnapshotSink. Only a state that is sent is written.
-func (s *sink) Write([]byte) (int, error) { return 0, errNoStateTransfer }
+// Write implements raft.SnapshotSink. Only a token is written.
+func (s *sink) Write(b []byte) (int, error) {
+	if len(s.token)+len(b) > tokenBytesMax {
+		return 0, fmt.Errorf("the leader sends more than the %d bytes that a token of a state may have", tokenBytesMax)
+	}
+	s.token = append(s.token, b...)
+	return len(b), nil
+}
 
 // Cancel implements raft.SnapshotSink.
 func (s *sink) Cancel() error { return nil }
 
 // Close implements raft.SnapshotSink.
 func (s *sink) Close() error {
-	if !s.flushed {
-		return errNoStateTransfer
+	if s.flushed {
+		return nil
 	}
-	return nil
+	token, err := parseStateToken(s.token)
+	if err != nil {
+		return err
+	}
+	n := s.node
+	applied := n.db().Applied().Revision
+	switch {
+	case applied > token.revision:
+		return fmt.Errorf("this node is at revision %d already, and was sent a token of %d", applied, token.revision)
+	case uint64(applied) >= token.first:
+		// The leader has the entry that this node applied last, and so all that come
+		// behind it. What else is in the log here may not be agreed, and does not count.
+		return errStateIsHeld
+	}
+	n.installer.want(token)
+	return errStateIsFetched
 }
 
 // flushed is the snapshot that the FSM gives to Raft: a promise that the graph

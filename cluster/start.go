@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -8,21 +9,24 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
 
 	"github.com/pembadb/pemba/cluster/badgerlog"
-	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
 
 // Open starts the node whose data is in config.DataDir. An empty or missing
-// directory becomes a cluster of one; a used one is resumed, and a start that a
-// crash cut short is finished. When Open returns, the node leads and has
-// applied everything that was ever acknowledged, so that no read is answered
-// from an older state than before. ctx bounds how long that may take: some
-// hundred milliseconds, and a second for some ten thousand entries to replay.
+// directory becomes a cluster of one or, with config.Join, a member of another
+// one; a used one is resumed, and a start that a crash cut short is finished.
 //
-// With config.InMemory there is no directory, and a new cluster of one each time.
+// When Open returns, a node that is alone leads and has applied everything that
+// was ever acknowledged. One that has peers may have neither yet: Ready says when
+// it may be given work, and until then it answers nothing as newest that could be from
+// an older state than what it answered before. ctx bounds how long Open may take:
+// some hundred milliseconds, and a second for some ten thousand entries to replay.
+//
+// With config.InMemory there is no directory, and an empty one each time.
 //
 // It refuses a directory that another process holds, that was written in
 // another format, or whose parts do not belong together, and says which.
@@ -44,8 +48,22 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 		config: config, dir: dir, opening: true,
 		failed: make(chan struct{}), stop: make(chan struct{}),
 		closing: make(chan struct{}), closed: make(chan struct{}),
+		changingMembers: make(chan struct{}, 1),
 	}
-	err = n.start(ctx)
+	n.installer.wake = make(chan struct{}, 1)
+	n.fitness.wake = make(chan struct{}, 1)
+	if cluster := dir.member.cluster; cluster != [16]byte{} {
+		n.joined.Store(&cluster)
+	}
+	if config.InMemory {
+		n.memory = vfs.NewMem()
+	}
+	if !config.InMemory && !config.recovering {
+		err = dir.checkRecovery()
+	}
+	if err == nil {
+		err = n.start(ctx)
+	}
 	n.mu.Lock()
 	n.opening = false
 	if failure := n.failure; failure != nil {
@@ -58,9 +76,9 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 		// second Open would find the directory locked.
 		return nil, errors.Join(err, n.Close(context.Background()))
 	}
-	status := n.db.Applied()
-	config.Logger.Info("the node is ready", "node", dir.nodeID, "dir", dir.path, "cluster", fmt.Sprintf("%x", n.db.ClusterID()),
-		"revision", status.Revision, "term", n.raft.CurrentTerm(), "took", time.Since(start))
+	status := n.db().Applied()
+	config.Logger.Info("the node runs", "node", dir.nodeID, "dir", dir.path, "cluster", fmt.Sprintf("%x", n.ClusterID()),
+		"revision", status.Revision, "term", n.raft().CurrentTerm(), "took", time.Since(start))
 	return n, nil
 }
 
@@ -73,6 +91,11 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.reconcile(); err != nil {
 		return err
 	}
+	if n.config.recovering {
+		if err := n.beginRecovery(); err != nil {
+			return fmt.Errorf("begin the recovery: %w", err)
+		}
+	}
 	configuration, err := n.replay(ctx)
 	if err != nil {
 		return err
@@ -80,14 +103,39 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.checkConfiguration(configuration); err != nil {
 		return err
 	}
-	if err := n.startRaft(); err != nil {
+	n.chooseAddr(configuration)
+	if n.config.RaftAddr == "" && len(configuration.Servers) == 0 {
+		return fmt.Errorf("the node joined a cluster and has nothing of it yet, so that it must be told again where the others reach it: Config.RaftAddr is empty (--raft-addr)")
+	}
+	if err := n.openPeers(); err != nil {
 		return err
 	}
-	if err := n.await(ctx, n.leads); err != nil {
-		return fmt.Errorf("wait for the first entry of a new term: %w", err)
-	}
-	if err := n.initialize(ctx); err != nil {
+	if err := n.startRaft(n.machine.Load()); err != nil {
 		return err
+	}
+	if n.peers != nil {
+		n.peers.serve(n)
+	}
+	if isAlone(configuration, n.dir.nodeID) {
+		// It leads before anybody else can join, so that a cluster has its
+		// identity before it has a second member.
+		if err := n.await(ctx, n.leads); err != nil {
+			return fmt.Errorf("wait for the first entry of a new term: %w", err)
+		}
+		if err := n.initialize(ctx); err != nil {
+			return err
+		}
+		n.current.Store(true)
+	} else if err := n.join(ctx, len(configuration.Servers) == 0); err != nil {
+		return err
+	}
+	if n.peers != nil {
+		n.installer.ended = make(chan struct{})
+		go n.install()
+		n.loops.Add(3)
+		go n.followFitness()
+		go n.followMembership()
+		go n.compareChecksums()
 	}
 	n.warnOfClock()
 	n.loops.Add(4)
@@ -108,13 +156,14 @@ func (n *Node) openParts(ctx context.Context) error {
 	}
 	logConfig.Logger = n.config.Logger
 	logConfig.OnFatal = n.fail
+	plantLog(&logConfig)
 	// Nothing is stored before the graph is open.
-	logConfig.CommitIndex = func() uint64 { return uint64(n.db.Applied().Revision) }
+	logConfig.CommitIndex = func() uint64 { return uint64(n.db().Applied().Revision) }
 	log, err := badgerlog.Open(logConfig)
 	if err != nil {
 		return err
 	}
-	n.log = &logStore{Log: log, durable: func() uint64 { return uint64(n.db.Durable().Revision) }, fail: n.fail}
+	n.log = &logStore{Log: log, durable: func() uint64 { return uint64(n.db().Durable().Revision) }, fail: n.fail}
 	n.room.log = log
 	if err := n.room.checkStart(); err != nil {
 		return err
@@ -132,74 +181,39 @@ func (n *Node) openParts(ctx context.Context) error {
 	}
 	n.admission = newAdmission(n.config.ProposalsMax, n.config.ProposalBytesMax)
 
-	if err := n.openGraph(ctx); err != nil {
+	m, err := n.openMachine(ctx, n.dir.graph)
+	if err != nil {
 		return err
 	}
-	n.engine = engine.New(n.db, n.config.Engine)
-	n.watches.init(n.db.Applied())
+	n.machine.Store(m)
+	n.watches.init(m.db.Applied())
 	n.collector.init(n.nextEnd)
 	n.remover.init()
 	n.cutter.wake = make(chan struct{}, 1)
-	n.fsm = &fsm{
-		db: n.db, engine: n.engine, changesMax: n.config.SnapshotChanges,
-		fail:    n.fail,
-		changed: n.noteChange,
-		passed:  func(store graph.StoreID) { n.watches.note(store, n.db.Applied()) },
-		advanced: func() {
-			n.progress.broadcast()
-			n.wakeCutter()
-		},
-	}
 	return nil
 }
 
-// openGraph opens the graph. It does so apart, since Pebble tries for ever to
-// write to a disk that fails while it starts.
-func (n *Node) openGraph(ctx context.Context) error {
-	config := n.config.Graph
-	config.Dir = n.dir.state()
-	config.Logger = n.config.Logger
-	config.OnFatal = func(err error) { n.fail(fmt.Errorf("graph: %w", err)) }
-	if n.config.InMemory {
-		config = inMemory(config)
-	} else if err := makeDirectory(config.Dir); err != nil {
-		return err
-	}
-	type opened struct {
-		db  *graph.DB
-		err error
-	}
-	done := make(chan opened, 1)
-	go func() {
-		db, err := graph.Open(config)
-		done <- opened{db, err}
-	}()
-	var err error
-	select {
-	case o := <-done:
-		n.db = o.db
-		return o.err
-	case <-n.failed:
-		err = n.failure
-	case <-ctx.Done():
-		err = fmt.Errorf("open the graph: %w", context.Cause(ctx))
-	}
-	go func() {
-		if o := <-done; o.err == nil {
-			if err := o.db.Close(); err != nil {
-				n.config.Logger.Warn("close a graph that opened too late", "node", n.dir.nodeID, "error", err)
-			}
-		}
-	}()
-	return err
-}
+// Under these Raft keeps its term, and the term and candidate of its last vote.
+var (
+	keyCurrentTerm  = []byte("CurrentTerm")
+	keyLastVoteTerm = []byte("LastVoteTerm")
+	keyLastVoteCand = []byte("LastVoteCand")
+)
 
-// keyCurrentTerm is under which Raft keeps its term.
-var keyCurrentTerm = []byte("CurrentTerm")
-
-// reconcile refuses a log and a state that do not belong together, and makes
-// the first entry of a new cluster.
+// reconcile refuses a log and a state that do not belong together, wipes a log
+// that a new state made worthless, and makes the first entry of a new cluster.
 func (n *Node) reconcile() error {
+	applied := n.db().Applied()
+	at := uint64(applied.Revision)
+	if n.dir.installed != 0 {
+		if at < uint64(n.dir.installed) {
+			return fmt.Errorf("the state in %s ends at %d, but the one of revision %d was installed there", n.dir.state(), at, n.dir.installed)
+		}
+		// Whatever is in the log is of before.
+		if err := n.finishInstall(at); err != nil {
+			return err
+		}
+	}
 	first, err := n.log.FirstIndex()
 	if err != nil {
 		return err
@@ -208,11 +222,21 @@ func (n *Node) reconcile() error {
 	if err != nil {
 		return err
 	}
-	applied := n.db.Applied()
-	at := uint64(applied.Revision)
+	if at != 0 && (first == at+1 || n.log.WipedTo() == at+1) {
+		n.log.base.Store(&logBase{at, applied.Term})
+	}
 	switch {
 	case last == 0 && at == 0:
+		if n.dir.member.began {
+			return fmt.Errorf("the log and the state in %s were lost or removed, and the node had begun to vote: "+
+				"it could give a vote twice; remove it from the cluster, and let it join with an empty directory", n.dir.path)
+		}
+		if n.config.Join != nil || n.dir.member != (membership{}) {
+			return nil // The entries come from the others.
+		}
 		return n.bootstrap()
+	case last == 0 && n.log.WipedTo() == at+1:
+		return nil // The state was sent by another node, and no entry since.
 	case last < at:
 		return fmt.Errorf("the log in %s ends at entry %d, but the state in %s holds everything up to %d: "+
 			"the log lost its end or is not the one that made this state; it would acknowledge other entries under the same numbers",
@@ -253,7 +277,7 @@ func (n *Node) bootstrap() error {
 		}
 	}
 	configuration := raft.Configuration{Servers: []raft.Server{{
-		Suffrage: raft.Voter, ID: raft.ServerID(n.dir.nodeID), Address: raft.ServerAddress(n.config.RaftAddr),
+		Suffrage: raft.Voter, ID: raft.ServerID(n.dir.nodeID), Address: raft.ServerAddress(cmp.Or(n.config.RaftAddr, aloneAddr)),
 	}}}
 	n.config.Logger.Info("bootstrapping a cluster of one", "node", n.dir.nodeID, "dir", n.dir.path)
 	return n.log.Log.StoreLog(&raft.Log{
@@ -266,7 +290,7 @@ func (n *Node) bootstrap() error {
 // a leader, and it panics at an entry that it cannot read.
 func (n *Node) replay(ctx context.Context) (raft.Configuration, error) {
 	var configuration raft.Configuration
-	applied := n.db.Applied()
+	applied := n.db().Applied()
 	if applied.ConfigurationRevision != 0 {
 		configuration = raft.DecodeConfiguration(applied.Configuration)
 	}
@@ -295,13 +319,13 @@ func (n *Node) replay(ctx context.Context) (raft.Configuration, error) {
 		if index > commit {
 			continue
 		}
-		if a, ok := n.fsm.Apply(&entry).(answer); ok && a.err != nil {
+		if a, ok := n.fsm().Apply(&entry).(answer); ok && a.err != nil {
 			return configuration, a.err
 		}
 	}
 	// Raft starts from what List says, and that is what is durable.
 	if from <= commit {
-		if _, err := n.db.Flush(); err != nil {
+		if _, err := n.db().Flush(); err != nil {
 			return configuration, err
 		}
 		n.config.Logger.Info("replayed the log", "from", from, "to", commit, "last", last, "bytes", bytes, "took", time.Since(start))
@@ -309,46 +333,41 @@ func (n *Node) replay(ctx context.Context) (raft.Configuration, error) {
 	return configuration, nil
 }
 
-// checkConfiguration refuses a log that was made for another cluster than one
-// of this node alone, which is all that this version runs.
+// checkConfiguration refuses a log of a cluster that this node does not belong to.
+// There may be none yet where the node joined or is to join.
 func (n *Node) checkConfiguration(c raft.Configuration) error {
 	if len(c.Servers) == 0 {
+		if n.config.Join != nil || n.dir.member != (membership{}) {
+			return nil
+		}
 		return fmt.Errorf("neither the state nor the log in %s names the nodes of the cluster", n.dir.path)
 	}
-	if len(c.Servers) > 1 {
-		return fmt.Errorf("the cluster has %d nodes; this version runs clusters of one", len(c.Servers))
-	}
-	if server := c.Servers[0]; string(server.ID) != n.dir.nodeID || server.Suffrage != raft.Voter {
+	self, found := memberOf(c, n.dir.nodeID)
+	switch {
+	case !found && n.dir.member != (membership{}):
+		return nil // A log that has not come so far names those who were there before.
+	case !found && len(c.Servers) == 1:
 		return fmt.Errorf("the log in %s is of the node %q, but the file %s names %q",
-			n.dir.log(), server.ID, filepath.Join(n.dir.path, nodeFile), n.dir.nodeID)
+			n.dir.log(), c.Servers[0].ID, filepath.Join(n.dir.path, nodeFile), n.dir.nodeID)
+	case len(c.Servers) == 1 && self.Suffrage != raft.Voter:
+		return fmt.Errorf("the log in %s is of a cluster whose only node %q has no vote", n.dir.log(), n.dir.nodeID)
 	}
 	return nil
 }
 
-// startRaft starts Raft and what follows its state.
-func (n *Node) startRaft() error {
-	// A node that is alone has no peers to speak to, and opens no port.
-	_, transport := raft.NewInmemTransport(raft.ServerAddress(n.config.RaftAddr))
-	rc := raft.DefaultConfig()
-	rc.LocalID = raft.ServerID(n.dir.nodeID)
-	rc.Logger = newRaftLogger(n.config.Logger)
-	rc.HeartbeatTimeout = n.config.ElectionTimeout
-	rc.ElectionTimeout = n.config.ElectionTimeout
-	rc.LeaderLeaseTimeout = n.config.ElectionTimeout / 2
-	rc.MaxAppendEntries = n.config.MaxAppendEntries
-	rc.TrailingLogs = n.config.TrailingLogs
-	rc.NoSnapshotRestoreOnStart = true
-	// The cutter says when, by entries and by bytes, and not by the clock.
-	rc.SnapshotInterval = 365 * 24 * time.Hour
-	r, err := raft.NewRaft(rc, n.fsm, n.log, n.log, snapshotStore{n.db}, transport)
-	if err != nil {
-		return errors.Join(fmt.Errorf("start Raft: %w", err), transport.Close())
+// isAlone reports whether a node is the only one of its cluster.
+func isAlone(c raft.Configuration, id string) bool {
+	return len(c.Servers) == 1 && string(c.Servers[0].ID) == id
+}
+
+// memberOf finds a node in a configuration.
+func memberOf(c raft.Configuration, id string) (raft.Server, bool) {
+	for _, server := range c.Servers {
+		if string(server.ID) == id {
+			return server, true
+		}
 	}
-	n.raft = r
-	n.loops.Add(2)
-	go n.watchLeadership()
-	go n.cut()
-	return nil
+	return raft.Server{}, false
 }
 
 // await waits until reached, or until the node fails or ctx ends.
@@ -364,7 +383,7 @@ func (n *Node) await(ctx context.Context, reached func() bool) error {
 // that every node that applies it takes the same one. A crash before this
 // leaves it to the next start.
 func (n *Node) initialize(ctx context.Context) error {
-	if n.db.ClusterID() != [16]byte{} {
+	if n.db().ClusterID() != [16]byte{} {
 		return nil
 	}
 	init := &graph.Init{}
@@ -388,7 +407,7 @@ const clockLagMax = time.Minute
 // warnOfClock tells of a clock that was set back: stamps never fall, so until
 // it catches up all changes get the same instant, and lifetimes stand still.
 func (n *Node) warnOfClock() {
-	stamp, now := n.db.Applied().Stamp, n.now()
+	stamp, now := n.db().Applied().Stamp, n.now()
 	if lag := stamp.Time().Sub(now.Time()); lag > clockLagMax {
 		n.config.Logger.Warn("the clock is behind the newest change: lifetimes stand still until it catches up",
 			"clock", now.Time(), "newest", stamp.Time(), "behind", lag)

@@ -3,17 +3,17 @@ package cluster
 import "github.com/pembadb/pemba/graph"
 
 // Stores returns the stores of this node's newest state, by name.
-func (n *Node) Stores() []graph.StoreInfo { return n.db.Stores() }
+func (n *Node) Stores() []graph.StoreInfo { return n.db().Stores() }
 
 // StoreNamed returns the store of a name in this node's newest state.
-func (n *Node) StoreNamed(name string) (graph.StoreInfo, bool) { return n.db.StoreNamed(name) }
+func (n *Node) StoreNamed(name string) (graph.StoreInfo, bool) { return n.db().StoreNamed(name) }
 
 // SchemaVersions returns what graph.DB.SchemaVersions does.
 func (n *Node) SchemaVersions(id graph.StoreID, before graph.Revision, limit int) ([]graph.SchemaVersion, error) {
 	if err := n.usable(); err != nil {
 		return nil, err
 	}
-	return n.db.SchemaVersions(id, before, limit)
+	return n.db().SchemaVersions(id, before, limit)
 }
 
 // Changes returns what graph.DB.Changes does: a page of the change log. To
@@ -22,7 +22,7 @@ func (n *Node) Changes(id graph.StoreID, from graph.Position, limit int) ([]grap
 	if err := n.usable(); err != nil {
 		return nil, err
 	}
-	return n.db.Changes(id, from, limit)
+	return n.db().Changes(id, from, limit)
 }
 
 // Stages returns the staged changes of a store, by id.
@@ -30,7 +30,7 @@ func (n *Node) Stages(id graph.StoreID) ([]graph.StageInfo, error) {
 	if err := n.usable(); err != nil {
 		return nil, err
 	}
-	return n.db.Stages(id)
+	return n.db().Stages(id)
 }
 
 // Stage returns a staged change of a store, also one of the last that were
@@ -39,7 +39,7 @@ func (n *Node) Stage(id graph.StoreID, stage graph.StageID) (graph.StageInfo, bo
 	if err := n.usable(); err != nil {
 		return graph.StageInfo{}, false, err
 	}
-	return n.db.Stage(id, stage)
+	return n.db().Stage(id, stage)
 }
 
 // RevisionAt returns what graph.DB.RevisionAt does. Unlike a Snapshot as of the
@@ -48,5 +48,8 @@ func (n *Node) RevisionAt(id graph.StoreID, at graph.Instant) (graph.Revision, e
 	if err := n.usable(); err != nil {
 		return 0, err
 	}
-	return n.db.RevisionAt(id, at)
+	return n.db().RevisionAt(id, at)
 }
+
+// Ancestors returns the ids that the cluster had before it was recovered.
+func (n *Node) Ancestors() []graph.Ancestor { return n.db().Ancestors() }

@@ -115,7 +115,7 @@ func (ws *watches) enter(n *Node, store graph.StoreID, w *Watcher) error {
 		// here, and what was before is in the log by now.
 		ws.watched.Add(1)
 		t.restart(ws.seen.Load())
-		if info, ok := n.db.StoreInfo(store); ok {
+		if info, ok := n.db().StoreInfo(store); ok {
 			t.newest = info.Changed
 		}
 		n.loops.Add(1)
@@ -347,7 +347,7 @@ func (n *Node) readTail(t *tail, p *page) (more bool, err error) {
 	from, noted := t.to, t.noted
 	t.mu.Unlock()
 	ws.reads.Add(1)
-	revisions, err := n.db.Changes(t.store, from, p.size())
+	revisions, err := n.db().Changes(t.store, from, p.size())
 	gone := errors.Is(err, graph.ErrRevisionGone)
 	if err != nil && !gone {
 		return false, err

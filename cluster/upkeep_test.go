@@ -49,7 +49,7 @@ func TestLifetimesEndInEveryStore(t *testing.T) {
 	}
 	left := func(n *Node) (tuples uint64) {
 		for _, store := range stores {
-			info, ok := n.db.StoreInfo(store)
+			info, ok := n.db().StoreInfo(store)
 			if !ok {
 				t.Fatalf("store %d is missing", store)
 			}
@@ -63,9 +63,9 @@ func TestLifetimesEndInEveryStore(t *testing.T) {
 	eventually(t, "the end of 10 lifetimes", func() bool { return left(n) == uint64(2*len(stores)-10) })
 	now.advance(time.Minute)
 	eventually(t, "the end of all short lifetimes", func() bool { return left(n) == uint64(len(stores)) })
-	last := n.raft.LastIndex()
+	last := n.raft().LastIndex()
 	time.Sleep(20 * time.Millisecond)
-	if now := n.raft.LastIndex(); now != last {
+	if now := n.raft().LastIndex(); now != last {
 		t.Errorf("the log grew from %d to %d with nothing due", last, now)
 	}
 	// The FSM counts an entry behind its commit, which is seen before.
@@ -117,7 +117,7 @@ func TestCollectingGoesOnBehindAFailure(t *testing.T) {
 	}
 	left := func(failing bool) (tuples uint64) {
 		for _, store := range stores {
-			if info, _ := n.db.StoreInfo(store); fails(store) == failing {
+			if info, _ := n.db().StoreInfo(store); fails(store) == failing {
 				tuples += info.Tuples
 			}
 		}
@@ -167,7 +167,7 @@ func TestPastIsPruned(t *testing.T) {
 		change(i)
 	}
 	info := func(id graph.StoreID) graph.StoreInfo {
-		info, ok := n.db.StoreInfo(id)
+		info, ok := n.db().StoreInfo(id)
 		if !ok {
 			t.Fatalf("store %d is missing", id)
 		}
@@ -194,12 +194,12 @@ func TestPastIsPruned(t *testing.T) {
 	// With nothing more to forget, nothing is proposed, however time passes.
 	now.advance(48 * time.Hour)
 	eventually(t, "the pruning of the rest", func() bool { return info(short).OldestHistory == revisions[9] })
-	last := n.raft.LastIndex()
+	last := n.raft().LastIndex()
 	for range 10 {
 		now.advance(time.Hour)
 		time.Sleep(3 * time.Millisecond)
 	}
-	if now := n.raft.LastIndex(); now != last {
+	if now := n.raft().LastIndex(); now != last {
 		t.Errorf("the log grew from %d to %d with nothing to forget", last, now)
 	}
 	m, err := n.Metrics()
@@ -212,7 +212,7 @@ func TestPastIsPruned(t *testing.T) {
 		defer n.remover.mu.Unlock()
 		return len(n.remover.stores) == 0
 	})
-	if more, err := n.db.Remove(short, removalRecords); more || err != nil {
+	if more, err := n.db().Remove(short, removalRecords); more || err != nil {
 		t.Errorf("the removal left something: %v, %v", more, err)
 	}
 }
@@ -235,7 +235,7 @@ func TestLogIsPrunedBehindTheHistory(t *testing.T) {
 		return write(t, n, m).Revision
 	}
 	info := func() graph.StoreInfo {
-		info, ok := n.db.StoreInfo(store)
+		info, ok := n.db().StoreInfo(store)
 		if !ok {
 			t.Fatal("the store is missing")
 		}
@@ -249,10 +249,10 @@ func TestLogIsPrunedBehindTheHistory(t *testing.T) {
 	eventually(t, "the pruning of the log", func() bool { return info().OldestLog == first })
 	now.advance(24 * time.Hour)
 	eventually(t, "the pruning of the log to its end", func() bool { return info().OldestLog == last })
-	index := n.raft.LastIndex()
+	index := n.raft().LastIndex()
 	now.advance(24 * time.Hour)
 	time.Sleep(10 * time.Millisecond)
-	if now := n.raft.LastIndex(); now != index {
+	if now := n.raft().LastIndex(); now != index {
 		t.Errorf("the log grew from %d to %d with nothing to forget", index, now)
 	}
 }
@@ -285,9 +285,9 @@ func TestIdleStagesAreCollected(t *testing.T) {
 		}
 		return len(stages) == 1
 	})
-	last := n.raft.LastIndex()
+	last := n.raft().LastIndex()
 	time.Sleep(10 * time.Millisecond)
-	if now := n.raft.LastIndex(); now != last {
+	if now := n.raft().LastIndex(); now != last {
 		t.Errorf("the log grew from %d to %d with nothing idle", last, now)
 	}
 	eventually(t, "the count of collections", func() bool { return n.counts.stageCollections.Load() > 0 })
@@ -399,7 +399,7 @@ func TestDroppedStoreIsRemoved(t *testing.T) {
 		write(t, n, m)
 	}
 	fill(t, n, store)
-	if _, err := n.db.Flush(); err != nil {
+	if _, err := n.db().Flush(); err != nil {
 		t.Fatal(err) // What is dropped is to stand in tables, not in memory alone.
 	}
 	// Who reads it still sees all of it.
@@ -433,11 +433,11 @@ func TestDroppedStoreIsRemoved(t *testing.T) {
 	}()
 	now.advance(2 * time.Hour)
 	eventually(t, "the pruning", func() bool {
-		info, _ := n.db.StoreInfo(store)
+		info, _ := n.db().StoreInfo(store)
 		return info.OldestHistory > 0
 	})
 	// Its past begins to go, and how far that has come is written down.
-	if _, err := n.db.Remove(store, removalRecords); err != nil {
+	if _, err := n.db().Remove(store, removalRecords); err != nil {
 		t.Fatal(err)
 	}
 	if stages, err := n.Stages(store); err != nil || len(stages) != 1 {
@@ -455,13 +455,13 @@ func TestDroppedStoreIsRemoved(t *testing.T) {
 		return len(n.remover.stores) == 0
 	})
 	// Every record that is there is of a store that there is.
-	if err := n.db.CheckInvariants(); err != nil {
+	if err := n.db().CheckInvariants(); err != nil {
 		t.Error(err)
 	}
-	if info, ok := n.db.StoreInfo(store); ok {
+	if info, ok := n.db().StoreInfo(store); ok {
 		t.Errorf("it is still there: %+v", info)
 	}
-	if more, err := n.db.Remove(store, removalRecords); more || err != nil {
+	if more, err := n.db().Remove(store, removalRecords); more || err != nil {
 		t.Errorf("the removal left something: %v, %v", more, err)
 	}
 	eventually(t, "checks meanwhile", func() bool { return checks.Load() > asked })
@@ -475,7 +475,7 @@ func TestDroppedStoreIsRemoved(t *testing.T) {
 	if _, err := again.Snapshot(testContext(t), store, Consistency{}, graph.Overlay{}); !errors.Is(err, graph.ErrUnknownStore) {
 		t.Errorf("after a restart: %v", err)
 	}
-	if err := again.db.CheckInvariants(); err != nil {
+	if err := again.db().CheckInvariants(); err != nil {
 		t.Error(err)
 	}
 }

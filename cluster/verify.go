@@ -25,15 +25,8 @@ func (n *Node) verify() {
 	if n.config.VerifyBytesPerSecond < 0 || n.config.InMemory {
 		return
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := n.untilStop()
 	defer cancel()
-	go func() {
-		select {
-		case <-n.stop:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	start := time.Now()
 	if err := n.log.Verify(); err != nil {
 		if !stops(err) {
@@ -41,7 +34,14 @@ func (n *Node) verify() {
 		}
 		return
 	}
-	err := n.db.Verify(ctx, n.config.VerifyBytesPerSecond, func(bytes int64) { n.verified.bytes.Add(bytes) })
+	m := n.machine.Load()
+	err := m.db.Verify(ctx, n.config.VerifyBytesPerSecond, func(bytes int64) { n.verified.bytes.Add(bytes) })
+	for err != nil && n.machine.Load() != m {
+		// Another state has come into force meanwhile.
+		m = n.machine.Load()
+		n.verified.bytes.Store(0)
+		err = m.db.Verify(ctx, n.config.VerifyBytesPerSecond, func(bytes int64) { n.verified.bytes.Add(bytes) })
+	}
 	if err != nil {
 		if !stops(err) {
 			n.fail(fmt.Errorf("verify the state: %w", err))

@@ -27,7 +27,7 @@ func BenchmarkWatchers(b *testing.B) {
 				var following sync.WaitGroup
 				var delivered, batches atomic.Int64
 				for range watchers {
-					w := watch(b, n, graph.DefaultStore, graph.Position{Revision: n.db.Applied().Revision + 1})
+					w := watch(b, n, graph.DefaultStore, graph.Position{Revision: n.db().Applied().Revision + 1})
 					following.Go(func() {
 						for {
 							batch, err := w.Next(ctx, time.Second)

@@ -297,7 +297,7 @@ func TestThousandWatchers(t *testing.T) {
 	config.WatchersMax = 1000
 	n := open(t, config)
 	writeSchema(t, n)
-	from := graph.Position{Revision: n.db.Applied().Revision + 1}
+	from := graph.Position{Revision: n.db().Applied().Revision + 1}
 	const writes = 100
 	done := make(chan error, config.WatchersMax)
 	watchers := make([]*Watcher, config.WatchersMax)
@@ -358,7 +358,7 @@ func TestWatchersShareTheirReads(t *testing.T) {
 		n := open(t, testConfig(t, t.TempDir()))
 		writeSchema(t, n)
 		// The FSM tells the tails of an entry behind its result.
-		from := graph.Position{Revision: n.db.Applied().Revision + 1}
+		from := graph.Position{Revision: n.db().Applied().Revision + 1}
 		eventually(t, "the schema is made known", func() bool { return !isBefore(n.watches.seen.Load().end(), from) })
 		ctx := testContext(t)
 		took, failed := make(chan struct{}, count), make(chan error, count)
@@ -413,7 +413,7 @@ func TestWatchTellsHowFarNothingChanged(t *testing.T) {
 	n := open(t, config)
 	writeSchema(t, n)
 	write(t, n, create(viewer("0", "hanna")))
-	newest := n.db.Applied().Revision
+	newest := n.db().Applied().Revision
 	for _, from := range []graph.Position{{Revision: newest + 1}, {Revision: newest, Offset: 1}} {
 		w := watch(t, n, graph.DefaultStore, from)
 		batch, err := w.Next(testContext(t), pause)
@@ -453,7 +453,7 @@ func TestWatchEnds(t *testing.T) {
 	config := testConfig(t, t.TempDir())
 	n := open(t, config)
 	writeSchema(t, n)
-	newest := graph.Position{Revision: n.db.Applied().Revision + 1}
+	newest := graph.Position{Revision: n.db().Applied().Revision + 1}
 
 	if w, err := n.Watch(77, graph.Position{}); !errors.Is(err, graph.ErrUnknownStore) {
 		t.Errorf("an unknown store: %v, %v", w, err)
@@ -472,7 +472,7 @@ func TestWatchEnds(t *testing.T) {
 	var waiting sync.WaitGroup
 	dropped := make([]error, 10)
 	for i := range dropped {
-		w := watch(t, n, store, graph.Position{Revision: n.db.Applied().Revision + 1})
+		w := watch(t, n, store, graph.Position{Revision: n.db().Applied().Revision + 1})
 		waiting.Go(func() { _, dropped[i] = w.Next(testContext(t), time.Hour) })
 	}
 	dropStore(t, n, store)

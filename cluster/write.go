@@ -3,23 +3,34 @@ package cluster
 import (
 	"container/list"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+	grpcpeer "google.golang.org/grpc/peer"
 
 	"github.com/pembadb/pemba/cluster/badgerlog"
+	peerv1 "github.com/pembadb/pemba/cluster/pemba/peer/v1"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
 
-// Write proposes m to the cluster and returns when it is applied here, which is
-// after a majority has it on the disk. Writes that run at the same time share
-// one sync. Whether the engine refused m is in the result's Refusal, which is
-// the same on every node. A change of very many tuples returns only when the
-// graph is flushed behind it, so that a crash does not make it again.
+// Write brings m into the cluster's order of changes and returns when it is applied:
+// after a majority has it on the disk. Any node may be asked; one that does not lead
+// asks the leader, and returns when it has applied m itself, or a second later.
+// Writes that run at the same time share one sync. Whether the engine refused m is in
+// the result's Refusal, which is the same on every node. A change of very many tuples
+// returns only when the leader's graph is flushed behind it, so that a crash does not
+// make it again.
+//
+// Where the leader changes meanwhile, the new one is asked, as long as ctx and
+// Config.WaitMax allow: m is made once, however often it was asked for, since the
+// state remembers its RequestID for graph.RequestLifetime. A cluster of several
+// nodes gives it one if it has none.
 //
 // An error is of one of two kinds. ErrOutcomeUnknown: m was proposed, and may
 // have been or may yet be applied; ctx ended, say. All others: m was not and
@@ -27,13 +38,146 @@ import (
 // say when to try again, ErrEntryTooLarge and a malformed m never to. m must not
 // be changed before Write returns.
 func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, error) {
+	if n.peers == nil {
+		return n.writeHere(ctx, m)
+	}
+	if len(m.RequestID) == 0 && len(n.configuration().Servers) > 1 {
+		var id [requestIDBytes]byte
+		if _, err := rand.Read(id[:]); err != nil {
+			return engine.Result{}, fmt.Errorf("write: make up an id for the request: %w", err)
+		}
+		named := *m
+		named.RequestID, m = id[:], &named
+	}
+	var result engine.Result
+	unknown := false
+	err := n.retry(ctx, func() error {
+		var err error
+		result, err = n.writeOnce(ctx, m)
+		if errors.Is(err, ErrOutcomeUnknown) {
+			unknown = true
+		}
+		return err
+	}, func(err error) bool {
+		// Without an id a second try could make m twice.
+		return errors.Is(err, ErrNotLeader) || errors.Is(err, ErrOutcomeUnknown) && len(m.RequestID) > 0
+	})
+	if err != nil {
+		if unknown && !errors.Is(err, ErrOutcomeUnknown) {
+			// An earlier try may have been the one that made it.
+			err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+		}
+		return engine.Result{}, err
+	}
+	if unknown && result.Refusal != nil {
+		// The refusal is of a later try. The one before may yet come to be made.
+		return engine.Result{}, fmt.Errorf("%w: it was refused when it was tried again: %w", ErrOutcomeUnknown, result.Refusal)
+	}
+	return result, nil
+}
+
+// requestIDBytes is how long the ids are that nodes make up: nobody meets another's.
+const requestIDBytes = 16
+
+// appliedPatience is how long a node that forwarded a write waits for it to be applied
+// here too.
+const appliedPatience = time.Second
+
+// writeOnce writes m where the leader is, once.
+func (n *Node) writeOnce(ctx context.Context, m *graph.Mutation) (engine.Result, error) {
+	if err := n.usable(); err != nil {
+		return engine.Result{}, err
+	}
+	var result engine.Result
+	err := n.askLeader(ctx, false, func() (err error) {
+		result, err = n.writeHere(ctx, m)
+		return err
+	}, func(asking context.Context, leader peerv1.PeerServiceClient) (err error) {
+		result, err = n.forward(ctx, asking, leader, m)
+		return err
+	})
+	return result, err
+}
+
+// forward has the leader write m. asking is ctx as long as the leader is one.
+func (n *Node) forward(ctx, asking context.Context, leader peerv1.PeerServiceClient, m *graph.Mutation) (engine.Result, error) {
+	if err := m.Validate(); err != nil {
+		return engine.Result{}, fmt.Errorf("write: %w", err)
+	}
+	request := &peerv1.WriteRequest{Mutation: m.AppendBinary(nil), RequestId: m.RequestID}
+	bytes := len(request.Mutation)
+	if bytes > n.entryBytesMax {
+		return engine.Result{}, tooLarge(bytes, n.entryBytesMax)
+	}
+	if err := n.admission.enter(bytes); err != nil {
+		n.counts.refused.Add(1)
+		return engine.Result{}, err
+	}
+	defer n.admission.leave(bytes)
+	n.counts.forwarded.Add(1)
+	var to grpcpeer.Peer
+	response, err := leader.Write(asking, request, grpc.Peer(&to))
+	if err != nil {
+		return engine.Result{}, callError(ctx, err, &to, ErrOutcomeUnknown)
+	}
+	if err := fromFailure(response.GetFailure()); err != nil {
+		return engine.Result{}, err
+	}
+	result := fromPeerResult(response.GetResult())
+	waiting, cancel := context.WithTimeout(ctx, appliedPatience)
+	defer cancel()
+	// Who reads here next should see it; a node that lags has its zookie for that.
+	_ = n.await(waiting, func() bool { return n.db().Applied().Revision >= result.Revision })
+	return result, nil
+}
+
+// The pauses between two tries to reach a leader. Hearing of another one ends them.
+const (
+	retryPauseMin = 5 * time.Millisecond
+	retryPauseMax = 100 * time.Millisecond
+)
+
+// retry calls try until it succeeds or its error is none that again says to try after,
+// as long as ctx and Config.WaitMax allow. It returns the error of the last try.
+func (n *Node) retry(ctx context.Context, try func() error, again func(error) bool) error {
+	end := time.Now().Add(n.config.WaitMax)
+	for pause := retryPauseMin; ; pause = min(2*pause, retryPauseMax) {
+		before := n.following.Load()
+		err := try()
+		if err == nil || !again(err) || ctx.Err() != nil || time.Now().Add(pause).After(end) {
+			return err
+		}
+		waiting, cancel := context.WithTimeout(ctx, pause)
+		// Whatever ends it, the next try says what there is.
+		_ = n.progress.wait(waiting, n.closing, func() bool {
+			now := n.following.Load()
+			return n.usable() != nil || n.leads() || now != before && now != nil && now.leader != ""
+		})
+		cancel()
+		if n.usable() != nil {
+			return err
+		}
+	}
+}
+
+func tooLarge(bytes, allowed int) error {
+	return fmt.Errorf("%w: it needs %d bytes, at most %d are allowed; make several smaller ones", ErrEntryTooLarge, bytes, allowed)
+}
+
+// writeHere is Write on the leader: it proposes m and waits for the outcome.
+func (n *Node) writeHere(ctx context.Context, m *graph.Mutation) (engine.Result, error) {
 	if err := n.usable(); err != nil {
 		return engine.Result{}, err
 	}
 	if ctx.Err() != nil {
 		return engine.Result{}, fmt.Errorf("write: %w", context.Cause(ctx))
 	}
-	stamp, proposal := n.stamps.take(n.now())
+	now, err := n.trustedNow()
+	if err != nil {
+		// Another is to lead soon.
+		return engine.Result{}, fmt.Errorf("%w: %w", ErrNotLeader, err)
+	}
+	stamp, proposal := n.stamps.take(now)
 	proposed := false
 	defer func() {
 		if !proposed {
@@ -45,11 +189,13 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 		return engine.Result{}, fmt.Errorf("write: %w", err)
 	}
 	if len(entry) > n.entryBytesMax {
-		return engine.Result{}, fmt.Errorf("%w: it needs %d bytes, at most %d are allowed; make several smaller ones",
-			ErrEntryTooLarge, len(entry), n.entryBytesMax)
+		return engine.Result{}, tooLarge(len(entry), n.entryBytesMax)
 	}
 	if err := n.admit(len(entry)); err != nil {
 		n.counts.refused.Add(1)
+		if errors.Is(err, ErrDiskFull) && n.mayHandOver() {
+			err = fmt.Errorf("%w: %w", ErrNotLeader, err)
+		}
 		return engine.Result{}, err
 	}
 	type outcome struct {
@@ -67,7 +213,7 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 		if result.Changed >= n.config.SnapshotChanges {
 			// Who hears of it may count on a quick restart. Others do not wait,
 			// but for Close, which waits for the admission.
-			if _, err := n.db.Flush(); err != nil {
+			if _, err := n.db().Flush(); err != nil {
 				n.fail(err)
 			}
 		}
@@ -120,7 +266,7 @@ func (n *Node) encode(m *graph.Mutation, stamp graph.Instant) ([]byte, error) {
 
 // propose hands an entry to Raft and waits for the answer of the FSM.
 func (n *Node) propose(entry []byte) (engine.Result, error) {
-	future := n.raft.Apply(entry, 0)
+	future := n.raft().Apply(entry, 0)
 	switch err := future.Error(); {
 	case err == nil:
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):

@@ -105,6 +105,10 @@ func (l *Log) Wipe(next uint64) error {
 	return nil
 }
 
+// WipedTo returns the index that the next entry must have, while the log is empty
+// because of Wipe; else 0.
+func (l *Log) WipedTo() uint64 { return l.state.Load().next }
+
 // Hold keeps the entries from index on from being deleted as a prefix until
 // release is called, so that a follower that is being sent the state can be
 // sent the log after it. Entries that are already gone are not brought back:

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,8 +37,23 @@ func blockBytes(info fs.FileInfo) int64 {
 	return info.Size()
 }
 
+// How often, and how long apart, tryLock tries.
+const (
+	lockTries = 5
+	lockPause = 10 * time.Millisecond
+)
+
 // tryLock takes the advisory lock of a file, which ends with the process, or
-// fails at once.
+// fails soon.
 func tryLock(file *os.File) error {
-	return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	// A program that this process is just starting has the files that it had when it
+	// began to, also one that is closed here since, until it is another program.
+	var err error
+	for range lockTries {
+		if err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		time.Sleep(lockPause)
+	}
+	return err
 }

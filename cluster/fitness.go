@@ -1,0 +1,120 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// A leader whose clock is wrong or whose disk is full does its heartbeats as well as any
+// other, so that Raft keeps it. It finds out by itself, and hands the leadership on.
+
+// fitness is what a node knows of whether another could lead better.
+type fitness struct {
+	wake chan struct{} // Has room for one.
+	// lonely says that no voter was found that has more room, when last looked.
+	lonely atomic.Bool
+}
+
+// followFitness compares this node's clock with those of the others, again and again,
+// and hands the leadership on when this node is not fit for it.
+func (n *Node) followFitness() {
+	defer n.loops.Done()
+	ctx, cancel := n.untilStop()
+	defer cancel()
+	told := false
+	for {
+		suspected := errors.Is(n.clockTrusted(), errClockSet)
+		n.askClocks(ctx)
+		err := n.clockTrusted()
+		if suspected {
+			n.progress.broadcast()
+		}
+		if (err != nil) != told {
+			told = !told
+			if told {
+				n.config.Logger.Error("this node does not answer until its clock is right", "node", n.dir.nodeID, "error", err)
+			} else {
+				n.config.Logger.Info("the clock is believed again", "node", n.dir.nodeID)
+			}
+			n.progress.broadcast()
+		}
+		if n.raft().State() == raft.Leader {
+			switch full := n.room.check(0); {
+			case err != nil:
+				better := n.clocks.known.Load().better
+				if len(better) == 0 {
+					better = n.otherVoters() // Nobody knows whose is right, but this one was set.
+				}
+				n.handOver(ctx, better, err)
+			case full != nil:
+				better := n.roomier(ctx)
+				n.fitness.lonely.Store(len(better) == 0)
+				n.handOver(ctx, better, full)
+			default:
+				n.fitness.lonely.Store(false)
+			}
+		}
+		timer := time.NewTimer(n.config.ClockPause)
+		select {
+		case <-n.stop:
+			timer.Stop()
+			return
+		case <-n.fitness.wake:
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+}
+
+// mayHandOver reports whether somebody else may have the room for what this leader has
+// not, and sees to it that this is found out.
+func (n *Node) mayHandOver() bool {
+	if n.peers == nil || n.voters() < 2 || n.fitness.lonely.Load() {
+		return false
+	}
+	n.fitness.check()
+	return true
+}
+
+// check has the fitness found out soon.
+func (f *fitness) check() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// otherVoters returns the voters but for this node.
+func (n *Node) otherVoters() []raft.Server {
+	return slices.DeleteFunc(n.configuration().Servers, func(server raft.Server) bool {
+		return server.Suffrage != raft.Voter || string(server.ID) == n.dir.nodeID
+	})
+}
+
+// roomier returns the voters whose disks have room for writes.
+func (n *Node) roomier(ctx context.Context) []raft.Server {
+	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
+	var found []raft.Server
+	for _, server := range n.otherVoters() {
+		if s, err := n.statusOf(ctx, server); err == nil && s.FreeBytes >= s.FreeBytesMin && s.NotReady == "" {
+			found = append(found, server)
+		}
+	}
+	return found
+}
+
+// handOver lets one of some voters lead.
+func (n *Node) handOver(ctx context.Context, to []raft.Server, because error) {
+	for _, server := range to {
+		if err := n.awaitFuture(ctx, n.raft().LeadershipTransferToServer(server.ID, server.Address)); err == nil {
+			n.config.Logger.Warn("handed the leadership on", "node", n.dir.nodeID, "to", server.ID, "because", because)
+			return
+		}
+	}
+}
