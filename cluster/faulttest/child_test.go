@@ -21,9 +21,9 @@ import (
 
 var (
 	seedFlag     = flag.Uint64("seed", 0, "seed of the requests; 0 takes one from the clock")
-	killsFlag    = flag.Int("kills", 3, "how often TestKill and TestImport kill the process")
+	killsFlag    = flag.Int("kills", 3, "how often TestKill and TestImport kill the process, and TestFailover the leader")
 	tuplesFlag   = flag.Int("tuples", 20_000, "how many tuples each import of TestImport has")
-	durationFlag = flag.Duration("duration", 3*time.Second, "how long TestTruncation writes")
+	durationFlag = flag.Duration("duration", 0, "how long TestTruncation writes and TestNemesis does its worst; 0 for what suits each")
 )
 
 // childEnv holds the settings of a child, as JSON; its presence makes one.
@@ -39,8 +39,15 @@ func TestMain(m *testing.M) {
 	if settings := os.Getenv(childEnv); settings != "" {
 		os.Exit(runChild(settings))
 	}
+	if settings := os.Getenv(memberEnv); settings != "" {
+		os.Exit(runMember(settings))
+	}
 	flag.Parse()
-	os.Exit(m.Run())
+	code := m.Run()
+	if faulty.folder != "" {
+		_ = os.RemoveAll(faulty.folder) // It is in the folder for what is temporary.
+	}
+	os.Exit(code)
 }
 
 // settings are what a test varies of a node.

@@ -1,6 +1,7 @@
 package faulttest
 
 import (
+	"cmp"
 	"path/filepath"
 	"testing"
 	"time"
@@ -20,13 +21,14 @@ func TestTruncation(t *testing.T) {
 	writers := newWriters(h, 16, seed(t))
 	// A cut is asked for at the threshold and made while writes go on.
 	const bound = 4 * (trailing + threshold)
+	duration := cmp.Or(*durationFlag, 3*time.Second)
 	var longest, written uint64
 	var largest int64
 	err := load(p, writers, func() {
 		begun := time.Now()
-		every := max(*durationFlag/10, 100*time.Millisecond)
+		every := max(duration/10, 100*time.Millisecond)
 		// A slow machine takes longer, or there would be nothing to see.
-		for next := begun.Add(every); time.Since(begun) < *durationFlag || written < 2*bound; {
+		for next := begun.Add(every); time.Since(begun) < duration || written < 2*bound; {
 			status := p.must(request{Op: "status"}).Status
 			held := status.LastIndex + 1 - status.FirstIndex
 			written = status.LastIndex

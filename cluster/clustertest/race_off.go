@@ -1,0 +1,7 @@
+//go:build !race
+
+package clustertest
+
+import "time"
+
+const electionTimeout = 400 * time.Millisecond
