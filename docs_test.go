@@ -30,7 +30,7 @@ import (
 // starts what runs in a shell of its own until the end of the page.
 //
 // The page's ports of this machine stand for free ones.
-var walkedDocs = []string{"docs/tutorial.md", "docs/http.md", "docs/serving.md"}
+var walkedDocs = []string{"docs/tutorial.md", "docs/http.md", "docs/serving.md", "docs/operations.md"}
 
 // TestDocs holds that the pages work as they are written.
 func TestDocs(t *testing.T) {
@@ -81,6 +81,9 @@ go() {
 }
 `
 
+// localAddr is an address with a port of this machine.
+var localAddr = regexp.MustCompile(`127\.0\.0\.1:[1-9][0-9]+`)
+
 func walk(t *testing.T, name, binary string) {
 	source, err := os.ReadFile(name)
 	if err != nil {
@@ -97,10 +100,13 @@ func walk(t *testing.T, name, binary string) {
 		t.Fatal(err)
 	}
 	grpcAddr, httpAddr := freeAddr(t), freeAddr(t)
-	page := strings.NewReplacer(
-		"127.0.0.1:50051", grpcAddr, "127.0.0.1:8080", httpAddr,
-		"127.0.0.1:50061", freeAddr(t), "127.0.0.1:8081", freeAddr(t),
-	).Replace(string(source))
+	addrs := map[string]string{"127.0.0.1:50051": grpcAddr, "127.0.0.1:8080": httpAddr}
+	page := localAddr.ReplaceAllStringFunc(string(source), func(addr string) string {
+		if addrs[addr] == "" {
+			addrs[addr] = freeAddr(t)
+		}
+		return addrs[addr]
+	})
 	folder := t.TempDir()
 	env := append(os.Environ(), "MODULE="+module, "BINARY="+binary, "PEMBA_ADDR="+grpcAddr,
 		"PEMBA_GRPC_ADDR="+grpcAddr, "PEMBA_HTTP_ADDR="+httpAddr)

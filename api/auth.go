@@ -133,6 +133,25 @@ func parseKeyFile(content []byte) (keyring, error) {
 	return ring, nil
 }
 
+// OperatorKey returns the first key of a Config.KeyFile that is an operator's, or "" if
+// all are bound to stores. A server that joins a cluster presents it.
+func OperatorKey(keyFile string) (string, error) {
+	content, err := readFile(keyFile)
+	if err != nil {
+		return "", fmt.Errorf("api: key file: %w", err)
+	}
+	ring, err := parseKeyFile(content)
+	if err != nil {
+		return "", fmt.Errorf("api: key file %s: %w", keyFile, err)
+	}
+	i := slices.IndexFunc(ring, func(c caller) bool { return c.operator })
+	if i < 0 {
+		return "", nil
+	}
+	lines := strings.Split(string(content), "\n")
+	return strings.Fields(lines[ring[i].line-1])[0], nil
+}
+
 // operatorKeys makes a ring of keys that are an operator's.
 func operatorKeys(keys []string) keyring {
 	ring := make(keyring, len(keys))

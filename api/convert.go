@@ -356,8 +356,10 @@ func setSettings(settings *graph.StoreSettings, c *graph.StoreChange) {
 	}
 }
 
-// toConsistency turns a zookie into the state a read needs.
-func toConsistency(p *pembav1.Consistency, clusterID [16]byte) (cluster.Consistency, error) {
+// toConsistency turns a zookie into the state a read needs. isAncestor tells what the
+// cluster was called before it was recovered: what was written then is here or was lost,
+// and who asks for a state at least as fresh gets all that there is.
+func toConsistency(p *pembav1.Consistency, clusterID [16]byte, isAncestor func([16]byte) bool) (cluster.Consistency, error) {
 	var c cluster.Consistency
 	var field string
 	var token *pembav1.Zookie
@@ -385,6 +387,9 @@ func toConsistency(p *pembav1.Consistency, clusterID [16]byte) (cluster.Consiste
 		return c, err
 	}
 	z, err := parseZookie(token, clusterID)
+	if err != nil && c.Mode == cluster.AtLeast && z.cluster != [16]byte{} && isAncestor(z.cluster) {
+		return cluster.Consistency{Mode: cluster.Linearizable, Instant: z.instant}, nil
+	}
 	if err != nil {
 		return c, within(field, err)
 	}

@@ -159,7 +159,7 @@ func convertAll(m proto.Message) []error {
 	case *pembav1.CheckRequest:
 		add(toCheck(r.GetObject(), r.GetPermission(), r.GetSubject()))
 		add(l.toContext(r.GetContext()))
-		add(toConsistency(r.GetConsistency(), [16]byte{1}))
+		add(toConsistency(r.GetConsistency(), [16]byte{1}, func([16]byte) bool { return false }))
 	case *pembav1.CheckBulkRequest:
 		for _, item := range r.GetItems() {
 			add(toCheck(item.GetObject(), item.GetPermission(), item.GetSubject()))

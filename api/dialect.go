@@ -122,9 +122,9 @@ func (h *Host) Change(ctx context.Context, store graph.StoreInfo, m *graph.Mutat
 
 // WriteSchema replaces the schema of a store, unless judge returns an error of the
 // newest state. Between the two no other schema of the store is written by this
-// server, through whichever API; in this version a cluster has one node, so by
-// nobody. It waits its turn for that. What the engine refuses is an error, an
-// *engine.Refusal.
+// server, through whichever API; it waits its turn for that. Another server of the
+// cluster may write one, of which judge then knows nothing. What the engine refuses is
+// an error, an *engine.Refusal.
 func (h *Host) WriteSchema(ctx context.Context, store graph.StoreInfo, text string, judge func(newest *engine.Snapshot) error) (engine.Result, error) {
 	return h.server.writeSchema(ctx, store, &graph.Mutation{Schema: &graph.WriteSchema{Text: text}}, func() error {
 		newest, err := h.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
@@ -148,7 +148,7 @@ func (h *Host) Budget() engine.Budget { return h.server.limits.budget() }
 // Zookie returns the token of a state of this cluster. It says the same as that of
 // pemba.v1, which is read where this one is.
 func (h *Host) Zookie(revision graph.Revision, instant graph.Instant) string {
-	z := zookie{cluster: h.server.clusterID, revision: revision, instant: instant}
+	z := zookie{cluster: h.server.clusterID(), revision: revision, instant: instant}
 	b := z.appendState(make([]byte, 0, stateBytes+checksumBytes), zookieVersion)
 	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)))
 }
@@ -200,7 +200,7 @@ func (h *Host) IsZookie(token string) bool {
 // told, at least one, are known to who has the token. For whom else reads it, it
 // says the same as Zookie.
 func (h *Host) ChangesZookie(revision graph.Revision, instant graph.Instant, told uint32) string {
-	z := zookie{cluster: h.server.clusterID, revision: revision, instant: instant}
+	z := zookie{cluster: h.server.clusterID(), revision: revision, instant: instant}
 	b := z.appendState(make([]byte, 0, stateBytes+toldBytes+checksumBytes), changesVersion)
 	return standardToken(seal(binary.BigEndian.AppendUint32(b, told)))
 }
@@ -226,7 +226,7 @@ const (
 // parseZookie reads a token of Zookie or of ChangesZookie; told is zero for the
 // former.
 func (h *Host) parseZookie(token string) (z zookie, told uint32, ours bool) {
-	z, told, err := parseToldZookie(token, h.server.clusterID)
+	z, told, err := parseToldZookie(token, h.server.clusterID())
 	return z, told, err == nil
 }
 
@@ -242,7 +242,7 @@ type Cursor struct {
 // that decides its results; both must be given again.
 func (h *Host) Cursor(c Cursor, store graph.StoreInfo, question string, arguments ...string) string {
 	t := cursor{
-		zookie: zookie{cluster: h.server.clusterID, revision: c.Revision, instant: c.Instant}, kind: dialectQuestion,
+		zookie: zookie{cluster: h.server.clusterID(), revision: c.Revision, instant: c.Instant}, kind: dialectQuestion,
 		arguments: dialectArguments(store, question, arguments), position: c.Position,
 	}
 	return standardToken(t.token())
@@ -251,7 +251,7 @@ func (h *Host) Cursor(c Cursor, store graph.StoreInfo, question string, argument
 // ParseCursor undoes Cursor. An error says that the token is none, or one of other
 // arguments.
 func (h *Host) ParseCursor(token string, store graph.StoreInfo, question string, arguments ...string) (Cursor, error) {
-	c, err := parseCursor(nativeToken(token), h.server.clusterID, dialectQuestion, dialectArguments(store, question, arguments))
+	c, err := parseCursor(nativeToken(token), h.server.clusterID(), dialectQuestion, dialectArguments(store, question, arguments))
 	if err != nil {
 		return Cursor{}, err
 	}

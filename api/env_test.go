@@ -93,6 +93,7 @@ type testClient struct {
 	pembav1.TupleServiceClient
 	pembav1.PermissionServiceClient
 	pembav1.WatchServiceClient
+	pembav1.ClusterServiceClient
 }
 
 func dial(t testing.TB, s *Server, options ...grpc.DialOption) *testClient {
@@ -113,6 +114,7 @@ func dial(t testing.TB, s *Server, options ...grpc.DialOption) *testClient {
 	return &testClient{
 		conn, pembav1.NewStoreServiceClient(conn), pembav1.NewSchemaServiceClient(conn), pembav1.NewTupleServiceClient(conn),
 		pembav1.NewPermissionServiceClient(conn), pembav1.NewWatchServiceClient(conn),
+		pembav1.NewClusterServiceClient(conn),
 	}
 }
 

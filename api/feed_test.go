@@ -117,7 +117,7 @@ func TestStalledWatchLeaves(t *testing.T) {
 	s := testServer(t, Config{Limits: Limits{StreamStall: 50 * time.Millisecond, WatchHeartbeat: time.Millisecond}})
 	writeDocs(t, dial(t, s), 10_000)
 	c := dial(t, s, grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(64<<10))
-	begin := &pembav1.WatchRequest_After{After: zookie{cluster: s.clusterID}.proto()}
+	begin := &pembav1.WatchRequest_After{After: zookie{cluster: s.clusterID()}.proto()}
 	var streams []grpc.ServerStreamingClient[pembav1.WatchResponse]
 	for range 5 {
 		stream, err := c.Watch(testContext(t), &pembav1.WatchRequest{From: begin})

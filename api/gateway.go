@@ -60,7 +60,7 @@ func httpPath(method string) string {
 // services are those of pemba.v1.
 var services = []*grpc.ServiceDesc{
 	&pembav1.StoreService_ServiceDesc, &pembav1.SchemaService_ServiceDesc, &pembav1.TupleService_ServiceDesc,
-	&pembav1.PermissionService_ServiceDesc, &pembav1.WatchService_ServiceDesc,
+	&pembav1.PermissionService_ServiceDesc, &pembav1.WatchService_ServiceDesc, &pembav1.ClusterService_ServiceDesc,
 }
 
 // A gateway serves pemba.v1 and the dialects as JSON over HTTP. It makes a gRPC
@@ -123,7 +123,7 @@ func newGateway(s *Server) (*gateway, error) {
 	ctx := context.Background()
 	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
 		pembav1.RegisterStoreServiceHandler, pembav1.RegisterSchemaServiceHandler, pembav1.RegisterTupleServiceHandler,
-		pembav1.RegisterPermissionServiceHandler, pembav1.RegisterWatchServiceHandler,
+		pembav1.RegisterPermissionServiceHandler, pembav1.RegisterWatchServiceHandler, pembav1.RegisterClusterServiceHandler,
 	} {
 		if err := register(ctx, g.mux, g.conn); err != nil {
 			return nil, errors.Join(fmt.Errorf("api: register the gateway: %w", err), g.conn.Close())

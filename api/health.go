@@ -42,6 +42,7 @@ var healthNames = map[string]bool{
 	pembav1.TupleService_ServiceDesc.ServiceName:      true,
 	pembav1.PermissionService_ServiceDesc.ServiceName: true,
 	pembav1.WatchService_ServiceDesc.ServiceName:      true,
+	pembav1.ClusterService_ServiceDesc.ServiceName:    true,
 }
 
 func (h *healthService) status() grpc_health_v1.HealthCheckResponse_ServingStatus {

@@ -141,9 +141,9 @@ const LeftBehindAfter = 10 * time.Minute
 // dropLeftBehind forgets the imports of a store that were left behind, and reports
 // whether there was one.
 func (s *Server) dropLeftBehind(ctx context.Context, store graph.StoreInfo) (dropped bool, err error) {
-	stages, err := s.node.Stages(store.ID)
+	stages, err := s.stages(ctx, store)
 	if err != nil {
-		return false, ofStore(store, err)
+		return false, err
 	}
 	before := graph.InstantOf(time.Now().Add(-LeftBehindAfter))
 	for i := range stages {
@@ -157,6 +157,25 @@ func (s *Server) dropLeftBehind(ctx context.Context, store graph.StoreInfo) (dro
 		dropped = dropped || one
 	}
 	return dropped, nil
+}
+
+// stages returns the staged changes of a store, and stage one of them: at least those
+// that were acknowledged before the call, by whichever node, for a client goes on
+// through another one than it began with.
+func (s *Server) stages(ctx context.Context, store graph.StoreInfo) ([]graph.StageInfo, error) {
+	if err := s.node.Await(ctx, linearizable); err != nil {
+		return nil, err
+	}
+	stages, err := s.node.Stages(store.ID)
+	return stages, ofStore(store, err)
+}
+
+func (s *Server) stage(ctx context.Context, store graph.StoreInfo, id graph.StageID) (graph.StageInfo, bool, error) {
+	if err := s.node.Await(ctx, linearizable); err != nil {
+		return graph.StageInfo{}, false, err
+	}
+	stage, found, err := s.node.Stage(store.ID, id)
+	return stage, found, ofStore(store, err)
 }
 
 // dropStage forgets a staged change, unless there is none under the id, or no more.
@@ -224,8 +243,8 @@ func (s *tupleService) begin(ctx context.Context, h *pembav1.ImportHeader) (*imp
 		if x.id, err = stageID("header.import_id", store, h.GetImportId()); err != nil {
 			return nil, err
 		}
-		if x.staged, _, err = s.server.node.Stage(store.ID, x.id); err != nil {
-			return nil, ofStore(store, err)
+		if x.staged, _, err = s.server.stage(ctx, store, x.id); err != nil {
+			return nil, err
 		}
 		x.known, x.committed = x.staged.Chunks, x.staged.Committed != 0
 	}
@@ -585,9 +604,9 @@ func (s *tupleService) GetImport(ctx context.Context, r *pembav1.GetImportReques
 	if err != nil {
 		return nil, err
 	}
-	stage, found, err := s.server.node.Stage(store.ID, id)
+	stage, found, err := s.server.stage(ctx, store, id)
 	if err != nil {
-		return nil, ofStore(store, err)
+		return nil, err
 	}
 	if !found {
 		return nil, unknownImport("import_id", r.GetImportId())
@@ -632,9 +651,9 @@ func (s *tupleService) abortAll(ctx context.Context, store graph.StoreInfo, r *p
 	if r.GetImportId() != "" {
 		return nil, malformed("import_id", "it is set, and all is too; only one of them says what to forget")
 	}
-	stages, err := s.server.node.Stages(store.ID)
+	stages, err := s.server.stages(ctx, store)
 	if err != nil {
-		return nil, ofStore(store, err)
+		return nil, err
 	}
 	response := &pembav1.AbortImportResponse{}
 	for i := range stages {

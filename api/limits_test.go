@@ -114,7 +114,9 @@ func TestLimitsAreDocumented(t *testing.T) {
 		}
 		delete(set, by)
 	}
-	delete(set, "`--wait-max`") // The tests of package cluster hold it.
+	for _, by := range []string{"`--wait-max`", "`--election-timeout`"} {
+		delete(set, by) // The tests of package cluster hold it.
+	}
 	for by := range set {
 		t.Errorf("docs/limits.md lists %s, which there is not", by)
 	}
@@ -162,13 +164,15 @@ func TestFixedLimitsAreDocumented(t *testing.T) {
 		"what all questions hold together, beyond 256 KiB each": engine.DefaultQuestionsMemoryBytes,
 		"depth of a tree of `Expand`":                           declared(t, "../engine/expand.go", "treeDepthMax"),
 		"depth of an explanation":                               declared(t, "../engine/expand.go", "treeDepthMax"),
+		"nodes of a cluster":                                    declared(t, "../cluster/members.go", "membersMax"),
+		"address of a node":                                     declared(t, "../cluster/config.go", "addrBytesMax"),
 		"key":                                                   keyBytesMax,
 		"keys of a server":                                      keysMax,
 		"the key file, and each file of TLS":                    fileBytesMax,
 		"the config file":                                       declared(t, "../cmd/pemba/serveconfig.go", "configBytesMax"),
-		"one message that the Go client and the commands take":  declared(t, "client/client.go", "ResponseBytesMax"),
-		"headers of a call":                                     headerBytesMax,
-		"the body of a call over HTTP with one message":         int64(httpSendTimeout / time.Second),
+		"one message that the Go client and the commands take": declared(t, "client/client.go", "ResponseBytesMax"),
+		"headers of a call":                             headerBytesMax,
+		"the body of a call over HTTP with one message": int64(httpSendTimeout / time.Second),
 	} {
 		if got, ok := fixed[what]; !ok {
 			t.Errorf("docs/limits.md does not list what is fixed for %q", what)
@@ -184,8 +188,9 @@ func TestFixedLimitsAreDocumented(t *testing.T) {
 	delete(fixed, sizes)
 	for _, what := range []string{
 		"expiration", "schema", // No numbers, or another page's.
-		"a change as an entry of the log", // It follows from the settings of the log.
-		"writes under way on a node",      // The tests of package cluster hold it.
+		"a change as an entry of the log",                                  // It follows from the settings of the log.
+		"writes under way on a node",                                       // The tests of package cluster hold it.
+		"how long a server that joins looks for a member that takes it in", // A variable, for its own test.
 		// These are options of libraries, given where the server is made.
 		"pings of a client over gRPC", "handshake of a connection", "scrapes of `/metrics` at a time",
 	} {

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/pembadb/pemba/cluster"
+	"github.com/pembadb/pemba/cluster/peer"
 	"github.com/pembadb/pemba/engine"
 )
 
@@ -82,6 +83,36 @@ var figures = []figure{
 		func(f *nodeFigures) float64 { return number(f.node.LastIndex) }),
 	gauge("pemba_raft_fsm_pending", "Batches of agreed entries that wait to be applied.",
 		func(f *nodeFigures) float64 { return number(f.node.FSMPending) }),
+	gauge("pemba_cluster_members", "Nodes of the cluster, as far as this one knows.",
+		func(f *nodeFigures) float64 { return number(f.node.Members) }),
+	gauge("pemba_cluster_voters", "Nodes whose votes count for majorities.",
+		func(f *nodeFigures) float64 { return number(f.node.Voters) }),
+	gauge("pemba_clock_trusted", "1 while the clock of the node is close enough to that of most others to judge lifetimes.",
+		func(f *nodeFigures) float64 { return truth(f.node.ClockTrusted) }),
+	counter("pemba_forwarded_writes_total", "Writes that this node handed to the one that leads.",
+		func(f *nodeFigures) float64 { return number(f.node.Forwarded) }),
+	counter("pemba_confirm_rounds_total", "How often this node had a majority confirm that it leads, for linearizable reads.",
+		func(f *nodeFigures) float64 { return number(f.node.ConfirmRounds) }),
+	counter("pemba_confirmed_reads_total", "Reads that waited for such a confirmation; many share one.",
+		func(f *nodeFigures) float64 { return number(f.node.ConfirmReaders) }),
+	gauge("pemba_states_sending", "Whole states that are being sent to nodes which are far behind.",
+		func(f *nodeFigures) float64 { return number(f.node.StatesSending) }),
+	counter("pemba_state_sent_bytes_total", "What was sent of whole states.",
+		func(f *nodeFigures) float64 { return number(f.node.StateBytesSent) }),
+	counter("pemba_state_received_bytes_total", "What was received of whole states.",
+		func(f *nodeFigures) float64 { return number(f.node.StateBytesReceived) }),
+	counter("pemba_states_installed_total", "Whole states that were received and came into force.",
+		func(f *nodeFigures) float64 { return number(f.node.StatesInstalled) }),
+	gauge("pemba_peer_port_connections_open", "Connections that other nodes opened to this one's port for nodes.",
+		func(f *nodeFigures) float64 { return number(f.node.Port.ConnsIn) }),
+	counter("pemba_peer_port_accepted_total", "Connections at that port that were taken.",
+		func(f *nodeFigures) float64 { return number(f.node.Port.Accepted) }),
+	counter("pemba_peer_port_refused_total", "Connections at that port that were refused with a reason: of another cluster, of a node that was removed.",
+		func(f *nodeFigures) float64 { return number(f.node.Port.Refused) }),
+	counter("pemba_peer_port_dropped_total", "Connections at that port that were closed without a word: no TLS or no good certificate, nothing said in time, too many.",
+		func(f *nodeFigures) float64 { return number(f.node.Port.Dropped) }),
+	counter("pemba_peer_port_errors_total", "Failures to take a connection at that port at all, as for want of file descriptors.",
+		func(f *nodeFigures) float64 { return number(f.node.Port.AcceptErrors) }),
 	counter("pemba_raft_entries_applied_total", "Entries that were applied.",
 		func(f *nodeFigures) float64 { return number(f.node.EntriesApplied) }),
 	gauge("pemba_proposals_in_flight", "Writes under way.",
@@ -151,6 +182,56 @@ var (
 	openConns = prometheus.NewDesc("pemba_connections_open", "Open connections.", []string{"protocol"}, nil)
 )
 
+// The figures of each other node, with its id as the label peer. Those of calls and of
+// Raft's connections have a label kind, those of Raft's RPCs one of that name.
+var (
+	peerOpen = prometheus.NewDesc("pemba_peer_connections_open", "Open connections between this node and another, in both directions.", []string{"peer", "kind"}, nil)
+	peerSent = prometheus.NewDesc("pemba_peer_sent_bytes_total", "What was sent to the other node, without what TLS adds.", []string{"peer", "kind"}, nil)
+	peerGot  = prometheus.NewDesc("pemba_peer_received_bytes_total", "What was received from the other node, without what TLS adds.", []string{"peer", "kind"}, nil)
+
+	peerRPCs     = prometheus.NewDesc("pemba_peer_rpcs_total", "RPCs of Raft to the other node.", []string{"peer", "rpc"}, nil)
+	peerFailures = prometheus.NewDesc("pemba_peer_rpc_failures_total", "Those of them that had no answer, or an error for one.", []string{"peer", "rpc"}, nil)
+	peerInFlight = prometheus.NewDesc("pemba_peer_rpcs_in_flight", "Those of them that are waited for.", []string{"peer", "rpc"}, nil)
+
+	peerRefusals  = prometheus.NewDesc("pemba_peer_refusals_total", "Connections that this node refused to the other (by this), or the other to this one (by other).", []string{"peer", "by"}, nil)
+	peerRoundTrip = prometheus.NewDesc("pemba_peer_round_trip_seconds", "How long the other node takes to answer a heartbeat, smoothed; of a node that this one led.", []string{"peer"}, nil)
+	peerContact   = prometheus.NewDesc("pemba_peer_last_contact_timestamp_seconds", "When the other node last answered an RPC of Raft.", []string{"peer"}, nil)
+
+	peerDescs = []*prometheus.Desc{
+		peerOpen, peerSent, peerGot, peerRPCs, peerFailures, peerInFlight, peerRefusals, peerRoundTrip, peerContact,
+	}
+)
+
+// collectPeers tells the figures of the other nodes.
+func collectPeers(peers []peer.Stats, tell func(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string)) {
+	for i := range peers {
+		p := &peers[i]
+		id := p.ID
+		if id == "" {
+			id = "others" // Beyond those that there are counters for.
+		}
+		for kind, traffic := range map[string]*peer.Traffic{"raft": &p.Raft, "calls": &p.Calls} {
+			tell(peerOpen, prometheus.GaugeValue, number(traffic.ConnsIn+traffic.ConnsOut), id, kind)
+			tell(peerSent, prometheus.CounterValue, number(traffic.BytesSent), id, kind)
+			tell(peerGot, prometheus.CounterValue, number(traffic.BytesReceived), id, kind)
+		}
+		for rpc := range peer.RPCTypes {
+			name, stats := peer.RPC(rpc).String(), &p.RPCs[rpc]
+			tell(peerRPCs, prometheus.CounterValue, number(stats.Sent), id, name)
+			tell(peerFailures, prometheus.CounterValue, number(stats.Failed), id, name)
+			tell(peerInFlight, prometheus.GaugeValue, number(stats.InFlight), id, name)
+		}
+		tell(peerRefusals, prometheus.CounterValue, number(p.RefusedIn), id, "this")
+		tell(peerRefusals, prometheus.CounterValue, number(p.RefusedOut), id, "other")
+		if p.HeartbeatRoundTrip > 0 {
+			tell(peerRoundTrip, prometheus.GaugeValue, p.HeartbeatRoundTrip.Seconds(), id)
+		}
+		if !p.LastSuccess.IsZero() {
+			tell(peerContact, prometheus.GaugeValue, number(p.LastSuccess.UnixMilli())/1000, id)
+		}
+	}
+}
+
 // Describe implements prometheus.Collector.
 func (c *nodeCollector) Describe(descs chan<- *prometheus.Desc) {
 	for _, list := range [][]figure{engineFigures, figures} {
@@ -162,6 +243,9 @@ func (c *nodeCollector) Describe(descs chan<- *prometheus.Desc) {
 	descs <- nodeUp
 	descs <- storeSize
 	descs <- openConns
+	for _, desc := range peerDescs {
+		descs <- desc
+	}
 }
 
 // Collect implements prometheus.Collector.
@@ -190,6 +274,7 @@ func (c *nodeCollector) Collect(out chan<- prometheus.Metric) {
 	for _, f := range figures {
 		tell(f.desc, f.kind, f.value(&gathered))
 	}
+	collectPeers(gathered.node.Peers, tell)
 	for i, store := range s.node.Stores() {
 		if i == storesShown {
 			break

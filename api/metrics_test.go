@@ -300,10 +300,44 @@ func baseName(name string) string {
 	return name
 }
 
+// serverWithPeer is a server whose node leads another one and has heard of it, so that
+// it has figures of all kinds.
+func serverWithPeer(t *testing.T) *Server {
+	t.Helper()
+	s := testServer(t, Config{Node: clusterNodes(t, 2)[0]})
+	eventually(t, "a heartbeat is answered", func() bool { return metricNames(t, s)["pemba_peer_round_trip_seconds"] })
+	return s
+}
+
+// TestPeerMetrics: the figures of another node have its id, and say what it was asked.
+func TestPeerMetrics(t *testing.T) {
+	s := serverWithPeer(t)
+	found := make(map[string]float64)
+	for _, x := range gather(t, s) {
+		if strings.HasPrefix(x.name, "pemba_peer_") || strings.HasPrefix(x.name, "pemba_cluster_") {
+			found[fmt.Sprint(x.name, x.labels)] = x.value
+		}
+	}
+	for _, name := range []string{
+		`pemba_cluster_membersmap[]`, `pemba_cluster_votersmap[]`,
+		`pemba_peer_sent_bytes_totalmap[kind:raft peer:n2]`, `pemba_peer_received_bytes_totalmap[kind:raft peer:n2]`,
+		`pemba_peer_rpcs_totalmap[peer:n2 rpc:AppendEntries]`, `pemba_peer_rpcs_totalmap[peer:n2 rpc:Heartbeat]`,
+		`pemba_peer_round_trip_secondsmap[peer:n2]`, `pemba_peer_last_contact_timestamp_secondsmap[peer:n2]`,
+		`pemba_peer_connections_openmap[kind:raft peer:n2]`,
+	} {
+		if found[name] <= 0 {
+			t.Errorf("%s is %v of %v", name, found[name], found)
+		}
+	}
+	if found["pemba_cluster_votersmap[]"] != 2 {
+		t.Errorf("there are %v voters", found["pemba_cluster_votersmap[]"])
+	}
+}
+
 // TestMetricsAreDocumented: docs/metrics.md lists what a scrape gives and nothing
 // else.
 func TestMetricsAreDocumented(t *testing.T) {
-	s := testServer(t, Config{})
+	s := serverWithPeer(t)
 	if _, err := dial(t, s).ReadSchema(testContext(t), &pembav1.ReadSchemaRequest{}); err == nil {
 		t.Fatal("there is a schema")
 	}
@@ -350,7 +384,7 @@ func isCounter(t testing.TB, s *Server, name string) bool {
 // TestDashboard: the dashboard and the alerts name metrics that there are, and
 // have the form that Grafana and Prometheus read.
 func TestDashboard(t *testing.T) {
-	s := testServer(t, Config{})
+	s := serverWithPeer(t)
 	if _, err := dial(t, s).ReadSchema(testContext(t), &pembav1.ReadSchemaRequest{}); err == nil {
 		t.Fatal("there is a schema")
 	}

@@ -282,7 +282,7 @@ func (s *permissionService) resume(token string, kind questionKind, arguments ar
 	if token == "" {
 		return nil, 0, nil
 	}
-	c, err := parseCursor(token, s.server.clusterID, kind, arguments)
+	c, err := parseCursor(token, s.server.clusterID(), kind, arguments)
 	if err != nil {
 		return nil, 0, err
 	}

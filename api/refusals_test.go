@@ -294,9 +294,9 @@ func TestReadChangesAhead(t *testing.T) {
 		}
 		return err
 	}
-	ahead := zookie{cluster: s.clusterID, revision: store.Changed + 1000}.proto()
+	ahead := zookie{cluster: s.clusterID(), revision: store.Changed + 1000}.proto()
 	expectStatus(t, "a zookie ahead", read(&pembav1.ReadChangesRequest{From: &pembav1.ReadChangesRequest_After{After: ahead}}), codes.Unavailable, "REVISION_AHEAD")
-	newest := zookie{cluster: s.clusterID, revision: store.Changed}.proto()
+	newest := zookie{cluster: s.clusterID(), revision: store.Changed}.proto()
 	if err := read(&pembav1.ReadChangesRequest{From: &pembav1.ReadChangesRequest_After{After: newest}}); err == nil || err.Error() != "EOF" {
 		t.Errorf("behind the newest: %v", err)
 	}

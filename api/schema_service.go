@@ -183,7 +183,7 @@ func (s *schemaService) ReadSchema(ctx context.Context, r *pembav1.ReadSchemaReq
 
 // written is the zookie of the write of a schema.
 func (s *schemaService) written(v graph.SchemaVersion) zookie {
-	return zookie{cluster: s.server.clusterID, revision: v.Revision, instant: v.Instant}
+	return zookie{cluster: s.server.clusterID(), revision: v.Revision, instant: v.Instant}
 }
 
 // kept returns the schema that was written at the very revision of a zookie, when
@@ -193,7 +193,7 @@ func (s *schemaService) kept(store graph.StoreInfo, at *pembav1.Zookie, gone err
 	if at == nil || !errors.Is(gone, graph.ErrRevisionGone) {
 		return graph.SchemaVersion{}, gone
 	}
-	z, err := parseZookie(at, s.server.clusterID)
+	z, err := parseZookie(at, s.server.clusterID())
 	if err != nil {
 		return graph.SchemaVersion{}, err
 	}
@@ -223,7 +223,7 @@ func (s *schemaService) ListSchemaVersions(ctx context.Context, r *pembav1.ListS
 	arguments := hashArguments(listSchemaVersions, storeArgument(store)).sum()
 	var before graph.Revision
 	if r.GetCursor() != "" {
-		from, err := parseCursor(r.GetCursor(), s.server.clusterID, listSchemaVersions, arguments)
+		from, err := parseCursor(r.GetCursor(), s.server.clusterID(), listSchemaVersions, arguments)
 		if err != nil {
 			return nil, err
 		}
@@ -240,7 +240,7 @@ func (s *schemaService) ListSchemaVersions(ctx context.Context, r *pembav1.ListS
 		}
 		for _, v := range versions {
 			if len(response.Versions) == limit {
-				c := cursor{zookie: zookie{cluster: s.server.clusterID, revision: before}, kind: listSchemaVersions, arguments: arguments}
+				c := cursor{zookie: zookie{cluster: s.server.clusterID(), revision: before}, kind: listSchemaVersions, arguments: arguments}
 				response.Cursor = c.token()
 				return response, nil
 			}
@@ -285,7 +285,7 @@ func (s *Server) schemaVersion(written graph.Revision, at graph.Instant, actor s
 		return nil, err
 	}
 	return &pembav1.SchemaVersion{
-		WrittenAt: zookie{cluster: s.clusterID, revision: written, instant: at}.proto(), Instant: fromInstant(at),
+		WrittenAt: zookie{cluster: s.clusterID(), revision: written, instant: at}.proto(), Instant: fromInstant(at),
 		RecordedActor: actor, Metadata: data, Size: toCount(size),
 	}, nil
 }
@@ -341,7 +341,7 @@ func (s *schemaService) schemaAt(ctx context.Context, store graph.StoreInfo, fie
 	var consistency *pembav1.Consistency
 	if field != "" {
 		// The zookie's own errors name its field; that of a consistency would not.
-		z, err := parseZookie(at, s.server.clusterID)
+		z, err := parseZookie(at, s.server.clusterID())
 		if err == nil && z.revision == 0 {
 			err = malformed("token", "it names no revision")
 		}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -37,14 +38,32 @@ const DefaultStoreName = "default"
 // A Node is what the server needs of a cluster.Node. Its methods are called by
 // many goroutines at once.
 type Node interface {
-	// ClusterID returns the id of the cluster, which never changes.
+	// ClusterID returns the id of the cluster; zero on a node that has not heard of it
+	// yet, which is not ready then.
 	ClusterID() [16]byte
+	// Ancestors returns the ids that the cluster had before it was recovered.
+	Ancestors() []graph.Ancestor
 	// Ready returns why the node may not be given work, or nil.
 	Ready() error
 	// Write proposes m and waits for its outcome.
 	Write(ctx context.Context, m *graph.Mutation) (engine.Result, error)
 	// Snapshot waits until the node has the state that c asks for.
 	Snapshot(ctx context.Context, store graph.StoreID, c cluster.Consistency, overlay graph.Overlay) (*engine.Snapshot, error)
+	// Await waits until the node has the state that c asks for, for what is read
+	// without a snapshot.
+	Await(ctx context.Context, c cluster.Consistency) error
+	// Members asks all members of the cluster how they are.
+	Members(ctx context.Context) ([]cluster.Member, error)
+	// AddMember takes a node into the cluster, or changes its address.
+	AddMember(ctx context.Context, j cluster.Joining) (cluster.Joined, error)
+	// PromoteMember gives a vote to a node that has caught up.
+	PromoteMember(ctx context.Context, id string) error
+	// RemoveMember takes a node out of the cluster.
+	RemoveMember(ctx context.Context, id string, force bool) error
+	// TransferLeadership lets another voter lead: the one that is furthest with "".
+	TransferLeadership(ctx context.Context, id string) error
+	// ID returns the id of the node.
+	ID() string
 	// Stores returns the stores, by name.
 	Stores() []graph.StoreInfo
 	// StoreNamed returns the store of a name.
@@ -216,11 +235,10 @@ func validateAddr(addr string, others bool) error {
 // A Server serves one node. Listen makes one; Serve and Close are called once
 // each, the latter from any goroutine.
 type Server struct {
-	node      Node
-	clusterID [16]byte
-	limits    Limits
-	logger    *slog.Logger
-	onFault   func(error)
+	node    Node
+	limits  Limits
+	logger  *slog.Logger
+	onFault func(error)
 
 	gate    *gate
 	rate    *rates
@@ -249,6 +267,9 @@ type Server struct {
 	// among them.
 	watches, streams slots
 
+	// current says that caughtUp has succeeded.
+	current atomic.Bool
+
 	// makingStore is held by who makes the store of a key: it has room for one.
 	makingStore chan struct{}
 
@@ -274,7 +295,7 @@ func Listen(c Config) (*Server, error) {
 		return nil, errors.New("api: no node is given")
 	}
 	s := &Server{
-		node: c.Node, clusterID: c.Node.ClusterID(), limits: c.Limits.withDefaults(),
+		node: c.Node, limits: c.Limits.withDefaults(),
 		logger: c.Logger, onFault: c.OnFault, makingStore: make(chan struct{}, 1), stopping: make(chan struct{}),
 		drainPatience: drainPatience,
 	}
@@ -295,7 +316,16 @@ func Listen(c Config) (*Server, error) {
 	s.metrics = newMetrics(s)
 	s.rate = newRates(s.limits.CallsPerSecond, s.metrics.rateLimited)
 	s.gate = &gate{testing: c.Testing, metrics: s.metrics, dialect: s.dialect}
-	if err := s.load(c); err != nil {
+	var ctx context.Context
+	ctx, s.stopFollowing = context.WithCancel(context.Background())
+	listening := false
+	defer func() {
+		if !listening {
+			s.stopFollowing()
+			s.following.Wait()
+		}
+	}()
+	if err := s.load(ctx, c); err != nil {
 		return nil, fmt.Errorf("api: %w", err)
 	}
 	var err error
@@ -325,19 +355,19 @@ func Listen(c Config) (*Server, error) {
 			s.logger.Warn("keys and answers cross the network in the clear: an address that other machines can reach has no TLS", "addr", l.Addr().String())
 		}
 	}
-	var ctx context.Context
-	ctx, s.stopFollowing = context.WithCancel(context.Background())
 	s.following.Go(func() { follow(ctx, s.logger, s.files) })
+	listening = true
 	return s, nil
 }
 
-// load reads the files of the configuration, and remembers to do so again.
-func (s *Server) load(c Config) error {
+// load reads the files of the configuration, and remembers to do so again. What it
+// leaves to the background ends with ctx.
+func (s *Server) load(ctx context.Context, c Config) error {
 	loadKeys := func() error {
 		ring, err := c.readKeys()
 		if err == nil {
 			s.gate.use(ring)
-			s.warnOfUnknownStores(c.KeyFile, ring)
+			s.whenReady(ctx, func() { s.warnOfUnknownStores(c.KeyFile, ring) })
 		}
 		return err
 	}
@@ -382,6 +412,27 @@ func (s *Server) listen(what, addr string) (*boundedListener, error) {
 		return nil, fmt.Errorf("api: listen for %s: %w", what, err)
 	}
 	return &boundedListener{Listener: l, max: int64(s.limits.Connections), refused: s.metrics.connectionsRefused}, nil
+}
+
+// whenReady calls f once the node is ready, at once when it is, else in the background
+// unless ctx ends before.
+func (s *Server) whenReady(ctx context.Context, f func()) {
+	if s.node.Ready() == nil {
+		f()
+		return
+	}
+	s.following.Go(func() {
+		ticker := time.NewTicker(healthPause)
+		defer ticker.Stop()
+		for s.node.Ready() != nil {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+		}
+		f()
+	})
 }
 
 // warnOfUnknownStores tells of keys that are bound to stores that do not exist:
@@ -465,6 +516,7 @@ func (s *Server) newGRPC(more ...grpc.ServerOption) *grpc.Server {
 	pembav1.RegisterTupleServiceServer(g, &tupleService{server: s})
 	pembav1.RegisterPermissionServiceServer(g, &permissionService{server: s})
 	pembav1.RegisterWatchServiceServer(g, &watchService{server: s})
+	pembav1.RegisterClusterServiceServer(g, &clusterService{server: s})
 	host := &Host{s}
 	for _, d := range s.spoken {
 		d.Register(g, host)
@@ -877,9 +929,18 @@ func (s *Server) fault(method string, err error) {
 	}
 }
 
+// clusterID returns the id of the cluster, for zookies and cursors. It is asked of the
+// node each time: one that joins a cluster learns it later than it begins to serve.
+func (s *Server) clusterID() [16]byte { return s.node.ClusterID() }
+
+// isAncestor reports whether a cluster had an id before it was recovered.
+func (s *Server) isAncestor(id [16]byte) bool {
+	return slices.ContainsFunc(s.node.Ancestors(), func(a graph.Ancestor) bool { return a.ClusterID == id })
+}
+
 // zookie returns the zookie of what a snapshot answers.
 func (s *Server) zookie(snapshot *engine.Snapshot) zookie {
-	return zookie{cluster: s.clusterID, revision: snapshot.Revision(), instant: snapshot.Instant()}
+	return zookie{cluster: s.clusterID(), revision: snapshot.Revision(), instant: snapshot.Instant()}
 }
 
 // write makes a change and returns its result, or the refusal as an error.
@@ -896,5 +957,5 @@ func (s *Server) write(ctx context.Context, m *graph.Mutation) (engine.Result, e
 
 // writtenAt is the zookie of a change.
 func (s *Server) writtenAt(r engine.Result) *pembav1.Zookie {
-	return zookie{cluster: s.clusterID, revision: r.Revision, instant: r.Instant}.proto()
+	return zookie{cluster: s.clusterID(), revision: r.Revision, instant: r.Instant}.proto()
 }

@@ -343,15 +343,26 @@ func TestForeignZookie(t *testing.T) {
 	}
 	expectStatus(t, "foreign", check(zookie{cluster: [16]byte{1}, revision: 1}, false), codes.FailedPrecondition, "ZOOKIE_FOREIGN")
 	expectStatus(t, "foreign, exactly", check(zookie{cluster: [16]byte{1}, revision: 1}, true), codes.FailedPrecondition, "ZOOKIE_FOREIGN")
-	expectStatus(t, "future", check(zookie{cluster: s.clusterID, revision: 1 << 40}, false), codes.Unavailable, "REVISION_AHEAD")
-	expectStatus(t, "nothing at all", check(zookie{cluster: s.clusterID}, true), codes.InvalidArgument, "MALFORMED")
-	if err := check(zookie{cluster: s.clusterID}, false); err != nil {
+	expectStatus(t, "future", check(zookie{cluster: s.clusterID(), revision: 1 << 40}, false), codes.Unavailable, "REVISION_AHEAD")
+	expectStatus(t, "nothing at all", check(zookie{cluster: s.clusterID()}, true), codes.InvalidArgument, "MALFORMED")
+	if err := check(zookie{cluster: s.clusterID()}, false); err != nil {
 		t.Errorf("at least as fresh as nothing: %v", err)
 	}
+	// Of before a recovery, which gives the cluster another id, all that there is is as
+	// fresh as can be had.
+	was := s.clusterID()
+	if result, err := s.node.Write(testContext(t), &graph.Mutation{Renew: &graph.Renew{ClusterID: [16]byte{7}}}); err != nil || result.Refusal != nil {
+		t.Fatal(result.Refusal, err)
+	}
+	if err := check(zookie{cluster: was, revision: 1 << 40}, false); err != nil {
+		t.Errorf("at least as fresh as the cluster was before it was recovered: %v", err)
+	}
+	expectStatus(t, "of before a recovery, exactly", check(zookie{cluster: was, revision: 3}, true), codes.FailedPrecondition, "ZOOKIE_FOREIGN")
+	expectStatus(t, "still foreign", check(zookie{cluster: [16]byte{1}, revision: 1}, false), codes.FailedPrecondition, "ZOOKIE_FOREIGN")
 	// A cursor may be made up from a zookie's parts; its position is still judged.
 	for _, position := range [][]byte{nil, {255}, {0, 1, 2, 3}, bytes.Repeat([]byte{0}, 200)} {
 		bad := cursor{
-			zookie: zookie{cluster: s.clusterID, revision: 2, instant: 1}, kind: readTuples,
+			zookie: zookie{cluster: s.clusterID(), revision: 2, instant: 1}, kind: readTuples,
 			arguments: filterArguments(readTuples, graph.StoreInfo{ID: graph.DefaultStore}, graph.Filter{}), position: position,
 		}
 		stream, err := c.ReadTuples(testContext(t), &pembav1.ReadTuplesRequest{Cursor: bad.token()})

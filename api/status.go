@@ -127,6 +127,11 @@ var reasonCodes = map[engine.Reason]codes.Code{
 // is busy: about as long as the writes that are under way take.
 const busyRetry = 100 * time.Millisecond
 
+// leaderRetry is after what time a caller is told to try again who met a node that
+// has no leader: about as long as an election takes. The node itself has waited for
+// one by then.
+const leaderRetry = 500 * time.Millisecond
+
 // sentinels gives the errors of the layers below their codes, in the order in
 // which they are looked for: an error may wrap several.
 var sentinels = []struct {
@@ -135,7 +140,12 @@ var sentinels = []struct {
 	reason string
 	retry  time.Duration
 }{
-	{cluster.ErrNotLeader, codes.Unavailable, "NOT_LEADER", 0},
+	{cluster.ErrRemoved, codes.Unavailable, "REMOVED", 0},
+	{cluster.ErrDiverged, codes.Unavailable, "DIVERGED", 0},
+	{cluster.ErrClock, codes.Unavailable, "CLOCK_WRONG", 0},
+	{cluster.ErrMember, codes.FailedPrecondition, "MEMBER", 0},
+	{cluster.ErrNotLeader, codes.Unavailable, "NOT_LEADER", leaderRetry},
+	{cluster.ErrNotReady, codes.Unavailable, "NOT_READY", leaderRetry},
 	{cluster.ErrShuttingDown, codes.Unavailable, "SHUTTING_DOWN", 0},
 	{graph.ErrClosed, codes.Unavailable, "SHUTTING_DOWN", 0},
 	{cluster.ErrFailed, codes.Unavailable, "NODE_FAILED", 0},
@@ -154,10 +164,16 @@ var sentinels = []struct {
 // are already one, those of gRPC itself, stay as they are. The second result
 // says that the error is a fault of this node, which its operator must learn of.
 func toStatus(err error) (st *status.Status, fault bool) {
-	if st, ok := status.FromError(err); ok {
-		return st, false
+	// What only wraps one is judged by what it says.
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok || err == nil {
+		return status.Convert(err), false
 	}
 	e, fault := toRequestError(err)
+	if st, ok := status.FromError(err); ok && fault && e.code == codes.Internal {
+		// Only what nothing here knows: an error of another node may wrap the status
+		// of the call between the two.
+		return st, false
+	}
 	var chunk *chunkError
 	if errors.As(err, &chunk) {
 		e.message = chunk.prefix() + e.message

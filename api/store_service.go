@@ -66,6 +66,9 @@ func (s *Server) storeNamed(ctx context.Context, name string) (graph.StoreInfo, 
 	default:
 		return graph.StoreInfo{}, unknownStore(name)
 	}
+	if err := s.caughtUp(ctx); err != nil {
+		return graph.StoreInfo{}, err
+	}
 	store, found := s.node.StoreNamed(name)
 	switch {
 	case found:
@@ -73,8 +76,32 @@ func (s *Server) storeNamed(ctx context.Context, name string) (graph.StoreInfo, 
 	case name == who.own:
 		return s.ownStore(ctx, who)
 	}
+	// It may have been made through another node, and not be here yet.
+	if err := s.node.Await(ctx, linearizable); err != nil {
+		return graph.StoreInfo{}, err
+	}
+	if store, found = s.node.StoreNamed(name); found {
+		return store, nil
+	}
 	return graph.StoreInfo{}, unknownStore(name)
 }
+
+// caughtUp waits until the node has caught up since its start: before that it may know
+// the stores of long ago, and what was in them. A node that once had stays so, and
+// then it costs nothing.
+func (s *Server) caughtUp(ctx context.Context) error {
+	if s.current.Load() {
+		return nil
+	}
+	err := s.node.Await(ctx, cluster.Consistency{})
+	if err == nil {
+		s.current.Store(true)
+	}
+	return err
+}
+
+// linearizable asks for everything that was acknowledged through any node.
+var linearizable = cluster.Consistency{Mode: cluster.Linearizable}
 
 // unknownStore refuses a store that there is not, or that the caller may not see.
 func unknownStore(name string) error {
@@ -107,7 +134,10 @@ func ofStore(store graph.StoreInfo, err error) error {
 }
 
 // roomForStore refuses to make one more store than are allowed.
-func (s *Server) roomForStore() error {
+func (s *Server) roomForStore(ctx context.Context) error {
+	if err := s.caughtUp(ctx); err != nil {
+		return err
+	}
 	n := len(s.node.Stores())
 	if n < s.limits.Stores {
 		return nil
@@ -134,7 +164,7 @@ func (s *Server) snapshot(ctx context.Context, store graph.StoreInfo, c *pembav1
 	var err error
 	if from != nil {
 		consistency = cluster.Consistency{Mode: cluster.Exactly, Revision: from.revision, Instant: from.instant, Pinned: true}
-	} else if consistency, err = toConsistency(c, s.clusterID); err != nil {
+	} else if consistency, err = toConsistency(c, s.clusterID(), s.isAncestor); err != nil {
 		return nil, err
 	}
 	snapshot, err := s.node.Snapshot(ctx, store.ID, consistency, graph.Overlay{})
@@ -178,7 +208,7 @@ func (s *storeService) CreateStore(ctx context.Context, r *pembav1.CreateStoreRe
 	if err := s.server.rate.allow(callerOf(ctx), graph.StoreInfo{}); err != nil {
 		return nil, err
 	}
-	if err := s.server.roomForStore(); err != nil {
+	if err := s.server.roomForStore(ctx); err != nil {
 		return nil, err
 	}
 	change.Operation, change.Name = graph.CreateStore, r.GetName()
@@ -214,6 +244,11 @@ func (s *storeService) UpdateStore(ctx context.Context, r *pembav1.UpdateStoreRe
 	result, err := s.server.change(ctx, store, &graph.Mutation{StoreChange: change})
 	if err != nil {
 		return nil, err
+	}
+	// As it is now, where this node has the change; else as it was before, with it.
+	if err := s.server.node.Await(ctx, cluster.Consistency{Mode: cluster.AtLeast, Revision: result.Revision}); err != nil {
+		setSettings(&store.Settings, change)
+		return &pembav1.UpdateStoreResponse{Store: fromStore(store), UpdatedAt: s.server.writtenAt(result)}, nil
 	}
 	now, found := s.server.node.StoreNamed(store.Name)
 	if !found || now.ID != store.ID {
@@ -251,7 +286,7 @@ func (s *storeService) ListStores(ctx context.Context, r *pembav1.ListStoresRequ
 	arguments := hashArguments(listStores).sum()
 	after := ""
 	if r.GetCursor() != "" {
-		from, err := parseCursor(r.GetCursor(), s.server.clusterID, listStores, arguments)
+		from, err := parseCursor(r.GetCursor(), s.server.clusterID(), listStores, arguments)
 		if err != nil {
 			return nil, err
 		}
@@ -267,6 +302,9 @@ func (s *storeService) ListStores(ctx context.Context, r *pembav1.ListStoresRequ
 			return nil, err
 		}
 	}
+	if err := s.server.caughtUp(ctx); err != nil {
+		return nil, err
+	}
 	stores := s.server.node.Stores()
 	begin := sort.Search(len(stores), func(i int) bool { return stores[i].Name > after })
 	response := new(pembav1.ListStoresResponse)
@@ -276,7 +314,7 @@ func (s *storeService) ListStores(ctx context.Context, r *pembav1.ListStoresRequ
 		}
 		if len(response.Stores) == limit {
 			last := response.Stores[limit-1].GetName()
-			c := cursor{zookie: zookie{cluster: s.server.clusterID}, kind: listStores, arguments: arguments, position: []byte(last)}
+			c := cursor{zookie: zookie{cluster: s.server.clusterID()}, kind: listStores, arguments: arguments, position: []byte(last)}
 			response.Cursor = c.token()
 			break
 		}

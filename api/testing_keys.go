@@ -73,7 +73,7 @@ func (s *Server) ownStore(ctx context.Context, who caller) (graph.StoreInfo, err
 	if store, found := s.node.StoreNamed(who.own); found {
 		return store, nil // By another call of the key.
 	}
-	if err := s.roomForStore(); err != nil {
+	if err := s.roomForStore(ctx); err != nil {
 		return graph.StoreInfo{}, err
 	}
 	// A caller who goes away does not cut this off: the store might then be made after

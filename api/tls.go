@@ -62,11 +62,11 @@ func (f tlsFiles) load() (*tls.Config, error) {
 	}
 	caPEM, err := readFile(f.clientCA)
 	if err != nil {
-		return nil, fmt.Errorf("TLS client authorities: %w", err)
+		return nil, fmt.Errorf("TLS authorities: %w", err)
 	}
 	config.ClientCAs = x509.NewCertPool()
 	if !config.ClientCAs.AppendCertsFromPEM(caPEM) {
-		return nil, fmt.Errorf("TLS client authorities: %s holds no certificate in PEM form", f.clientCA)
+		return nil, fmt.Errorf("TLS authorities: %s holds no certificate in PEM form", f.clientCA)
 	}
 	config.ClientAuth = tls.RequireAndVerifyClientCert
 	// A resumed session would not be judged by authorities that were changed
@@ -107,6 +107,55 @@ func (t *tlsIdentity) config(protocols ...string) *tls.Config {
 			return config, nil
 		},
 	}
+}
+
+// A PeerTLS is the identity that a node shows to the other nodes of its cluster, and
+// the authorities that it expects them to be signed by, from PEM files. Connections are
+// made with what the files say at the time. Many goroutines may use it at once.
+type PeerTLS struct {
+	identity tlsIdentity
+	files    *fileSet
+}
+
+// LoadPeerTLS reads the certificate of a node with its chain, its key, and the
+// authorities of all nodes. The certificate must be good for servers and for clients,
+// and name the host under which the others reach the node. The errors name the flags
+// of serve.
+func LoadPeerTLS(cert, key, ca string) (*PeerTLS, error) {
+	for _, f := range [...]struct{ name, flag, what string }{
+		{cert, "--peer-cert", "the certificate that this node shows to others"},
+		{key, "--peer-key", "the key of that certificate"},
+		{ca, "--peer-ca", "the authorities that sign the certificates of the nodes"},
+	} {
+		if f.name == "" {
+			return nil, fmt.Errorf("api: TLS between nodes needs three files, and %s (%s) is not given", f.what, f.flag)
+		}
+	}
+	p := &PeerTLS{}
+	files := tlsFiles{cert: cert, key: key, clientCA: ca}
+	var err error
+	p.files, err = newFileSet("TLS between nodes", []string{cert, key, ca}, func() error {
+		config, err := files.load()
+		if err == nil {
+			config.RootCAs = config.ClientCAs
+			p.identity.current.Store(config)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("api: between nodes: %w", err)
+	}
+	return p, nil
+}
+
+// Config returns the configuration in force, for cluster.Config.PeerTLS. It must not be
+// changed.
+func (p *PeerTLS) Config() *tls.Config { return p.identity.current.Load() }
+
+// Follow reads the files again when they change, until ctx ends. What cannot be used
+// is logged, and what was read before stays in force. It is called once.
+func (p *PeerTLS) Follow(ctx context.Context, logger *slog.Logger) {
+	follow(ctx, logger, []*fileSet{p.files})
 }
 
 // filesPause is how often files of the configuration are looked at. A change is

@@ -552,3 +552,68 @@ func (c *countedConn) Close() error {
 	c.once.Do(func() { c.open.Add(-1) })
 	return c.Conn.Close()
 }
+
+// TestPeerTLS: the identity between nodes needs all of its files, and follows them.
+func TestPeerTLS(t *testing.T) {
+	dir := t.TempDir()
+	cert, key, ca := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "ca.pem")
+	old, next := newAuthority(t, "old"), newAuthority(t, "next")
+	write := func(a *authority, serial int64) {
+		certPEM, keyPEM := a.issue(t, serial)
+		writeFile(t, cert, certPEM)
+		writeFile(t, key, keyPEM)
+		writeFile(t, ca, a.pem)
+	}
+	write(old, 2)
+	for _, missing := range []struct {
+		cert, key, ca, flag string
+	}{{"", key, ca, "--peer-cert"}, {cert, "", ca, "--peer-key"}, {cert, key, "", "--peer-ca"}, {cert, cert, ca, "TLS certificate"}, {cert, key, dir, "between nodes"}} {
+		if _, err := LoadPeerTLS(missing.cert, missing.key, missing.ca); err == nil || !strings.Contains(err.Error(), missing.flag) {
+			t.Errorf("%+v: %v", missing, err)
+		}
+	}
+	p, err := LoadPeerTLS(cert, key, ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := func(a *authority, serial int64) bool {
+		c := p.Config()
+		leaf, err := x509.ParseCertificate(c.Certificates[0].Certificate[0])
+		return err == nil && leaf.SerialNumber.Int64() == serial && c.RootCAs.Equal(pool(a)) && c.ClientCAs.Equal(pool(a))
+	}
+	if !is(old, 2) {
+		t.Error("it is not what the files say")
+	}
+	ctx, cancel := context.WithCancel(testContext(t))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.Follow(ctx, slog.New(slog.DiscardHandler))
+	}()
+	write(next, 3)
+	eventually(t, "the new files are in force", func() bool { return is(next, 3) })
+	cancel()
+	<-done
+}
+
+// TestOperatorKey finds the first key of a file that may do everything.
+func TestOperatorKey(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys")
+	for content, want := range map[string]string{
+		"one\ntwo\n": "one",
+		"# ours\n\nbound store a,b\n \ttwo # it\nthree": "two",
+		"bound store a\n": "",
+	} {
+		writeFile(t, file, []byte(content))
+		if got, err := OperatorKey(file); err != nil || got != want {
+			t.Errorf("%q: %q, %v", content, got, err)
+		}
+	}
+	writeFile(t, file, []byte("one two\n"))
+	if _, err := OperatorKey(file); err == nil || !strings.Contains(err.Error(), "line 1") {
+		t.Errorf("a file with a mistake: %v", err)
+	}
+	if _, err := OperatorKey(file + ".none"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+}

@@ -179,7 +179,7 @@ func (s *tupleService) open(stream grpc.ServerStream, kind questionKind, r inter
 	read := &tupleRead{filter: filter, kind: kind, arguments: filterArguments(kind, store, filter)}
 	var from *cursor
 	if r.GetCursor() != "" {
-		if from, err = parseCursor(r.GetCursor(), s.server.clusterID, kind, read.arguments); err != nil {
+		if from, err = parseCursor(r.GetCursor(), s.server.clusterID(), kind, read.arguments); err != nil {
 			return nil, err
 		}
 		var ok bool

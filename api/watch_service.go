@@ -66,7 +66,7 @@ func (t *changeTeller) tell(r *graph.LoggedRevision) (told bool, err error) {
 		}
 		metadata, err := fromMetadata(r.Metadata)
 		message, bytes = &pembav1.WatchResponse{
-			Zookie:  zookie{cluster: t.server.clusterID, revision: r.Revision, instant: r.Stamp}.proto(),
+			Zookie:  zookie{cluster: t.server.clusterID(), revision: r.Revision, instant: r.Stamp}.proto(),
 			Instant: fromInstant(r.Stamp), RecordedActor: r.RecordedActor, Metadata: metadata,
 		}, 0
 		return err
@@ -135,13 +135,13 @@ func (t *changeTeller) heartbeat(p graph.Position, at graph.Instant) error {
 	told := p.Revision - min(p.Revision, 1)
 	return t.put(&pembav1.WatchResponse{
 		Heartbeat: true, Cursor: t.server.changeCursor(t.store, p), Instant: fromInstant(at),
-		Zookie: zookie{cluster: t.server.clusterID, revision: told, instant: at}.proto(),
+		Zookie: zookie{cluster: t.server.clusterID(), revision: told, instant: at}.proto(),
 	})
 }
 
 // behind is the position behind everything up to a zookie.
 func (s *Server) behind(field string, p *pembav1.Zookie) (graph.Position, error) {
-	z, told, err := parseToldZookie(p.GetToken(), s.clusterID)
+	z, told, err := parseToldZookie(p.GetToken(), s.clusterID())
 	if err != nil {
 		return graph.Position{}, within(field, err)
 	}

@@ -355,7 +355,7 @@ func TestWatchHeartbeat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	last, err := parseZookie(written.GetWrittenAt(), s.clusterID)
+	last, err := parseZookie(written.GetWrittenAt(), s.clusterID())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +364,7 @@ func TestWatchHeartbeat(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		z, err := parseZookie(m.GetZookie(), s.clusterID)
+		z, err := parseZookie(m.GetZookie(), s.clusterID())
 		if err != nil || !m.GetHeartbeat() || len(m.GetChanges()) > 0 {
 			t.Fatalf("%v, %v", m, err)
 		}
@@ -619,7 +619,7 @@ func TestWatchStalled(t *testing.T) {
 	s := testServer(t, Config{Limits: Limits{StreamStall: 10 * time.Millisecond}})
 	writeDocs(t, dial(t, s), count)
 	ctx := testContext(t)
-	begin := &pembav1.WatchRequest_After{After: zookie{cluster: s.clusterID}.proto()}
+	begin := &pembav1.WatchRequest_After{After: zookie{cluster: s.clusterID()}.proto()}
 	request := &pembav1.WatchRequest{From: begin}
 	next, stalled := uint64(1), false
 	for pause := 50 * time.Millisecond; next <= count; {
@@ -706,7 +706,7 @@ func TestWatchSchemaChanges(t *testing.T) {
 		}
 		return events, cursors
 	}
-	begin := &pembav1.WatchRequest_After{After: zookie{cluster: s.clusterID}.proto()}
+	begin := &pembav1.WatchRequest_After{After: zookie{cluster: s.clusterID()}.proto()}
 	all, cursors := follow(&pembav1.WatchRequest{From: begin, SchemaChanges: true}, len(want))
 	if !slices.Equal(all, want) {
 		t.Fatalf("told %q, expected %q", all, want)

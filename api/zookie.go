@@ -136,7 +136,7 @@ func (z zookie) announce(stream grpc.ServerStream) error {
 }
 
 // parseZookie reads a token of the given cluster, one that a dialect gave out
-// included.
+// included. One of another cluster comes with the error.
 func parseZookie(p *pembav1.Zookie, cluster [16]byte) (zookie, error) {
 	z, _, err := parseToldZookie(p.GetToken(), cluster)
 	return z, err
@@ -171,7 +171,7 @@ func parseToldZookie(token string, cluster [16]byte) (z zookie, told uint32, err
 		return zookie{}, 0, invalid
 	}
 	if z.cluster != cluster {
-		return zookie{}, 0, &requestError{
+		return z, 0, &requestError{
 			code: codes.FailedPrecondition, reason: "ZOOKIE_FOREIGN", field: "token",
 			message: "this zookie was made by another cluster; revisions of two clusters cannot be compared",
 		}
@@ -249,7 +249,7 @@ func parseTuplePosition(b []byte) (tuplePosition, bool) {
 // filters: it says what was looked at, not what was told.
 func (s *Server) changeCursor(store graph.StoreInfo, p graph.Position) string {
 	c := cursor{
-		zookie: zookie{cluster: s.clusterID, revision: p.Revision}, kind: readChanges,
+		zookie: zookie{cluster: s.clusterID(), revision: p.Revision}, kind: readChanges,
 		arguments: hashArguments(readChanges, storeArgument(store)).sum(),
 		position:  binary.BigEndian.AppendUint32(nil, p.Offset),
 	}
@@ -258,7 +258,7 @@ func (s *Server) changeCursor(store graph.StoreInfo, p graph.Position) string {
 
 // parseChangeCursor undoes changeCursor.
 func (s *Server) parseChangeCursor(store graph.StoreInfo, token string) (graph.Position, error) {
-	c, err := parseCursor(token, s.clusterID, readChanges, hashArguments(readChanges, storeArgument(store)).sum())
+	c, err := parseCursor(token, s.clusterID(), readChanges, hashArguments(readChanges, storeArgument(store)).sum())
 	if err != nil {
 		return graph.Position{}, err
 	}

@@ -46,16 +46,24 @@ func TestZookieRoundTrip(t *testing.T) {
 	}
 }
 
+// A fixedCluster is a node that says nothing but the id of its cluster.
+type fixedCluster struct {
+	Node
+	id [16]byte
+}
+
+func (c fixedCluster) ClusterID() [16]byte { return c.id }
+
 // TestZookieOfDialect: a token that a dialect gave out says natively what it says
 // there, also to a watch that goes on in the middle of a revision.
 func TestZookieOfDialect(t *testing.T) {
-	server := &Server{clusterID: [16]byte{0xfb, 0xff, 0xfe}}
+	server := &Server{node: fixedCluster{id: [16]byte{0xfb, 0xff, 0xfe}}}
 	host := &Host{server}
-	want := zookie{cluster: server.clusterID, revision: 1<<63 + 0xfbf, instant: 1<<40 + 0x3fffffff}
+	want := zookie{cluster: server.clusterID(), revision: 1<<63 + 0xfbf, instant: 1<<40 + 0x3fffffff}
 	for _, token := range []string{
 		host.Zookie(want.revision, want.instant), host.ChangesZookie(want.revision, want.instant, 7), want.token(),
 	} {
-		if got, err := parseZookie(&pembav1.Zookie{Token: token}, server.clusterID); err != nil || got != want {
+		if got, err := parseZookie(&pembav1.Zookie{Token: token}, server.clusterID()); err != nil || got != want {
 			t.Errorf("%s: %v, %v", token, got, err)
 		}
 		if _, err := parseZookie(&pembav1.Zookie{Token: token}, [16]byte{9}); reasonOf(err) != "ZOOKIE_FOREIGN" {
@@ -71,7 +79,7 @@ func TestZookieOfDialect(t *testing.T) {
 	}
 	body := want.appendState(nil, changesVersion)
 	for _, token := range []string{seal(body), seal(append(body, 0, 0, 0, 0)), seal(append(body, 0, 0, 0, 1, 1)), standardToken(want.token()) + "="} {
-		if _, err := parseZookie(&pembav1.Zookie{Token: token}, server.clusterID); reasonOf(err) != "ZOOKIE_INVALID" {
+		if _, err := parseZookie(&pembav1.Zookie{Token: token}, server.clusterID()); reasonOf(err) != "ZOOKIE_INVALID" {
 			t.Errorf("%s: %v", token, err)
 		}
 	}
@@ -181,7 +189,7 @@ func TestZookieOfNoResults(t *testing.T) {
 	object := &pembav1.Object{Type: "document", Id: "none"}
 	subject := &pembav1.Subject{Object: &pembav1.Object{Type: "person", Id: "nobody"}}
 	at := &pembav1.Consistency{Requirement: &pembav1.Consistency_ExactlyAt{ExactlyAt: written.GetWrittenAt()}}
-	want, err := parseZookie(written.GetWrittenAt(), server.clusterID)
+	want, err := parseZookie(written.GetWrittenAt(), server.clusterID())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +224,7 @@ func TestZookieOfNoResults(t *testing.T) {
 			t.Errorf("%s: the header %s has %d values, want 1", what, ZookieHeader, len(tokens))
 			continue
 		}
-		z, err := parseZookie(&pembav1.Zookie{Token: tokens[0]}, server.clusterID)
+		z, err := parseZookie(&pembav1.Zookie{Token: tokens[0]}, server.clusterID())
 		if err != nil || z.revision != want.revision || z.instant == 0 {
 			t.Errorf("%s: the header holds revision %d at %d (%v), want revision %d", what, z.revision, z.instant, err, want.revision)
 		}

@@ -38,6 +38,12 @@ type slice struct {
 	beside uint64
 	// pruned is of how many tuples the past was removed beside.
 	pruned uint64
+	// behind is how many answers of another node did not hold what was just written.
+	behind uint64
+	// syncs and entries are how often the leader's log was synced, and of how many
+	// entries; confirms and readers how often others confirmed that it leads, and for how
+	// many reads; carried is how many bytes the nodes sent each other.
+	syncs, entries, confirms, readers, carried uint64
 }
 
 // A caller makes one call after the other.
@@ -62,7 +68,24 @@ var errExhausted = errors.New("every question was asked")
 // runSlice makes calls to s for so long, and returns what they took together and
 // the callers.
 func runSlice(ctx context.Context, s *server, callers int, rate float64, length time.Duration, call callFunc) (*slice, []*caller, error) {
-	before, err := s.tell(order{Do: takeUsage})
+	return runSliceOn(ctx, []*server{s}, callers, rate, length, call)
+}
+
+// processorOfAll returns the time on processors that some processes have taken so far.
+func processorOfAll(servers []*server) (sum time.Duration, err error) {
+	for _, s := range servers {
+		r, err := s.tell(order{Do: takeUsage})
+		if err != nil {
+			return 0, err
+		}
+		sum += r.Processor
+	}
+	return sum, nil
+}
+
+// runSliceOn is runSlice where several processes work for the calls.
+func runSliceOn(ctx context.Context, servers []*server, callers int, rate float64, length time.Duration, call callFunc) (*slice, []*caller, error) {
+	before, err := processorOfAll(servers)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -92,16 +115,17 @@ func runSlice(ctx context.Context, s *server, callers int, rate float64, length 
 	if err := context.Cause(ctx); err != nil {
 		return nil, nil, err
 	}
-	after, err := s.tell(order{Do: takeUsage})
+	after, err := processorOfAll(servers)
 	if err != nil {
 		return nil, nil, err
 	}
-	sum.processor = after.Processor - before.Processor
+	sum.processor = after - before
 	for _, c := range all {
 		sum.latency.add(&c.latency)
 		sum.first.add(&c.first)
 		sum.items += c.items
 		sum.unsent += c.unsent
+		sum.behind += c.behind
 	}
 	if sum.latency.count == 0 {
 		return nil, nil, errors.New("not one call was made; give the rounds more seconds")

@@ -4,6 +4,7 @@
 //	go run ./bench --quick
 //	go run ./bench --run 'business/100k/check' --json figures.jsonl
 //	go run ./bench --list
+//	go run ./bench --cluster
 //
 // Absolute figures say more about the machine than about Pemba. What counts are
 // ratios within one round: every workload runs in alternating rounds with the
@@ -19,6 +20,11 @@
 // and by how many callers; the driver (driver.go) makes the calls and verifies
 // the answers, and past.go makes what is pruned beside them; stats.go counts, and
 // report.go tells. The two servers are in server.go.
+//
+// With --cluster it measures several nodes beside one, all of them processes on this
+// machine: cluster.go starts them (peers.go is their side), clusterload.go has the
+// workloads, failover.go kills leaders, catchup.go lets fresh nodes join, and
+// clusterreport.go tells.
 //
 // Invariants:
 //
@@ -62,7 +68,33 @@ type config struct {
 	// and the system's own.
 	json, profile, dir string
 	output             io.Writer
+
+	// cluster measures several nodes instead. kills is how often a leader is killed,
+	// and tuples how many a fresh node catches up with.
+	cluster bool
+	kills   int
+	tuples  int
+	// away is how long a killed leader is not started again.
+	away time.Duration
+	// The settings of cluster.Config that the nodes have: ElectionTimeout, CommitPause
+	// and StateBytesPerSecond.
+	election, commitPause time.Duration
+	stateRate             int64
 }
+
+// settings tells what the nodes of a cluster are set to.
+func (c *config) settings() string {
+	bound := fmt.Sprintf("at %s MiB/s at most", number(float64(c.stateRate)/(1<<20)))
+	if c.stateRate < 0 {
+		bound = "without a bound"
+	}
+	return fmt.Sprintf("nodes: a follower waits %v to %v for its leader, who beats every %v to %v; the agreed end is told after %v to %v; a state is sent %s",
+		c.election, 2*c.election, c.election/heartbeats, 2*c.election/heartbeats, c.commitPause, 2*c.commitPause, bound)
+}
+
+// heartbeats is how many heartbeats, at most, Raft's leader sends in an election
+// timeout.
+const heartbeats = 10
 
 // length is how long one slice of a round is.
 func (c *config) length() time.Duration { return time.Duration(c.seconds * float64(time.Second)) }
@@ -89,6 +121,13 @@ func parse(args []string, output io.Writer) (*config, error) {
 	flags.StringVar(&c.json, "json", "", "also write one JSON object a measure into this `file`")
 	flags.StringVar(&c.profile, "profile", "", "write a processor profile of the server during each check workload into this `directory`")
 	flags.StringVar(&c.dir, "dir", "", "make the data directories in this `directory`, whose disk is measured; empty for the system's temporary one")
+	flags.BoolVar(&c.cluster, "cluster", false, "measure several nodes on this machine beside one, instead of one beside an echo")
+	flags.IntVar(&c.kills, "kills", 0, fmt.Sprintf("how many `times` the leader is killed, with --cluster; 0 for %d, or %d of a quick run", fullKills, quickKills))
+	flags.DurationVar(&c.away, "away", 0, "how `long` a killed leader stays away once the others take writes again, with --cluster")
+	flags.IntVar(&c.tuples, "tuples", 0, fmt.Sprintf("how many `tuples` a fresh node catches up with, with --cluster; 0 for %d, or %d of a quick run", fullTuples, quickTuples))
+	flags.DurationVar(&c.election, "election-timeout", electionTimeout, "how long a node waits for its leader, with --cluster, at random up to twice as `long`")
+	flags.DurationVar(&c.commitPause, "commit-pause", commitPause, "how `long` a leader waits until it tells by itself what is agreed, with --cluster")
+	flags.Int64Var(&c.stateRate, "state-rate", stateBytesPerSecond, "how many `bytes` of a state are sent in a second, with --cluster; negative for no bound")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -111,6 +150,18 @@ func parse(args []string, output io.Writer) (*config, error) {
 			c.seconds = quickSeconds
 		}
 	}
+	if c.kills == 0 {
+		c.kills = fullKills
+		if c.quick {
+			c.kills = quickKills
+		}
+	}
+	if c.tuples == 0 {
+		c.tuples = fullTuples
+		if c.quick {
+			c.tuples = quickTuples
+		}
+	}
 	return c, c.Validate()
 }
 
@@ -123,6 +174,18 @@ func (c *config) Validate() error {
 		return fmt.Errorf("--seconds %g: 0.01 to 600 are allowed", c.seconds)
 	case !(c.rate == 0 || c.rate >= 1 && c.rate <= 1e6):
 		return fmt.Errorf("--rate %g: 0 and 1 to 1,000,000 are allowed", c.rate)
+	case c.kills < 1 || c.kills > 1000:
+		return fmt.Errorf("--kills %d: 1 to 1000 are allowed", c.kills)
+	case c.away < 0 || c.away > time.Hour:
+		return fmt.Errorf("--away %v: 0 to 1h are allowed", c.away)
+	case c.tuples < 1000 || c.tuples > 100_000_000:
+		return fmt.Errorf("--tuples %d: 1000 to 100,000,000 are allowed", c.tuples)
+	case c.election < 50*time.Millisecond || c.election > time.Minute:
+		return fmt.Errorf("--election-timeout %v: 50ms to 1m are allowed", c.election)
+	case c.commitPause < time.Millisecond || c.commitPause > time.Second:
+		return fmt.Errorf("--commit-pause %v: 1ms to 1s are allowed", c.commitPause)
+	case c.stateRate == 0:
+		return errors.New("--state-rate 0: a positive number of bytes is allowed, or a negative one for no bound")
 	}
 	return nil
 }
@@ -147,6 +210,14 @@ func drive(args []string, output io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if c.list && c.cluster {
+		for _, part := range (&clusterRun{driver: &driver{config: c}}).chosen() {
+			if _, err := fmt.Fprintln(output, part.name); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	if c.list {
 		for _, group := range plan(c) {
 			for i := range group {
@@ -164,5 +235,8 @@ func drive(args []string, output io.Writer) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if c.cluster {
+		return runClusters(ctx, c)
+	}
 	return run(ctx, c)
 }

@@ -21,6 +21,9 @@ type round struct {
 	// native is the same through pemba.v1, next to pemba; nil for workloads that
 	// are of that API themselves.
 	native *slice
+	// base is the first row's slice of a block with several nodes, which then has no
+	// echo; nil elsewhere.
+	base *slice
 }
 
 // A measure is one figure of a workload, a line of the JSON output.
@@ -44,6 +47,9 @@ type measure struct {
 	// that are; nil for workloads of that API.
 	Native   *spread `json:"native,omitempty"`
 	Overhead *spread `json:"overhead,omitempty"`
+	// Base is the same of the first row of a block with several nodes, where Ratio is
+	// what the rounds divided by that are; nil elsewhere.
+	Base *spread `json:"base,omitempty"`
 }
 
 // A figure is how a measure is taken from a slice.
@@ -188,10 +194,14 @@ func newReport(c *config) (*report, error) {
 		}
 		r.lines = bufio.NewWriter(r.file)
 	}
+	divided := "in /echo columns, divided by an empty gRPC echo's of the same round"
+	if c.cluster {
+		divided = "in /base columns, divided by those of the first line of the block in the same round\n" + c.settings()
+	}
 	_, err = fmt.Fprintf(r.table, "%s/%s, %d processors, %s before, %s; %d rounds of %g s, seed %d\n"+
-		"cells: the median of the rounds (least..most); in /echo columns, divided by an empty gRPC echo's of the same round\n"+
+		"cells: the median of the rounds (least..most); %s\n"+
 		"what lines and columns are: bench/README.md\n",
-		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), load, runtime.Version(), c.rounds, c.seconds, c.seed)
+		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), load, runtime.Version(), c.rounds, c.seconds, c.seed, divided)
 	return r, err
 }
 

@@ -38,6 +38,9 @@ const serveVariable = "PEMBA_BENCH_SERVE"
 type serveSpec struct {
 	// Dir is the data directory of a node; empty for the echo.
 	Dir string `json:"dir"`
+	// Peers makes the node one of several, or one that others can join; nil for one
+	// that is alone.
+	Peers *peersSpec `json:"peers,omitempty"`
 }
 
 // An order is a line that the driver writes to the standard input of a server
@@ -62,6 +65,8 @@ const (
 	pruneNow = "prune"
 	// removeRest removes all of it that is left, and says how much that was.
 	removeRest = "remove the rest"
+	// takeCounts asks a node what it has counted since its start.
+	takeCounts = "counts"
 )
 
 // A reply is a line that a server process writes to its standard output: one
@@ -77,6 +82,8 @@ type reply struct {
 	// Left is how many records of the change log the removal had left to look at,
 	// to removalRecords of them; of removeRest.
 	Left int `json:"left,omitempty"`
+	// Counts are what a node has counted; of takeCounts.
+	Counts *counts `json:"counts,omitempty"`
 }
 
 // serve is the whole life of a server process: it serves until its input ends.
@@ -90,7 +97,7 @@ func serve(spec string, orders io.Reader, replies io.Writer) error {
 	out := json.NewEncoder(replies)
 	start := startEcho
 	if s.Dir != "" {
-		start = func() (*process, error) { return startPemba(s.Dir) }
+		start = func() (*process, error) { return startPemba(s) }
 	}
 	p, err := start()
 	if err != nil {
@@ -161,12 +168,16 @@ func (p *process) obey(o order) (r reply, err error) {
 		return r, p.profile.start(o.File)
 	case stopProfile:
 		return r, p.profile.stop()
-	case pruneNow, removeRest:
+	case pruneNow, removeRest, takeCounts:
 		if p.node == nil {
 			return r, fmt.Errorf("the order %q is for a node, and this is the echo", o.Do)
 		}
-		if o.Do == pruneNow {
+		switch o.Do {
+		case pruneNow:
 			return r, p.prune()
+		case takeCounts:
+			r.Counts, err = p.counts()
+			return r, err
 		}
 		r.Left, err = p.removeRest()
 		return r, err
@@ -198,8 +209,8 @@ func (p *process) removeRest() (records int, err error) {
 }
 
 // startPemba serves a node of its own, as the command pemba serve does.
-func startPemba(dir string) (*process, error) {
-	node, server, err := openPemba(dir)
+func startPemba(spec serveSpec) (*process, error) {
+	node, server, err := openPemba(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -213,8 +224,9 @@ func startPemba(dir string) (*process, error) {
 	return &process{addr: server.GRPCAddr().String(), node: node, stop: stop}, nil
 }
 
-// openPemba opens a node and its server with the default settings.
-func openPemba(dir string) (*cluster.Node, *api.Server, error) {
+// openPemba opens a node and its server with the default settings, but for what the
+// spec says of peers.
+func openPemba(spec serveSpec) (*cluster.Node, *api.Server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -222,7 +234,11 @@ func openPemba(dir string) (*cluster.Node, *api.Server, error) {
 		logger.Error("the node failed", "error", err)
 		os.Exit(1)
 	}
-	node, err := cluster.Open(ctx, cluster.Config{DataDir: dir, Logger: logger, OnFatal: fatal})
+	config := cluster.Config{DataDir: spec.Dir, Logger: logger, OnFatal: fatal}
+	if spec.Peers != nil {
+		spec.Peers.configure(&config)
+	}
+	node, err := cluster.Open(ctx, config)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -286,6 +302,7 @@ type server struct {
 	schemas     pembav1.SchemaServiceClient
 	tuples      pembav1.TupleServiceClient
 	permissions pembav1.PermissionServiceClient
+	cluster     pembav1.ClusterServiceClient
 	// authzed is the same server under its other API.
 	authzed v1.PermissionsServiceClient
 }
@@ -328,6 +345,7 @@ func launch(spec serveSpec) (s *server, err error) {
 	s.schemas = pembav1.NewSchemaServiceClient(s.conn)
 	s.tuples = pembav1.NewTupleServiceClient(s.conn)
 	s.permissions = pembav1.NewPermissionServiceClient(s.conn)
+	s.cluster = pembav1.NewClusterServiceClient(s.conn)
 	s.authzed = v1.NewPermissionsServiceClient(s.conn)
 	return s, nil
 }
@@ -366,6 +384,23 @@ func (s *server) stop() error {
 	}
 	if waitErr := s.command.Wait(); waitErr != nil {
 		err = errors.Join(err, fmt.Errorf("a server process: %w", waitErr))
+	}
+	return err
+}
+
+// kill ends the process as a crash does, and waits for its end.
+func (s *server) kill() error {
+	err := s.command.Process.Kill()
+	if err != nil {
+		err = fmt.Errorf("kill a server process: %w", err)
+	}
+	err = errors.Join(err, s.conn.Close())
+	if closeErr := s.orders.Close(); closeErr != nil && !errors.Is(closeErr, os.ErrClosed) {
+		err = errors.Join(err, closeErr)
+	}
+	waitErr := s.command.Wait()
+	if _, ended := errors.AsType[*exec.ExitError](waitErr); waitErr != nil && !ended {
+		err = errors.Join(err, fmt.Errorf("a killed server process: %w", waitErr))
 	}
 	return err
 }

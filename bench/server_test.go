@@ -18,7 +18,7 @@ func TestEchoCarriesAsPemba(t *testing.T) {
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"} {
 		t.Setenv(name, "")
 	}
-	node, server, err := openPemba(t.TempDir())
+	node, server, err := openPemba(serveSpec{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

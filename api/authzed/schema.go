@@ -237,8 +237,17 @@ func schemaError(text string, err error) error {
 	if refusal.Reason == engine.SchemaData {
 		return dataError(text, refusal)
 	}
+	cause := refusal.Cause
+	if cause == nil && (refusal.Reason == engine.SchemaSyntax || refusal.Reason == engine.SchemaType) {
+		// Another node refused it, and of its refusal only the words came over. What it
+		// found is found again.
+		var again *engine.Refusal
+		if _, err := engine.CompileStored(text); errors.As(err, &again) {
+			cause = again.Cause
+		}
+	}
 	var mistakes schema.Errors
-	if !errors.As(refusal.Cause, &mistakes) || len(mistakes) == 0 {
+	if !errors.As(cause, &mistakes) || len(mistakes) == 0 {
 		return err
 	}
 	// One that makes the schema unreadable stands for all.

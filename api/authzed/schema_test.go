@@ -1,7 +1,9 @@
 package authzed
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -9,8 +11,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/pembadb/pemba/api"
+	"github.com/pembadb/pemba/engine"
 )
 
 // readSchema returns the text of the schema.
@@ -357,5 +361,40 @@ func TestPrintedSchema(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestSchemaRefusedElsewhere: of a refusal that another node made there are only the
+// words; what this API says besides is the same.
+func TestSchemaRefusedElsewhere(t *testing.T) {
+	for name, text := range map[string]string{
+		"grammar":          "definition user {}\ninvalid x {}",
+		"defined twice":    "definition user {}\ndefinition user {}",
+		"unknown type":     "definition user {}\ndefinition doc {\n\trelation viewer: nobody\n}",
+		"unknown relation": "definition doc {\n\tpermission view = nothing\n}",
+		"CEL":              "caveat abc(x int) { x > }",
+	} {
+		_, err := engine.CompileStored(text)
+		var refusal *engine.Refusal
+		if !errors.As(err, &refusal) || refusal.Cause == nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		here := status.Convert(schemaError(text, err))
+		elsewhere := *refusal
+		elsewhere.Cause = nil
+		there, ok := status.FromError(schemaError(text, &elsewhere))
+		same := slices.EqualFunc(there.Details(), here.Details(), func(a, b any) bool {
+			x, ok := a.(proto.Message)
+			y, also := b.(proto.Message)
+			return ok && also && proto.Equal(x, y)
+		})
+		if !ok || there.Code() != here.Code() || there.Message() != here.Message() || !same || len(here.Details()) == 0 {
+			t.Errorf("%s: refused elsewhere: %v\nrefused here: %v", name, there, here)
+		}
+	}
+	// What no text explains stays as it came.
+	odd := &engine.Refusal{Reason: engine.SchemaType, Message: "no"}
+	if err := schemaError("definition user {}", odd); err != odd { //nolint:errorlint // It is the same error.
+		t.Errorf("a text without a mistake: %v", err)
 	}
 }

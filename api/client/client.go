@@ -184,12 +184,13 @@ func LoadTLS(caCert, cert, key string) (*tls.Config, error) {
 // A Client is a connection to a server. It is safe for concurrent use.
 type Client struct {
 	// Stores, Schemas, Tuples, Permissions and Watches are the services
-	// themselves. Their requests name the store.
+	// themselves. Their requests name the store; those of Cluster are about none.
 	Stores      pembav1.StoreServiceClient
 	Schemas     pembav1.SchemaServiceClient
 	Tuples      pembav1.TupleServiceClient
 	Permissions pembav1.PermissionServiceClient
 	Watches     pembav1.WatchServiceClient
+	Cluster     pembav1.ClusterServiceClient
 
 	conn  *grpc.ClientConn
 	store string
@@ -214,7 +215,8 @@ const retries = `{"methodConfig": [{
 		{"service": "pemba.v1.TupleService", "method": "CountTuples"},
 		{"service": "pemba.v1.TupleService", "method": "ExportTuples"},
 		{"service": "pemba.v1.TupleService", "method": "GetImport"},
-		{"service": "pemba.v1.WatchService", "method": "ReadChanges"}
+		{"service": "pemba.v1.WatchService", "method": "ReadChanges"},
+		{"service": "pemba.v1.ClusterService", "method": "GetCluster"}
 	],
 	"retryPolicy": {
 		"maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 3,
@@ -267,6 +269,7 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 		Tuples:      pembav1.NewTupleServiceClient(conn),
 		Permissions: pembav1.NewPermissionServiceClient(conn),
 		Watches:     pembav1.NewWatchServiceClient(conn),
+		Cluster:     pembav1.NewClusterServiceClient(conn),
 		conn:        conn, store: config.Store,
 	}, nil
 }

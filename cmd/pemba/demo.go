@@ -24,6 +24,7 @@ import (
 
 func newDemo() *cobra.Command {
 	var name string
+	var several bool
 	var log logFlags
 	cmd := &cobra.Command{
 		Use:   "demo",
@@ -33,11 +34,15 @@ example's questions over gRPC and prints the answers. The server stays up, so
 that you can ask more from a second shell, until it is interrupted; the directory
 is then removed. Where the usual ports are taken it uses free ones.
 
+With --cluster it starts three servers, which are one cluster, kills the one that
+leads while tuples are written, and shows that the others go on and lack nothing.
+
 There are these examples: ` + strings.Join(examples.Names(), ", ") + `.`,
-		Example: "  pemba demo",
+		Example: "  pemba demo\n  pemba demo --cluster",
 		Args:    noArguments,
 	}
 	cmd.Flags().StringVar(&name, "example", "securus", "the `name` of the example")
+	cmd.Flags().BoolVar(&several, "cluster", false, "start three servers, and kill the leader")
 	log.addFlags(cmd.Flags())
 	// The demo is there to be read; what a server logs would stand in between.
 	cmd.Flags().Lookup("log-level").DefValue, log.level = "warn", "warn"
@@ -45,6 +50,9 @@ There are these examples: ` + strings.Join(examples.Names(), ", ") + `.`,
 		example, err := examples.Get(name)
 		if err != nil {
 			return err
+		}
+		if several {
+			return demoOfCluster(cmd, example)
 		}
 		logger, err := log.logger(cmd)
 		if err != nil {

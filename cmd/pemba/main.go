@@ -90,7 +90,7 @@ Begin with "pemba demo", which needs nothing else.`,
 		id, title string
 		commands  []*cobra.Command
 	}{
-		{"server", "Servers:", []*cobra.Command{newDemo(), newServe(), newKeygen()}},
+		{"server", "Servers:", []*cobra.Command{newDemo(), newServe(), newCluster(), newKeygen()}},
 		{"data", "What is stored:", []*cobra.Command{newSchema(), newTuple(), newStore(), newMigrate(), newWatch(), newChanges()}},
 		{"question", "What follows from it:", []*cobra.Command{newCheck(), newExpand(), newLookup(), newTest()}},
 	} {

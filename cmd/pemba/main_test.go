@@ -438,6 +438,7 @@ func TestServeProcess(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "data")
 	env := []string{
 		"PEMBA_DATA_DIR=" + dir, "PEMBA_SERVE_KEY=k", "PEMBA_GRPC_ADDR=127.0.0.1:0", "PEMBA_HTTP_ADDR=127.0.0.1:0",
+		"PEMBA_RAFT_ADDR=" + freeAddrs(t, 1)[0],
 		"PEMBA_LIMIT_STREAM_STALL=1h", // Nothing but the end of the process ends a stream.
 	}
 	p := startProcess(t, env, "serve", "--bootstrap")
@@ -521,6 +522,15 @@ func TestServeRefuses(t *testing.T) {
 		{"--log-level loud", "--log-level"},
 		{"--log-format xml", "--log-format"},
 		{"--config missing.yaml", "missing.yaml"},
+		{"--bootstrap --join 127.0.0.1:1", "leave one of them out"},
+		{"--replica", "goes with --join"},
+		{"--join nonsense", "host:port"},
+		{"--join ,", "names no member"},
+		{"--join 10.0.0.1:50051 --key k --raft-addr 127.0.0.1:7999", "unencrypted"},
+		{"--raft-addr 0.0.0.0:7000", "--peer-cert"},
+		{"--raft-addr nonsense", "host:port"},
+		{"--peer-cert missing.pem", "--peer-key"},
+		{"--peer-cert missing.pem --peer-key missing.pem --peer-ca missing.pem", "missing.pem"},
 		{"--node-id ??? --grpc-addr 127.0.0.1:0 --http-addr none", "NodeID"},
 		{"more", "takes no arguments"},
 	} {

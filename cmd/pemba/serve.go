@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -38,10 +40,11 @@ const (
 // serveFlags are the flags of serve.
 type serveFlags struct {
 	dataDir, grpcAddr, httpAddr, nodeID, config string
-	bootstrap, testing                          bool
+	testing                                     bool
 	keys                                        []string
 	keyFile, tlsCert, tlsKey, clientCA          string
 	otlpEndpoint                                string
+	peers                                       peerFlags
 	limits                                      api.Limits
 	node                                        cluster.Config
 	log                                         logFlags
@@ -53,7 +56,9 @@ func newServe() *cobra.Command {
 		Use:   "serve",
 		Short: "Run a server",
 		Long: `Serve runs a server on a data directory. An empty directory becomes a cluster of
-one; a used one is resumed, whatever the other flags say.
+one, which others can join with --bootstrap or --raft-addr, or with --join a node of
+the cluster whose members are named; a used one is resumed, whatever these flags say.
+Beyond this machine the nodes of a cluster need certificates for each other.
 
 Without a key the server listens on this machine only, and refuses to start on
 any other address. With keys, every call must present one of them. The keys of
@@ -73,6 +78,8 @@ keys of the server are PEMBA_SERVE_KEY, separated by blanks.
 SIGTERM and SIGINT end it within 10 seconds; a second one kills it.`,
 		Example: `  pemba serve
   PEMBA_SERVE_KEY=$(pemba keygen) pemba serve --data-dir /var/lib/pemba --tls-cert cert.pem --tls-key key.pem
+  pemba serve --bootstrap --raft-addr 127.0.0.1:7001
+  pemba serve --join 127.0.0.1:50051 --raft-addr 127.0.0.1:7002 --data-dir n2 --grpc-addr 127.0.0.1:50052 --http-addr none
   pemba serve --testing`,
 		Args: noArguments,
 	}
@@ -82,7 +89,7 @@ SIGTERM and SIGINT end it within 10 seconds; a second one kills it.`,
 	flags.StringVar(&f.grpcAddr, "grpc-addr", "", "the `address` of gRPC; empty for port "+grpcPort+", on this machine only when there is no key")
 	flags.StringVar(&f.httpAddr, "http-addr", "", "the `address` of HTTP: the protocol as JSON, /healthz, /readyz and /metrics; empty for port "+httpPort+" likewise, \"none\" for none")
 	flags.StringVar(&f.nodeID, "node-id", "", "the node's `id`; decided at the first start, made up when empty")
-	flags.BoolVar(&f.bootstrap, "bootstrap", false, "make a cluster of one out of an empty directory, which is done without it too")
+	f.peers.addFlags(flags)
 	flags.BoolVar(&f.testing, "testing", false, "keep everything in memory, let every key in and give each a store of its own")
 	flags.StringArrayVar(&f.keys, "key", nil, "a `key` that callers may present; may be repeated. Other users of this machine can see it: PEMBA_SERVE_KEY and --config are safer")
 	flags.StringVar(&f.keyFile, "key-file", "", "a `file` of further keys, a line each: KEY, or KEY store NAME,NAME")
@@ -140,6 +147,7 @@ func addLimitFlags(flags *pflag.FlagSet, l *api.Limits) {
 
 // addNodeFlags makes what can be set of the node itself a flag.
 func addNodeFlags(flags *pflag.FlagSet, c *cluster.Config) {
+	flags.DurationVar(&c.ElectionTimeout, "election-timeout", 0, "how long a node waits for a leader before it offers itself, at random up to twice as long; 0 for 400ms, and for 50ms where there are no other nodes")
 	flags.DurationVar(&c.WaitMax, "wait-max", 0, "how long a read waits for its revision; 0 for 5s")
 	flags.DurationVar(&c.CollectPause, "collect-pause", 0, "the least time between two rounds that end tuples whose lifetime is over; 0 for 100ms")
 	flags.DurationVar(&c.PrunePause, "prune-pause", 0, "the time between two rounds that forget what stores are set to keep no longer; 0 for 1m")
@@ -214,8 +222,16 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 		node.DataDir, node.InMemory = "", true
 	}
 	node.WatchersMax = f.limits.Watches // One limit is enough.
+	node.Version = readBuild().Version
+	peerTLS, err := f.peers.configure(&node)
+	if err != nil {
+		return err
+	}
+	if node.Join, err = f.joining(logger); err != nil {
+		return err
+	}
 	running, err := start(cmd.Context(), startConfig{
-		cluster: node,
+		cluster: node, peerTLS: peerTLS,
 		api: api.Config{
 			GRPCAddr: f.grpcAddr, HTTPAddr: f.httpAddr, Keys: f.keys, KeyFile: f.keyFile, Testing: f.testing,
 			TLSCert: f.tlsCert, TLSKey: f.tlsKey, ClientCA: f.clientCA, OTLPEndpoint: f.otlpEndpoint,
@@ -232,6 +248,7 @@ func serve(cmd *cobra.Command, f *serveFlags) error {
 	if err := printf(cmd, "%s", said); err != nil {
 		return errors.Join(err, running.close())
 	}
+	running.background(func(ctx context.Context) { running.logReady(ctx, logger) })
 	return running.wait(cmd.Context(), logger)
 }
 
@@ -244,6 +261,8 @@ func surviveBrokenPipes() { signal.Ignore(syscall.SIGPIPE) }
 type startConfig struct {
 	cluster cluster.Config
 	api     api.Config
+	// peerTLS is what cluster.PeerTLS comes from; nil where it is nil.
+	peerTLS *api.PeerTLS
 	// anyPort takes free ports of this machine where those of api are taken.
 	anyPort bool
 }
@@ -256,6 +275,41 @@ type running struct {
 	patience time.Duration
 	// failed gets the first fault of the node, and what ended Serve.
 	failed chan error
+	// What goes on in the background ends with stop, and then does working.
+	ctx     context.Context
+	stop    context.CancelFunc
+	working sync.WaitGroup
+}
+
+// background runs f until the server is closed.
+func (r *running) background(f func(ctx context.Context)) {
+	r.working.Go(func() { f(r.ctx) })
+}
+
+// readyPause is how often logReady looks.
+const readyPause = 100 * time.Millisecond
+
+// logReady says when the node may be given work, and before why it may not.
+func (r *running) logReady(ctx context.Context, logger *slog.Logger) {
+	ticker := time.NewTicker(readyPause)
+	defer ticker.Stop()
+	said := ""
+	for {
+		err := r.node.Ready()
+		if err == nil {
+			logger.Info("ready")
+			return
+		}
+		if err.Error() != said {
+			said = err.Error()
+			logger.Info("not ready yet", "reason", said)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
 }
 
 // start opens the node and serves it.
@@ -266,11 +320,12 @@ func start(ctx context.Context, c startConfig) (*running, error) {
 		return nil, err
 	}
 	if !c.anyPort {
-		if err := tryAddrs(c.api.GRPCAddr, c.api.HTTPAddr); err != nil {
+		if err := tryAddrs(c.api.GRPCAddr, c.api.HTTPAddr, cmp.Or(c.cluster.RaftListenAddr, c.cluster.RaftAddr)); err != nil {
 			return nil, err
 		}
 	}
 	r := &running{patience: closeServerPatience, failed: make(chan error, 2)}
+	r.ctx, r.stop = context.WithCancel(context.Background())
 	if c.api.Testing {
 		r.patience = 0 // What they would change is gone anyway.
 	}
@@ -281,10 +336,18 @@ func start(ctx context.Context, c startConfig) (*running, error) {
 		}
 	}
 	c.cluster.OnFatal = fail
-	ctx, cancel := context.WithTimeoutCause(ctx, openPatience, fmt.Errorf("it took longer than %v", openPatience))
+	patience := openPatience
+	if c.cluster.Join != nil {
+		patience += joinPatience
+	}
+	if c.peerTLS != nil {
+		r.background(func(ctx context.Context) { c.peerTLS.Follow(ctx, c.api.Logger) })
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("it took longer than %v", patience))
 	defer cancel()
 	node, err := cluster.Open(ctx, c.cluster)
 	if err != nil {
+		r.end()
 		return nil, err
 	}
 	r.node = node
@@ -295,6 +358,7 @@ func start(ctx context.Context, c startConfig) (*running, error) {
 		r.server, err = api.Listen(c.api)
 	}
 	if err != nil {
+		r.end()
 		return nil, errors.Join(err, closeNode(node))
 	}
 	go func() {
@@ -308,9 +372,11 @@ func start(ctx context.Context, c startConfig) (*running, error) {
 // tryAddrs listens where a server is to listen, and stops to: another process may
 // be there, this one may not be allowed to, or the address be that of another
 // machine. An empty address is none.
-func tryAddrs(grpcAddr, httpAddr string) error {
+func tryAddrs(grpcAddr, httpAddr, raftAddr string) error {
 	var errs []error
-	for _, a := range [...]struct{ what, addr, flag string }{{"gRPC", grpcAddr, "--grpc-addr"}, {"HTTP", httpAddr, "--http-addr"}} {
+	for _, a := range [...]struct{ what, addr, flag string }{
+		{"gRPC", grpcAddr, "--grpc-addr"}, {"HTTP", httpAddr, "--http-addr"}, {"the other nodes", raftAddr, "--raft-addr"},
+	} {
 		if a.addr == "" {
 			continue
 		}
@@ -350,7 +416,15 @@ func (r *running) wait(ctx context.Context, logger *slog.Logger) error {
 func (r *running) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), r.patience)
 	defer cancel()
-	return errors.Join(r.server.Close(ctx), closeNode(r.node))
+	err := errors.Join(r.server.Close(ctx), closeNode(r.node))
+	r.end()
+	return err
+}
+
+// end ends what goes on in the background.
+func (r *running) end() {
+	r.stop()
+	r.working.Wait()
 }
 
 func closeNode(node *cluster.Node) error {

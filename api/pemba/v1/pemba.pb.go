@@ -428,6 +428,57 @@ func (Change_Kind) EnumDescriptor() ([]byte, []int) {
 	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{78, 0}
 }
 
+type Member_Suffrage int32
+
+const (
+	Member_SUFFRAGE_UNSPECIFIED Member_Suffrage = 0
+	// Its vote counts for majorities.
+	Member_SUFFRAGE_VOTER Member_Suffrage = 1
+	// It is a replica, or is still catching up.
+	Member_SUFFRAGE_NONVOTER Member_Suffrage = 2
+)
+
+// Enum value maps for Member_Suffrage.
+var (
+	Member_Suffrage_name = map[int32]string{
+		0: "SUFFRAGE_UNSPECIFIED",
+		1: "SUFFRAGE_VOTER",
+		2: "SUFFRAGE_NONVOTER",
+	}
+	Member_Suffrage_value = map[string]int32{
+		"SUFFRAGE_UNSPECIFIED": 0,
+		"SUFFRAGE_VOTER":       1,
+		"SUFFRAGE_NONVOTER":    2,
+	}
+)
+
+func (x Member_Suffrage) Enum() *Member_Suffrage {
+	p := new(Member_Suffrage)
+	*p = x
+	return p
+}
+
+func (x Member_Suffrage) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Member_Suffrage) Descriptor() protoreflect.EnumDescriptor {
+	return file_pemba_v1_pemba_proto_enumTypes[7].Descriptor()
+}
+
+func (Member_Suffrage) Type() protoreflect.EnumType {
+	return &file_pemba_v1_pemba_proto_enumTypes[7]
+}
+
+func (x Member_Suffrage) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Member_Suffrage.Descriptor instead.
+func (Member_Suffrage) EnumDescriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{83, 0}
+}
+
 // Zookie is the opaque form of a revision and an instant of one cluster.
 type Zookie struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -6190,6 +6241,708 @@ func (x *ReadChangesResponse) GetChanges() *WatchResponse {
 	return nil
 }
 
+type GetClusterRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetClusterRequest) Reset() {
+	*x = GetClusterRequest{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetClusterRequest) ProtoMessage() {}
+
+func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetClusterRequest.ProtoReflect.Descriptor instead.
+func (*GetClusterRequest) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{81}
+}
+
+type GetClusterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 32 hexadecimal digits.
+	ClusterId string `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// The id of the node that answers.
+	NodeId string `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// The id of the node that leads, as far as this one knows; empty where it knows
+	// none.
+	LeaderId string `protobuf:"bytes,3,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
+	// All nodes that this one knows to belong to the cluster, by id.
+	Members       []*Member `protobuf:"bytes,4,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetClusterResponse) Reset() {
+	*x = GetClusterResponse{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetClusterResponse) ProtoMessage() {}
+
+func (x *GetClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetClusterResponse.ProtoReflect.Descriptor instead.
+func (*GetClusterResponse) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *GetClusterResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *GetClusterResponse) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *GetClusterResponse) GetLeaderId() string {
+	if x != nil {
+		return x.LeaderId
+	}
+	return ""
+}
+
+func (x *GetClusterResponse) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+// Member is a node of the cluster.
+type Member struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Where the other nodes reach it.
+	RaftAddr string          `protobuf:"bytes,2,opt,name=raft_addr,json=raftAddr,proto3" json:"raft_addr,omitempty"`
+	Suffrage Member_Suffrage `protobuf:"varint,3,opt,name=suffrage,proto3,enum=pemba.v1.Member_Suffrage" json:"suffrage,omitempty"`
+	// The node that answers follows it, or is it.
+	Leader bool `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	// How it is; missing where it could not be asked, which error explains.
+	Status        *MemberStatus `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	Error         string        `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Member) Reset() {
+	*x = Member{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Member) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Member) ProtoMessage() {}
+
+func (x *Member) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Member.ProtoReflect.Descriptor instead.
+func (*Member) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *Member) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Member) GetRaftAddr() string {
+	if x != nil {
+		return x.RaftAddr
+	}
+	return ""
+}
+
+func (x *Member) GetSuffrage() Member_Suffrage {
+	if x != nil {
+		return x.Suffrage
+	}
+	return Member_SUFFRAGE_UNSPECIFIED
+}
+
+func (x *Member) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *Member) GetStatus() *MemberStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *Member) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// MemberStatus says how a node is.
+type MemberStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// leader, candidate, follower or shutdown.
+	Role string `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
+	// Raft's term.
+	Term uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	// The revision that reads see.
+	AppliedRevision uint64 `protobuf:"varint,3,opt,name=applied_revision,json=appliedRevision,proto3" json:"applied_revision,omitempty"`
+	// The last revision that the node knows to be agreed.
+	CommittedRevision uint64 `protobuf:"varint,4,opt,name=committed_revision,json=committedRevision,proto3" json:"committed_revision,omitempty"`
+	// The revision that survives a crash without the log.
+	DurableRevision uint64 `protobuf:"varint,5,opt,name=durable_revision,json=durableRevision,proto3" json:"durable_revision,omitempty"`
+	// By how many revisions reads are behind those of the leader; missing where the
+	// leader could not be asked.
+	LagRevisions *uint64 `protobuf:"varint,6,opt,name=lag_revisions,json=lagRevisions,proto3,oneof" json:"lag_revisions,omitempty"`
+	// The version of its program.
+	Version string `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	// What the state and the log take on the disk, and what is free there; zero,
+	// and free_bytes missing, for a node in memory.
+	StateBytes int64  `protobuf:"varint,8,opt,name=state_bytes,json=stateBytes,proto3" json:"state_bytes,omitempty"`
+	LogBytes   int64  `protobuf:"varint,9,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	FreeBytes  *int64 `protobuf:"varint,10,opt,name=free_bytes,json=freeBytes,proto3,oneof" json:"free_bytes,omitempty"`
+	// What its clock says.
+	Clock *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=clock,proto3" json:"clock,omitempty"`
+	// Why it may not be given work; empty when it may.
+	NotReady      string `protobuf:"bytes,12,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemberStatus) Reset() {
+	*x = MemberStatus{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemberStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemberStatus) ProtoMessage() {}
+
+func (x *MemberStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemberStatus.ProtoReflect.Descriptor instead.
+func (*MemberStatus) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *MemberStatus) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *MemberStatus) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *MemberStatus) GetAppliedRevision() uint64 {
+	if x != nil {
+		return x.AppliedRevision
+	}
+	return 0
+}
+
+func (x *MemberStatus) GetCommittedRevision() uint64 {
+	if x != nil {
+		return x.CommittedRevision
+	}
+	return 0
+}
+
+func (x *MemberStatus) GetDurableRevision() uint64 {
+	if x != nil {
+		return x.DurableRevision
+	}
+	return 0
+}
+
+func (x *MemberStatus) GetLagRevisions() uint64 {
+	if x != nil && x.LagRevisions != nil {
+		return *x.LagRevisions
+	}
+	return 0
+}
+
+func (x *MemberStatus) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *MemberStatus) GetStateBytes() int64 {
+	if x != nil {
+		return x.StateBytes
+	}
+	return 0
+}
+
+func (x *MemberStatus) GetLogBytes() int64 {
+	if x != nil {
+		return x.LogBytes
+	}
+	return 0
+}
+
+func (x *MemberStatus) GetFreeBytes() int64 {
+	if x != nil && x.FreeBytes != nil {
+		return *x.FreeBytes
+	}
+	return 0
+}
+
+func (x *MemberStatus) GetClock() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Clock
+	}
+	return nil
+}
+
+func (x *MemberStatus) GetNotReady() string {
+	if x != nil {
+		return x.NotReady
+	}
+	return ""
+}
+
+type AddMemberRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of the node: 1 to 64 letters, digits, '-', '_' and '.'.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The host and port where the other nodes reach it.
+	RaftAddr string `protobuf:"bytes,2,opt,name=raft_addr,json=raftAddr,proto3" json:"raft_addr,omitempty"`
+	// The node has nothing yet. It is then not taken for the voter that has the same
+	// id; that one must be removed first.
+	Empty         bool `protobuf:"varint,3,opt,name=empty,proto3" json:"empty,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddMemberRequest) Reset() {
+	*x = AddMemberRequest{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddMemberRequest) ProtoMessage() {}
+
+func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddMemberRequest.ProtoReflect.Descriptor instead.
+func (*AddMemberRequest) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *AddMemberRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AddMemberRequest) GetRaftAddr() string {
+	if x != nil {
+		return x.RaftAddr
+	}
+	return ""
+}
+
+func (x *AddMemberRequest) GetEmpty() bool {
+	if x != nil {
+		return x.Empty
+	}
+	return false
+}
+
+type AddMemberResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of the cluster, 32 hexadecimal digits.
+	ClusterId     string `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddMemberResponse) Reset() {
+	*x = AddMemberResponse{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddMemberResponse) ProtoMessage() {}
+
+func (x *AddMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddMemberResponse.ProtoReflect.Descriptor instead.
+func (*AddMemberResponse) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *AddMemberResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+type PromoteMemberRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteMemberRequest) Reset() {
+	*x = PromoteMemberRequest{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteMemberRequest) ProtoMessage() {}
+
+func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
+func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *PromoteMemberRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type PromoteMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteMemberResponse) Reset() {
+	*x = PromoteMemberResponse{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteMemberResponse) ProtoMessage() {}
+
+func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteMemberResponse.ProtoReflect.Descriptor instead.
+func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{88}
+}
+
+type RemoveMemberRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Removes it though fewer than a majority of the voters that are left can be
+	// reached. Nothing can be written then until more of them are.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMemberRequest) Reset() {
+	*x = RemoveMemberRequest{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMemberRequest) ProtoMessage() {}
+
+func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
+func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *RemoveMemberRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RemoveMemberRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMemberResponse) Reset() {
+	*x = RemoveMemberResponse{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMemberResponse) ProtoMessage() {}
+
+func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
+func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{90}
+}
+
+type TransferLeadershipRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of the node that is to lead; empty for the one that is furthest.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeadershipRequest) Reset() {
+	*x = TransferLeadershipRequest{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeadershipRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeadershipRequest) ProtoMessage() {}
+
+func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
+func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *TransferLeadershipRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type TransferLeadershipResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeadershipResponse) Reset() {
+	*x = TransferLeadershipResponse{}
+	mi := &file_pemba_v1_pemba_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeadershipResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeadershipResponse) ProtoMessage() {}
+
+func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pemba_v1_pemba_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
+func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
+	return file_pemba_v1_pemba_proto_rawDescGZIP(), []int{92}
+}
+
 var File_pemba_v1_pemba_proto protoreflect.FileDescriptor
 
 const file_pemba_v1_pemba_proto_rawDesc = "" +
@@ -6688,7 +7441,60 @@ const file_pemba_v1_pemba_proto_rawDesc = "" +
 	"\x05limit\x18\b \x01(\rR\x05limitB\x06\n" +
 	"\x04from\"H\n" +
 	"\x13ReadChangesResponse\x121\n" +
-	"\achanges\x18\x01 \x01(\v2\x17.pemba.v1.WatchResponseR\achanges*i\n" +
+	"\achanges\x18\x01 \x01(\v2\x17.pemba.v1.WatchResponseR\achanges\"\x13\n" +
+	"\x11GetClusterRequest\"\x95\x01\n" +
+	"\x12GetClusterResponse\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x1b\n" +
+	"\tleader_id\x18\x03 \x01(\tR\bleaderId\x12*\n" +
+	"\amembers\x18\x04 \x03(\v2\x10.pemba.v1.MemberR\amembers\"\x9b\x02\n" +
+	"\x06Member\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
+	"\traft_addr\x18\x02 \x01(\tR\braftAddr\x125\n" +
+	"\bsuffrage\x18\x03 \x01(\x0e2\x19.pemba.v1.Member.SuffrageR\bsuffrage\x12\x16\n" +
+	"\x06leader\x18\x04 \x01(\bR\x06leader\x12.\n" +
+	"\x06status\x18\x05 \x01(\v2\x16.pemba.v1.MemberStatusR\x06status\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"O\n" +
+	"\bSuffrage\x12\x18\n" +
+	"\x14SUFFRAGE_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eSUFFRAGE_VOTER\x10\x01\x12\x15\n" +
+	"\x11SUFFRAGE_NONVOTER\x10\x02\"\xd1\x03\n" +
+	"\fMemberStatus\x12\x12\n" +
+	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12)\n" +
+	"\x10applied_revision\x18\x03 \x01(\x04R\x0fappliedRevision\x12-\n" +
+	"\x12committed_revision\x18\x04 \x01(\x04R\x11committedRevision\x12)\n" +
+	"\x10durable_revision\x18\x05 \x01(\x04R\x0fdurableRevision\x12(\n" +
+	"\rlag_revisions\x18\x06 \x01(\x04H\x00R\flagRevisions\x88\x01\x01\x12\x18\n" +
+	"\aversion\x18\a \x01(\tR\aversion\x12\x1f\n" +
+	"\vstate_bytes\x18\b \x01(\x03R\n" +
+	"stateBytes\x12\x1b\n" +
+	"\tlog_bytes\x18\t \x01(\x03R\blogBytes\x12\"\n" +
+	"\n" +
+	"free_bytes\x18\n" +
+	" \x01(\x03H\x01R\tfreeBytes\x88\x01\x01\x120\n" +
+	"\x05clock\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12\x1b\n" +
+	"\tnot_ready\x18\f \x01(\tR\bnotReadyB\x10\n" +
+	"\x0e_lag_revisionsB\r\n" +
+	"\v_free_bytes\"U\n" +
+	"\x10AddMemberRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
+	"\traft_addr\x18\x02 \x01(\tR\braftAddr\x12\x14\n" +
+	"\x05empty\x18\x03 \x01(\bR\x05empty\"2\n" +
+	"\x11AddMemberResponse\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\"&\n" +
+	"\x14PromoteMemberRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x17\n" +
+	"\x15PromoteMemberResponse\";\n" +
+	"\x13RemoveMemberRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
+	"\x14RemoveMemberResponse\"+\n" +
+	"\x19TransferLeadershipRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x1c\n" +
+	"\x1aTransferLeadershipResponse*i\n" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fDECISION_DENIED\x10\x01\x12\x18\n" +
@@ -6729,7 +7535,14 @@ const file_pemba_v1_pemba_proto_rawDesc = "" +
 	"\rCountSubjects\x12\x1e.pemba.v1.CountSubjectsRequest\x1a\x1f.pemba.v1.CountSubjectsResponse2\x98\x01\n" +
 	"\fWatchService\x12:\n" +
 	"\x05Watch\x12\x16.pemba.v1.WatchRequest\x1a\x17.pemba.v1.WatchResponse0\x01\x12L\n" +
-	"\vReadChanges\x12\x1c.pemba.v1.ReadChangesRequest\x1a\x1d.pemba.v1.ReadChangesResponse0\x01B/Z-github.com/pembadb/pemba/api/pemba/v1;pembav1b\x06proto3"
+	"\vReadChanges\x12\x1c.pemba.v1.ReadChangesRequest\x1a\x1d.pemba.v1.ReadChangesResponse0\x012\xa1\x03\n" +
+	"\x0eClusterService\x12G\n" +
+	"\n" +
+	"GetCluster\x12\x1b.pemba.v1.GetClusterRequest\x1a\x1c.pemba.v1.GetClusterResponse\x12D\n" +
+	"\tAddMember\x12\x1a.pemba.v1.AddMemberRequest\x1a\x1b.pemba.v1.AddMemberResponse\x12P\n" +
+	"\rPromoteMember\x12\x1e.pemba.v1.PromoteMemberRequest\x1a\x1f.pemba.v1.PromoteMemberResponse\x12M\n" +
+	"\fRemoveMember\x12\x1d.pemba.v1.RemoveMemberRequest\x1a\x1e.pemba.v1.RemoveMemberResponse\x12_\n" +
+	"\x12TransferLeadership\x12#.pemba.v1.TransferLeadershipRequest\x1a$.pemba.v1.TransferLeadershipResponseB/Z-github.com/pembadb/pemba/api/pemba/v1;pembav1b\x06proto3"
 
 var (
 	file_pemba_v1_pemba_proto_rawDescOnce sync.Once
@@ -6743,8 +7556,8 @@ func file_pemba_v1_pemba_proto_rawDescGZIP() []byte {
 	return file_pemba_v1_pemba_proto_rawDescData
 }
 
-var file_pemba_v1_pemba_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_pemba_v1_pemba_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
+var file_pemba_v1_pemba_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_pemba_v1_pemba_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
 var file_pemba_v1_pemba_proto_goTypes = []any{
 	(Decision)(0),                      // 0: pemba.v1.Decision
 	(TupleUpdate_Operation)(0),         // 1: pemba.v1.TupleUpdate.Operation
@@ -6753,301 +7566,328 @@ var file_pemba_v1_pemba_proto_goTypes = []any{
 	(Trace_Kind)(0),                    // 4: pemba.v1.Trace.Kind
 	(Tree_Operation)(0),                // 5: pemba.v1.Tree.Operation
 	(Change_Kind)(0),                   // 6: pemba.v1.Change.Kind
-	(*Zookie)(nil),                     // 7: pemba.v1.Zookie
-	(*Consistency)(nil),                // 8: pemba.v1.Consistency
-	(*Object)(nil),                     // 9: pemba.v1.Object
-	(*Subject)(nil),                    // 10: pemba.v1.Subject
-	(*Tuple)(nil),                      // 11: pemba.v1.Tuple
-	(*Caveat)(nil),                     // 12: pemba.v1.Caveat
-	(*TupleUpdate)(nil),                // 13: pemba.v1.TupleUpdate
-	(*TupleFilter)(nil),                // 14: pemba.v1.TupleFilter
-	(*Precondition)(nil),               // 15: pemba.v1.Precondition
-	(*Retention)(nil),                  // 16: pemba.v1.Retention
-	(*StoreSettings)(nil),              // 17: pemba.v1.StoreSettings
-	(*Store)(nil),                      // 18: pemba.v1.Store
-	(*CreateStoreRequest)(nil),         // 19: pemba.v1.CreateStoreRequest
-	(*CreateStoreResponse)(nil),        // 20: pemba.v1.CreateStoreResponse
-	(*UpdateStoreRequest)(nil),         // 21: pemba.v1.UpdateStoreRequest
-	(*UpdateStoreResponse)(nil),        // 22: pemba.v1.UpdateStoreResponse
-	(*GetStoreRequest)(nil),            // 23: pemba.v1.GetStoreRequest
-	(*GetStoreResponse)(nil),           // 24: pemba.v1.GetStoreResponse
-	(*ListStoresRequest)(nil),          // 25: pemba.v1.ListStoresRequest
-	(*ListStoresResponse)(nil),         // 26: pemba.v1.ListStoresResponse
-	(*DeleteStoreRequest)(nil),         // 27: pemba.v1.DeleteStoreRequest
-	(*DeleteStoreResponse)(nil),        // 28: pemba.v1.DeleteStoreResponse
-	(*WriteSchemaRequest)(nil),         // 29: pemba.v1.WriteSchemaRequest
-	(*WriteSchemaResponse)(nil),        // 30: pemba.v1.WriteSchemaResponse
-	(*ReadSchemaRequest)(nil),          // 31: pemba.v1.ReadSchemaRequest
-	(*ReadSchemaResponse)(nil),         // 32: pemba.v1.ReadSchemaResponse
-	(*ListSchemaVersionsRequest)(nil),  // 33: pemba.v1.ListSchemaVersionsRequest
-	(*ListSchemaVersionsResponse)(nil), // 34: pemba.v1.ListSchemaVersionsResponse
-	(*SchemaVersion)(nil),              // 35: pemba.v1.SchemaVersion
-	(*DiffSchemaRequest)(nil),          // 36: pemba.v1.DiffSchemaRequest
-	(*DiffSchemaResponse)(nil),         // 37: pemba.v1.DiffSchemaResponse
-	(*SchemaChange)(nil),               // 38: pemba.v1.SchemaChange
-	(*AffectedPermission)(nil),         // 39: pemba.v1.AffectedPermission
-	(*TrySchemaRequest)(nil),           // 40: pemba.v1.TrySchemaRequest
-	(*TrySchemaResponse)(nil),          // 41: pemba.v1.TrySchemaResponse
-	(*StoredKind)(nil),                 // 42: pemba.v1.StoredKind
-	(*Misfit)(nil),                     // 43: pemba.v1.Misfit
-	(*WriteTuplesRequest)(nil),         // 44: pemba.v1.WriteTuplesRequest
-	(*WriteTuplesResponse)(nil),        // 45: pemba.v1.WriteTuplesResponse
-	(*DeleteTuplesRequest)(nil),        // 46: pemba.v1.DeleteTuplesRequest
-	(*DeleteTuplesResponse)(nil),       // 47: pemba.v1.DeleteTuplesResponse
-	(*ReadTuplesRequest)(nil),          // 48: pemba.v1.ReadTuplesRequest
-	(*ReadTuplesResponse)(nil),         // 49: pemba.v1.ReadTuplesResponse
-	(*CountTuplesRequest)(nil),         // 50: pemba.v1.CountTuplesRequest
-	(*CountTuplesResponse)(nil),        // 51: pemba.v1.CountTuplesResponse
-	(*ImportHeader)(nil),               // 52: pemba.v1.ImportHeader
-	(*ImportTuplesRequest)(nil),        // 53: pemba.v1.ImportTuplesRequest
-	(*ImportTuplesResponse)(nil),       // 54: pemba.v1.ImportTuplesResponse
-	(*GetImportRequest)(nil),           // 55: pemba.v1.GetImportRequest
-	(*GetImportResponse)(nil),          // 56: pemba.v1.GetImportResponse
-	(*AbortImportRequest)(nil),         // 57: pemba.v1.AbortImportRequest
-	(*AbortImportResponse)(nil),        // 58: pemba.v1.AbortImportResponse
-	(*ExportTuplesRequest)(nil),        // 59: pemba.v1.ExportTuplesRequest
-	(*ExportTuplesResponse)(nil),       // 60: pemba.v1.ExportTuplesResponse
-	(*CheckRequest)(nil),               // 61: pemba.v1.CheckRequest
-	(*CheckResponse)(nil),              // 62: pemba.v1.CheckResponse
-	(*CheckBulkRequest)(nil),           // 63: pemba.v1.CheckBulkRequest
-	(*CheckBulkItem)(nil),              // 64: pemba.v1.CheckBulkItem
-	(*CheckBulkResponse)(nil),          // 65: pemba.v1.CheckBulkResponse
-	(*CheckBulkResult)(nil),            // 66: pemba.v1.CheckBulkResult
-	(*Error)(nil),                      // 67: pemba.v1.Error
-	(*Trace)(nil),                      // 68: pemba.v1.Trace
-	(*ExpandRequest)(nil),              // 69: pemba.v1.ExpandRequest
-	(*ExpandResponse)(nil),             // 70: pemba.v1.ExpandResponse
-	(*Tree)(nil),                       // 71: pemba.v1.Tree
-	(*TupleVerdict)(nil),               // 72: pemba.v1.TupleVerdict
-	(*LookupResourcesRequest)(nil),     // 73: pemba.v1.LookupResourcesRequest
-	(*LookupResourcesResponse)(nil),    // 74: pemba.v1.LookupResourcesResponse
-	(*LookupSubjectsRequest)(nil),      // 75: pemba.v1.LookupSubjectsRequest
-	(*LookupSubjectsResponse)(nil),     // 76: pemba.v1.LookupSubjectsResponse
-	(*ExcludedSubject)(nil),            // 77: pemba.v1.ExcludedSubject
-	(*CountResourcesRequest)(nil),      // 78: pemba.v1.CountResourcesRequest
-	(*CountResourcesResponse)(nil),     // 79: pemba.v1.CountResourcesResponse
-	(*CountSubjectsRequest)(nil),       // 80: pemba.v1.CountSubjectsRequest
-	(*CountSubjectsResponse)(nil),      // 81: pemba.v1.CountSubjectsResponse
-	(*ChangeFilter)(nil),               // 82: pemba.v1.ChangeFilter
-	(*WatchRequest)(nil),               // 83: pemba.v1.WatchRequest
-	(*WatchResponse)(nil),              // 84: pemba.v1.WatchResponse
-	(*Change)(nil),                     // 85: pemba.v1.Change
-	(*ReadChangesRequest)(nil),         // 86: pemba.v1.ReadChangesRequest
-	(*ReadChangesResponse)(nil),        // 87: pemba.v1.ReadChangesResponse
-	nil,                                // 88: pemba.v1.Error.MetadataEntry
-	(*timestamppb.Timestamp)(nil),      // 89: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),            // 90: google.protobuf.Struct
-	(*durationpb.Duration)(nil),        // 91: google.protobuf.Duration
+	(Member_Suffrage)(0),               // 7: pemba.v1.Member.Suffrage
+	(*Zookie)(nil),                     // 8: pemba.v1.Zookie
+	(*Consistency)(nil),                // 9: pemba.v1.Consistency
+	(*Object)(nil),                     // 10: pemba.v1.Object
+	(*Subject)(nil),                    // 11: pemba.v1.Subject
+	(*Tuple)(nil),                      // 12: pemba.v1.Tuple
+	(*Caveat)(nil),                     // 13: pemba.v1.Caveat
+	(*TupleUpdate)(nil),                // 14: pemba.v1.TupleUpdate
+	(*TupleFilter)(nil),                // 15: pemba.v1.TupleFilter
+	(*Precondition)(nil),               // 16: pemba.v1.Precondition
+	(*Retention)(nil),                  // 17: pemba.v1.Retention
+	(*StoreSettings)(nil),              // 18: pemba.v1.StoreSettings
+	(*Store)(nil),                      // 19: pemba.v1.Store
+	(*CreateStoreRequest)(nil),         // 20: pemba.v1.CreateStoreRequest
+	(*CreateStoreResponse)(nil),        // 21: pemba.v1.CreateStoreResponse
+	(*UpdateStoreRequest)(nil),         // 22: pemba.v1.UpdateStoreRequest
+	(*UpdateStoreResponse)(nil),        // 23: pemba.v1.UpdateStoreResponse
+	(*GetStoreRequest)(nil),            // 24: pemba.v1.GetStoreRequest
+	(*GetStoreResponse)(nil),           // 25: pemba.v1.GetStoreResponse
+	(*ListStoresRequest)(nil),          // 26: pemba.v1.ListStoresRequest
+	(*ListStoresResponse)(nil),         // 27: pemba.v1.ListStoresResponse
+	(*DeleteStoreRequest)(nil),         // 28: pemba.v1.DeleteStoreRequest
+	(*DeleteStoreResponse)(nil),        // 29: pemba.v1.DeleteStoreResponse
+	(*WriteSchemaRequest)(nil),         // 30: pemba.v1.WriteSchemaRequest
+	(*WriteSchemaResponse)(nil),        // 31: pemba.v1.WriteSchemaResponse
+	(*ReadSchemaRequest)(nil),          // 32: pemba.v1.ReadSchemaRequest
+	(*ReadSchemaResponse)(nil),         // 33: pemba.v1.ReadSchemaResponse
+	(*ListSchemaVersionsRequest)(nil),  // 34: pemba.v1.ListSchemaVersionsRequest
+	(*ListSchemaVersionsResponse)(nil), // 35: pemba.v1.ListSchemaVersionsResponse
+	(*SchemaVersion)(nil),              // 36: pemba.v1.SchemaVersion
+	(*DiffSchemaRequest)(nil),          // 37: pemba.v1.DiffSchemaRequest
+	(*DiffSchemaResponse)(nil),         // 38: pemba.v1.DiffSchemaResponse
+	(*SchemaChange)(nil),               // 39: pemba.v1.SchemaChange
+	(*AffectedPermission)(nil),         // 40: pemba.v1.AffectedPermission
+	(*TrySchemaRequest)(nil),           // 41: pemba.v1.TrySchemaRequest
+	(*TrySchemaResponse)(nil),          // 42: pemba.v1.TrySchemaResponse
+	(*StoredKind)(nil),                 // 43: pemba.v1.StoredKind
+	(*Misfit)(nil),                     // 44: pemba.v1.Misfit
+	(*WriteTuplesRequest)(nil),         // 45: pemba.v1.WriteTuplesRequest
+	(*WriteTuplesResponse)(nil),        // 46: pemba.v1.WriteTuplesResponse
+	(*DeleteTuplesRequest)(nil),        // 47: pemba.v1.DeleteTuplesRequest
+	(*DeleteTuplesResponse)(nil),       // 48: pemba.v1.DeleteTuplesResponse
+	(*ReadTuplesRequest)(nil),          // 49: pemba.v1.ReadTuplesRequest
+	(*ReadTuplesResponse)(nil),         // 50: pemba.v1.ReadTuplesResponse
+	(*CountTuplesRequest)(nil),         // 51: pemba.v1.CountTuplesRequest
+	(*CountTuplesResponse)(nil),        // 52: pemba.v1.CountTuplesResponse
+	(*ImportHeader)(nil),               // 53: pemba.v1.ImportHeader
+	(*ImportTuplesRequest)(nil),        // 54: pemba.v1.ImportTuplesRequest
+	(*ImportTuplesResponse)(nil),       // 55: pemba.v1.ImportTuplesResponse
+	(*GetImportRequest)(nil),           // 56: pemba.v1.GetImportRequest
+	(*GetImportResponse)(nil),          // 57: pemba.v1.GetImportResponse
+	(*AbortImportRequest)(nil),         // 58: pemba.v1.AbortImportRequest
+	(*AbortImportResponse)(nil),        // 59: pemba.v1.AbortImportResponse
+	(*ExportTuplesRequest)(nil),        // 60: pemba.v1.ExportTuplesRequest
+	(*ExportTuplesResponse)(nil),       // 61: pemba.v1.ExportTuplesResponse
+	(*CheckRequest)(nil),               // 62: pemba.v1.CheckRequest
+	(*CheckResponse)(nil),              // 63: pemba.v1.CheckResponse
+	(*CheckBulkRequest)(nil),           // 64: pemba.v1.CheckBulkRequest
+	(*CheckBulkItem)(nil),              // 65: pemba.v1.CheckBulkItem
+	(*CheckBulkResponse)(nil),          // 66: pemba.v1.CheckBulkResponse
+	(*CheckBulkResult)(nil),            // 67: pemba.v1.CheckBulkResult
+	(*Error)(nil),                      // 68: pemba.v1.Error
+	(*Trace)(nil),                      // 69: pemba.v1.Trace
+	(*ExpandRequest)(nil),              // 70: pemba.v1.ExpandRequest
+	(*ExpandResponse)(nil),             // 71: pemba.v1.ExpandResponse
+	(*Tree)(nil),                       // 72: pemba.v1.Tree
+	(*TupleVerdict)(nil),               // 73: pemba.v1.TupleVerdict
+	(*LookupResourcesRequest)(nil),     // 74: pemba.v1.LookupResourcesRequest
+	(*LookupResourcesResponse)(nil),    // 75: pemba.v1.LookupResourcesResponse
+	(*LookupSubjectsRequest)(nil),      // 76: pemba.v1.LookupSubjectsRequest
+	(*LookupSubjectsResponse)(nil),     // 77: pemba.v1.LookupSubjectsResponse
+	(*ExcludedSubject)(nil),            // 78: pemba.v1.ExcludedSubject
+	(*CountResourcesRequest)(nil),      // 79: pemba.v1.CountResourcesRequest
+	(*CountResourcesResponse)(nil),     // 80: pemba.v1.CountResourcesResponse
+	(*CountSubjectsRequest)(nil),       // 81: pemba.v1.CountSubjectsRequest
+	(*CountSubjectsResponse)(nil),      // 82: pemba.v1.CountSubjectsResponse
+	(*ChangeFilter)(nil),               // 83: pemba.v1.ChangeFilter
+	(*WatchRequest)(nil),               // 84: pemba.v1.WatchRequest
+	(*WatchResponse)(nil),              // 85: pemba.v1.WatchResponse
+	(*Change)(nil),                     // 86: pemba.v1.Change
+	(*ReadChangesRequest)(nil),         // 87: pemba.v1.ReadChangesRequest
+	(*ReadChangesResponse)(nil),        // 88: pemba.v1.ReadChangesResponse
+	(*GetClusterRequest)(nil),          // 89: pemba.v1.GetClusterRequest
+	(*GetClusterResponse)(nil),         // 90: pemba.v1.GetClusterResponse
+	(*Member)(nil),                     // 91: pemba.v1.Member
+	(*MemberStatus)(nil),               // 92: pemba.v1.MemberStatus
+	(*AddMemberRequest)(nil),           // 93: pemba.v1.AddMemberRequest
+	(*AddMemberResponse)(nil),          // 94: pemba.v1.AddMemberResponse
+	(*PromoteMemberRequest)(nil),       // 95: pemba.v1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),      // 96: pemba.v1.PromoteMemberResponse
+	(*RemoveMemberRequest)(nil),        // 97: pemba.v1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 98: pemba.v1.RemoveMemberResponse
+	(*TransferLeadershipRequest)(nil),  // 99: pemba.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 100: pemba.v1.TransferLeadershipResponse
+	nil,                                // 101: pemba.v1.Error.MetadataEntry
+	(*timestamppb.Timestamp)(nil),      // 102: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),            // 103: google.protobuf.Struct
+	(*durationpb.Duration)(nil),        // 104: google.protobuf.Duration
 }
 var file_pemba_v1_pemba_proto_depIdxs = []int32{
-	7,   // 0: pemba.v1.Consistency.at_least_as_fresh:type_name -> pemba.v1.Zookie
-	7,   // 1: pemba.v1.Consistency.exactly_at:type_name -> pemba.v1.Zookie
-	89,  // 2: pemba.v1.Consistency.as_of:type_name -> google.protobuf.Timestamp
-	9,   // 3: pemba.v1.Subject.object:type_name -> pemba.v1.Object
-	9,   // 4: pemba.v1.Tuple.object:type_name -> pemba.v1.Object
-	10,  // 5: pemba.v1.Tuple.subject:type_name -> pemba.v1.Subject
-	12,  // 6: pemba.v1.Tuple.caveat:type_name -> pemba.v1.Caveat
-	89,  // 7: pemba.v1.Tuple.expires_at:type_name -> google.protobuf.Timestamp
-	90,  // 8: pemba.v1.Caveat.context:type_name -> google.protobuf.Struct
+	8,   // 0: pemba.v1.Consistency.at_least_as_fresh:type_name -> pemba.v1.Zookie
+	8,   // 1: pemba.v1.Consistency.exactly_at:type_name -> pemba.v1.Zookie
+	102, // 2: pemba.v1.Consistency.as_of:type_name -> google.protobuf.Timestamp
+	10,  // 3: pemba.v1.Subject.object:type_name -> pemba.v1.Object
+	10,  // 4: pemba.v1.Tuple.object:type_name -> pemba.v1.Object
+	11,  // 5: pemba.v1.Tuple.subject:type_name -> pemba.v1.Subject
+	13,  // 6: pemba.v1.Tuple.caveat:type_name -> pemba.v1.Caveat
+	102, // 7: pemba.v1.Tuple.expires_at:type_name -> google.protobuf.Timestamp
+	103, // 8: pemba.v1.Caveat.context:type_name -> google.protobuf.Struct
 	1,   // 9: pemba.v1.TupleUpdate.operation:type_name -> pemba.v1.TupleUpdate.Operation
-	11,  // 10: pemba.v1.TupleUpdate.tuple:type_name -> pemba.v1.Tuple
+	12,  // 10: pemba.v1.TupleUpdate.tuple:type_name -> pemba.v1.Tuple
 	2,   // 11: pemba.v1.Precondition.operation:type_name -> pemba.v1.Precondition.Operation
-	14,  // 12: pemba.v1.Precondition.filter:type_name -> pemba.v1.TupleFilter
-	91,  // 13: pemba.v1.Retention.duration:type_name -> google.protobuf.Duration
-	16,  // 14: pemba.v1.StoreSettings.history:type_name -> pemba.v1.Retention
-	16,  // 15: pemba.v1.StoreSettings.log:type_name -> pemba.v1.Retention
-	89,  // 16: pemba.v1.Store.created_at:type_name -> google.protobuf.Timestamp
-	17,  // 17: pemba.v1.Store.settings:type_name -> pemba.v1.StoreSettings
-	89,  // 18: pemba.v1.Store.oldest_history:type_name -> google.protobuf.Timestamp
-	89,  // 19: pemba.v1.Store.oldest_change:type_name -> google.protobuf.Timestamp
-	17,  // 20: pemba.v1.CreateStoreRequest.settings:type_name -> pemba.v1.StoreSettings
-	18,  // 21: pemba.v1.CreateStoreResponse.store:type_name -> pemba.v1.Store
-	7,   // 22: pemba.v1.CreateStoreResponse.created_at:type_name -> pemba.v1.Zookie
-	17,  // 23: pemba.v1.UpdateStoreRequest.settings:type_name -> pemba.v1.StoreSettings
-	18,  // 24: pemba.v1.UpdateStoreResponse.store:type_name -> pemba.v1.Store
-	7,   // 25: pemba.v1.UpdateStoreResponse.updated_at:type_name -> pemba.v1.Zookie
-	18,  // 26: pemba.v1.GetStoreResponse.store:type_name -> pemba.v1.Store
-	18,  // 27: pemba.v1.ListStoresResponse.stores:type_name -> pemba.v1.Store
-	7,   // 28: pemba.v1.DeleteStoreResponse.deleted_at:type_name -> pemba.v1.Zookie
-	90,  // 29: pemba.v1.WriteSchemaRequest.metadata:type_name -> google.protobuf.Struct
-	7,   // 30: pemba.v1.WriteSchemaResponse.written_at:type_name -> pemba.v1.Zookie
-	8,   // 31: pemba.v1.ReadSchemaRequest.consistency:type_name -> pemba.v1.Consistency
-	7,   // 32: pemba.v1.ReadSchemaResponse.written_at:type_name -> pemba.v1.Zookie
-	7,   // 33: pemba.v1.ReadSchemaResponse.read_at:type_name -> pemba.v1.Zookie
-	35,  // 34: pemba.v1.ListSchemaVersionsResponse.versions:type_name -> pemba.v1.SchemaVersion
-	7,   // 35: pemba.v1.SchemaVersion.written_at:type_name -> pemba.v1.Zookie
-	89,  // 36: pemba.v1.SchemaVersion.instant:type_name -> google.protobuf.Timestamp
-	90,  // 37: pemba.v1.SchemaVersion.metadata:type_name -> google.protobuf.Struct
-	7,   // 38: pemba.v1.DiffSchemaRequest.from_zookie:type_name -> pemba.v1.Zookie
-	7,   // 39: pemba.v1.DiffSchemaRequest.to_zookie:type_name -> pemba.v1.Zookie
-	38,  // 40: pemba.v1.DiffSchemaResponse.changes:type_name -> pemba.v1.SchemaChange
-	39,  // 41: pemba.v1.DiffSchemaResponse.affected:type_name -> pemba.v1.AffectedPermission
-	67,  // 42: pemba.v1.TrySchemaResponse.error:type_name -> pemba.v1.Error
-	43,  // 43: pemba.v1.TrySchemaResponse.misfits:type_name -> pemba.v1.Misfit
-	38,  // 44: pemba.v1.TrySchemaResponse.changes:type_name -> pemba.v1.SchemaChange
-	39,  // 45: pemba.v1.TrySchemaResponse.affected:type_name -> pemba.v1.AffectedPermission
-	42,  // 46: pemba.v1.TrySchemaResponse.stored:type_name -> pemba.v1.StoredKind
-	7,   // 47: pemba.v1.TrySchemaResponse.tried_at:type_name -> pemba.v1.Zookie
-	42,  // 48: pemba.v1.Misfit.stored:type_name -> pemba.v1.StoredKind
-	13,  // 49: pemba.v1.WriteTuplesRequest.updates:type_name -> pemba.v1.TupleUpdate
-	15,  // 50: pemba.v1.WriteTuplesRequest.preconditions:type_name -> pemba.v1.Precondition
-	90,  // 51: pemba.v1.WriteTuplesRequest.metadata:type_name -> google.protobuf.Struct
-	7,   // 52: pemba.v1.WriteTuplesResponse.written_at:type_name -> pemba.v1.Zookie
-	14,  // 53: pemba.v1.DeleteTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
-	15,  // 54: pemba.v1.DeleteTuplesRequest.preconditions:type_name -> pemba.v1.Precondition
-	90,  // 55: pemba.v1.DeleteTuplesRequest.metadata:type_name -> google.protobuf.Struct
-	7,   // 56: pemba.v1.DeleteTuplesResponse.deleted_at:type_name -> pemba.v1.Zookie
-	8,   // 57: pemba.v1.ReadTuplesRequest.consistency:type_name -> pemba.v1.Consistency
-	14,  // 58: pemba.v1.ReadTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
-	11,  // 59: pemba.v1.ReadTuplesResponse.tuple:type_name -> pemba.v1.Tuple
-	7,   // 60: pemba.v1.ReadTuplesResponse.read_at:type_name -> pemba.v1.Zookie
-	8,   // 61: pemba.v1.CountTuplesRequest.consistency:type_name -> pemba.v1.Consistency
-	14,  // 62: pemba.v1.CountTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
-	7,   // 63: pemba.v1.CountTuplesResponse.counted_at:type_name -> pemba.v1.Zookie
+	15,  // 12: pemba.v1.Precondition.filter:type_name -> pemba.v1.TupleFilter
+	104, // 13: pemba.v1.Retention.duration:type_name -> google.protobuf.Duration
+	17,  // 14: pemba.v1.StoreSettings.history:type_name -> pemba.v1.Retention
+	17,  // 15: pemba.v1.StoreSettings.log:type_name -> pemba.v1.Retention
+	102, // 16: pemba.v1.Store.created_at:type_name -> google.protobuf.Timestamp
+	18,  // 17: pemba.v1.Store.settings:type_name -> pemba.v1.StoreSettings
+	102, // 18: pemba.v1.Store.oldest_history:type_name -> google.protobuf.Timestamp
+	102, // 19: pemba.v1.Store.oldest_change:type_name -> google.protobuf.Timestamp
+	18,  // 20: pemba.v1.CreateStoreRequest.settings:type_name -> pemba.v1.StoreSettings
+	19,  // 21: pemba.v1.CreateStoreResponse.store:type_name -> pemba.v1.Store
+	8,   // 22: pemba.v1.CreateStoreResponse.created_at:type_name -> pemba.v1.Zookie
+	18,  // 23: pemba.v1.UpdateStoreRequest.settings:type_name -> pemba.v1.StoreSettings
+	19,  // 24: pemba.v1.UpdateStoreResponse.store:type_name -> pemba.v1.Store
+	8,   // 25: pemba.v1.UpdateStoreResponse.updated_at:type_name -> pemba.v1.Zookie
+	19,  // 26: pemba.v1.GetStoreResponse.store:type_name -> pemba.v1.Store
+	19,  // 27: pemba.v1.ListStoresResponse.stores:type_name -> pemba.v1.Store
+	8,   // 28: pemba.v1.DeleteStoreResponse.deleted_at:type_name -> pemba.v1.Zookie
+	103, // 29: pemba.v1.WriteSchemaRequest.metadata:type_name -> google.protobuf.Struct
+	8,   // 30: pemba.v1.WriteSchemaResponse.written_at:type_name -> pemba.v1.Zookie
+	9,   // 31: pemba.v1.ReadSchemaRequest.consistency:type_name -> pemba.v1.Consistency
+	8,   // 32: pemba.v1.ReadSchemaResponse.written_at:type_name -> pemba.v1.Zookie
+	8,   // 33: pemba.v1.ReadSchemaResponse.read_at:type_name -> pemba.v1.Zookie
+	36,  // 34: pemba.v1.ListSchemaVersionsResponse.versions:type_name -> pemba.v1.SchemaVersion
+	8,   // 35: pemba.v1.SchemaVersion.written_at:type_name -> pemba.v1.Zookie
+	102, // 36: pemba.v1.SchemaVersion.instant:type_name -> google.protobuf.Timestamp
+	103, // 37: pemba.v1.SchemaVersion.metadata:type_name -> google.protobuf.Struct
+	8,   // 38: pemba.v1.DiffSchemaRequest.from_zookie:type_name -> pemba.v1.Zookie
+	8,   // 39: pemba.v1.DiffSchemaRequest.to_zookie:type_name -> pemba.v1.Zookie
+	39,  // 40: pemba.v1.DiffSchemaResponse.changes:type_name -> pemba.v1.SchemaChange
+	40,  // 41: pemba.v1.DiffSchemaResponse.affected:type_name -> pemba.v1.AffectedPermission
+	68,  // 42: pemba.v1.TrySchemaResponse.error:type_name -> pemba.v1.Error
+	44,  // 43: pemba.v1.TrySchemaResponse.misfits:type_name -> pemba.v1.Misfit
+	39,  // 44: pemba.v1.TrySchemaResponse.changes:type_name -> pemba.v1.SchemaChange
+	40,  // 45: pemba.v1.TrySchemaResponse.affected:type_name -> pemba.v1.AffectedPermission
+	43,  // 46: pemba.v1.TrySchemaResponse.stored:type_name -> pemba.v1.StoredKind
+	8,   // 47: pemba.v1.TrySchemaResponse.tried_at:type_name -> pemba.v1.Zookie
+	43,  // 48: pemba.v1.Misfit.stored:type_name -> pemba.v1.StoredKind
+	14,  // 49: pemba.v1.WriteTuplesRequest.updates:type_name -> pemba.v1.TupleUpdate
+	16,  // 50: pemba.v1.WriteTuplesRequest.preconditions:type_name -> pemba.v1.Precondition
+	103, // 51: pemba.v1.WriteTuplesRequest.metadata:type_name -> google.protobuf.Struct
+	8,   // 52: pemba.v1.WriteTuplesResponse.written_at:type_name -> pemba.v1.Zookie
+	15,  // 53: pemba.v1.DeleteTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
+	16,  // 54: pemba.v1.DeleteTuplesRequest.preconditions:type_name -> pemba.v1.Precondition
+	103, // 55: pemba.v1.DeleteTuplesRequest.metadata:type_name -> google.protobuf.Struct
+	8,   // 56: pemba.v1.DeleteTuplesResponse.deleted_at:type_name -> pemba.v1.Zookie
+	9,   // 57: pemba.v1.ReadTuplesRequest.consistency:type_name -> pemba.v1.Consistency
+	15,  // 58: pemba.v1.ReadTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
+	12,  // 59: pemba.v1.ReadTuplesResponse.tuple:type_name -> pemba.v1.Tuple
+	8,   // 60: pemba.v1.ReadTuplesResponse.read_at:type_name -> pemba.v1.Zookie
+	9,   // 61: pemba.v1.CountTuplesRequest.consistency:type_name -> pemba.v1.Consistency
+	15,  // 62: pemba.v1.CountTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
+	8,   // 63: pemba.v1.CountTuplesResponse.counted_at:type_name -> pemba.v1.Zookie
 	3,   // 64: pemba.v1.ImportHeader.mode:type_name -> pemba.v1.ImportHeader.Mode
 	1,   // 65: pemba.v1.ImportHeader.operation:type_name -> pemba.v1.TupleUpdate.Operation
-	90,  // 66: pemba.v1.ImportHeader.metadata:type_name -> google.protobuf.Struct
-	52,  // 67: pemba.v1.ImportTuplesRequest.header:type_name -> pemba.v1.ImportHeader
-	11,  // 68: pemba.v1.ImportTuplesRequest.tuples:type_name -> pemba.v1.Tuple
-	7,   // 69: pemba.v1.ImportTuplesResponse.written_at:type_name -> pemba.v1.Zookie
-	89,  // 70: pemba.v1.GetImportResponse.expires_at:type_name -> google.protobuf.Timestamp
-	7,   // 71: pemba.v1.GetImportResponse.committed_at:type_name -> pemba.v1.Zookie
-	8,   // 72: pemba.v1.ExportTuplesRequest.consistency:type_name -> pemba.v1.Consistency
-	14,  // 73: pemba.v1.ExportTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
-	11,  // 74: pemba.v1.ExportTuplesResponse.tuples:type_name -> pemba.v1.Tuple
-	7,   // 75: pemba.v1.ExportTuplesResponse.read_at:type_name -> pemba.v1.Zookie
-	8,   // 76: pemba.v1.CheckRequest.consistency:type_name -> pemba.v1.Consistency
-	9,   // 77: pemba.v1.CheckRequest.object:type_name -> pemba.v1.Object
-	10,  // 78: pemba.v1.CheckRequest.subject:type_name -> pemba.v1.Subject
-	90,  // 79: pemba.v1.CheckRequest.context:type_name -> google.protobuf.Struct
+	103, // 66: pemba.v1.ImportHeader.metadata:type_name -> google.protobuf.Struct
+	53,  // 67: pemba.v1.ImportTuplesRequest.header:type_name -> pemba.v1.ImportHeader
+	12,  // 68: pemba.v1.ImportTuplesRequest.tuples:type_name -> pemba.v1.Tuple
+	8,   // 69: pemba.v1.ImportTuplesResponse.written_at:type_name -> pemba.v1.Zookie
+	102, // 70: pemba.v1.GetImportResponse.expires_at:type_name -> google.protobuf.Timestamp
+	8,   // 71: pemba.v1.GetImportResponse.committed_at:type_name -> pemba.v1.Zookie
+	9,   // 72: pemba.v1.ExportTuplesRequest.consistency:type_name -> pemba.v1.Consistency
+	15,  // 73: pemba.v1.ExportTuplesRequest.filter:type_name -> pemba.v1.TupleFilter
+	12,  // 74: pemba.v1.ExportTuplesResponse.tuples:type_name -> pemba.v1.Tuple
+	8,   // 75: pemba.v1.ExportTuplesResponse.read_at:type_name -> pemba.v1.Zookie
+	9,   // 76: pemba.v1.CheckRequest.consistency:type_name -> pemba.v1.Consistency
+	10,  // 77: pemba.v1.CheckRequest.object:type_name -> pemba.v1.Object
+	11,  // 78: pemba.v1.CheckRequest.subject:type_name -> pemba.v1.Subject
+	103, // 79: pemba.v1.CheckRequest.context:type_name -> google.protobuf.Struct
 	0,   // 80: pemba.v1.CheckResponse.decision:type_name -> pemba.v1.Decision
-	7,   // 81: pemba.v1.CheckResponse.checked_at:type_name -> pemba.v1.Zookie
-	68,  // 82: pemba.v1.CheckResponse.trace:type_name -> pemba.v1.Trace
-	8,   // 83: pemba.v1.CheckBulkRequest.consistency:type_name -> pemba.v1.Consistency
-	64,  // 84: pemba.v1.CheckBulkRequest.items:type_name -> pemba.v1.CheckBulkItem
-	9,   // 85: pemba.v1.CheckBulkItem.object:type_name -> pemba.v1.Object
-	10,  // 86: pemba.v1.CheckBulkItem.subject:type_name -> pemba.v1.Subject
-	90,  // 87: pemba.v1.CheckBulkItem.context:type_name -> google.protobuf.Struct
-	7,   // 88: pemba.v1.CheckBulkResponse.checked_at:type_name -> pemba.v1.Zookie
-	66,  // 89: pemba.v1.CheckBulkResponse.results:type_name -> pemba.v1.CheckBulkResult
+	8,   // 81: pemba.v1.CheckResponse.checked_at:type_name -> pemba.v1.Zookie
+	69,  // 82: pemba.v1.CheckResponse.trace:type_name -> pemba.v1.Trace
+	9,   // 83: pemba.v1.CheckBulkRequest.consistency:type_name -> pemba.v1.Consistency
+	65,  // 84: pemba.v1.CheckBulkRequest.items:type_name -> pemba.v1.CheckBulkItem
+	10,  // 85: pemba.v1.CheckBulkItem.object:type_name -> pemba.v1.Object
+	11,  // 86: pemba.v1.CheckBulkItem.subject:type_name -> pemba.v1.Subject
+	103, // 87: pemba.v1.CheckBulkItem.context:type_name -> google.protobuf.Struct
+	8,   // 88: pemba.v1.CheckBulkResponse.checked_at:type_name -> pemba.v1.Zookie
+	67,  // 89: pemba.v1.CheckBulkResponse.results:type_name -> pemba.v1.CheckBulkResult
 	0,   // 90: pemba.v1.CheckBulkResult.decision:type_name -> pemba.v1.Decision
-	67,  // 91: pemba.v1.CheckBulkResult.error:type_name -> pemba.v1.Error
-	88,  // 92: pemba.v1.Error.metadata:type_name -> pemba.v1.Error.MetadataEntry
+	68,  // 91: pemba.v1.CheckBulkResult.error:type_name -> pemba.v1.Error
+	101, // 92: pemba.v1.Error.metadata:type_name -> pemba.v1.Error.MetadataEntry
 	4,   // 93: pemba.v1.Trace.kind:type_name -> pemba.v1.Trace.Kind
-	9,   // 94: pemba.v1.Trace.object:type_name -> pemba.v1.Object
-	11,  // 95: pemba.v1.Trace.tuple:type_name -> pemba.v1.Tuple
+	10,  // 94: pemba.v1.Trace.object:type_name -> pemba.v1.Object
+	12,  // 95: pemba.v1.Trace.tuple:type_name -> pemba.v1.Tuple
 	0,   // 96: pemba.v1.Trace.decision:type_name -> pemba.v1.Decision
-	68,  // 97: pemba.v1.Trace.children:type_name -> pemba.v1.Trace
-	8,   // 98: pemba.v1.ExpandRequest.consistency:type_name -> pemba.v1.Consistency
-	9,   // 99: pemba.v1.ExpandRequest.object:type_name -> pemba.v1.Object
-	90,  // 100: pemba.v1.ExpandRequest.context:type_name -> google.protobuf.Struct
-	71,  // 101: pemba.v1.ExpandResponse.tree:type_name -> pemba.v1.Tree
-	7,   // 102: pemba.v1.ExpandResponse.expanded_at:type_name -> pemba.v1.Zookie
-	9,   // 103: pemba.v1.Tree.object:type_name -> pemba.v1.Object
+	69,  // 97: pemba.v1.Trace.children:type_name -> pemba.v1.Trace
+	9,   // 98: pemba.v1.ExpandRequest.consistency:type_name -> pemba.v1.Consistency
+	10,  // 99: pemba.v1.ExpandRequest.object:type_name -> pemba.v1.Object
+	103, // 100: pemba.v1.ExpandRequest.context:type_name -> google.protobuf.Struct
+	72,  // 101: pemba.v1.ExpandResponse.tree:type_name -> pemba.v1.Tree
+	8,   // 102: pemba.v1.ExpandResponse.expanded_at:type_name -> pemba.v1.Zookie
+	10,  // 103: pemba.v1.Tree.object:type_name -> pemba.v1.Object
 	5,   // 104: pemba.v1.Tree.operation:type_name -> pemba.v1.Tree.Operation
-	71,  // 105: pemba.v1.Tree.children:type_name -> pemba.v1.Tree
-	11,  // 106: pemba.v1.Tree.leaves:type_name -> pemba.v1.Tuple
-	11,  // 107: pemba.v1.Tree.via:type_name -> pemba.v1.Tuple
-	72,  // 108: pemba.v1.Tree.verdicts:type_name -> pemba.v1.TupleVerdict
-	72,  // 109: pemba.v1.Tree.via_verdict:type_name -> pemba.v1.TupleVerdict
+	72,  // 105: pemba.v1.Tree.children:type_name -> pemba.v1.Tree
+	12,  // 106: pemba.v1.Tree.leaves:type_name -> pemba.v1.Tuple
+	12,  // 107: pemba.v1.Tree.via:type_name -> pemba.v1.Tuple
+	73,  // 108: pemba.v1.Tree.verdicts:type_name -> pemba.v1.TupleVerdict
+	73,  // 109: pemba.v1.Tree.via_verdict:type_name -> pemba.v1.TupleVerdict
 	0,   // 110: pemba.v1.TupleVerdict.decision:type_name -> pemba.v1.Decision
-	8,   // 111: pemba.v1.LookupResourcesRequest.consistency:type_name -> pemba.v1.Consistency
-	10,  // 112: pemba.v1.LookupResourcesRequest.subject:type_name -> pemba.v1.Subject
-	90,  // 113: pemba.v1.LookupResourcesRequest.context:type_name -> google.protobuf.Struct
-	9,   // 114: pemba.v1.LookupResourcesResponse.object:type_name -> pemba.v1.Object
+	9,   // 111: pemba.v1.LookupResourcesRequest.consistency:type_name -> pemba.v1.Consistency
+	11,  // 112: pemba.v1.LookupResourcesRequest.subject:type_name -> pemba.v1.Subject
+	103, // 113: pemba.v1.LookupResourcesRequest.context:type_name -> google.protobuf.Struct
+	10,  // 114: pemba.v1.LookupResourcesResponse.object:type_name -> pemba.v1.Object
 	0,   // 115: pemba.v1.LookupResourcesResponse.decision:type_name -> pemba.v1.Decision
-	7,   // 116: pemba.v1.LookupResourcesResponse.looked_up_at:type_name -> pemba.v1.Zookie
-	8,   // 117: pemba.v1.LookupSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
-	9,   // 118: pemba.v1.LookupSubjectsRequest.object:type_name -> pemba.v1.Object
-	90,  // 119: pemba.v1.LookupSubjectsRequest.context:type_name -> google.protobuf.Struct
-	10,  // 120: pemba.v1.LookupSubjectsResponse.subject:type_name -> pemba.v1.Subject
+	8,   // 116: pemba.v1.LookupResourcesResponse.looked_up_at:type_name -> pemba.v1.Zookie
+	9,   // 117: pemba.v1.LookupSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
+	10,  // 118: pemba.v1.LookupSubjectsRequest.object:type_name -> pemba.v1.Object
+	103, // 119: pemba.v1.LookupSubjectsRequest.context:type_name -> google.protobuf.Struct
+	11,  // 120: pemba.v1.LookupSubjectsResponse.subject:type_name -> pemba.v1.Subject
 	0,   // 121: pemba.v1.LookupSubjectsResponse.decision:type_name -> pemba.v1.Decision
-	77,  // 122: pemba.v1.LookupSubjectsResponse.excluded:type_name -> pemba.v1.ExcludedSubject
-	7,   // 123: pemba.v1.LookupSubjectsResponse.looked_up_at:type_name -> pemba.v1.Zookie
-	10,  // 124: pemba.v1.ExcludedSubject.subject:type_name -> pemba.v1.Subject
+	78,  // 122: pemba.v1.LookupSubjectsResponse.excluded:type_name -> pemba.v1.ExcludedSubject
+	8,   // 123: pemba.v1.LookupSubjectsResponse.looked_up_at:type_name -> pemba.v1.Zookie
+	11,  // 124: pemba.v1.ExcludedSubject.subject:type_name -> pemba.v1.Subject
 	0,   // 125: pemba.v1.ExcludedSubject.decision:type_name -> pemba.v1.Decision
-	8,   // 126: pemba.v1.CountResourcesRequest.consistency:type_name -> pemba.v1.Consistency
-	10,  // 127: pemba.v1.CountResourcesRequest.subject:type_name -> pemba.v1.Subject
-	90,  // 128: pemba.v1.CountResourcesRequest.context:type_name -> google.protobuf.Struct
-	7,   // 129: pemba.v1.CountResourcesResponse.counted_at:type_name -> pemba.v1.Zookie
-	8,   // 130: pemba.v1.CountSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
-	9,   // 131: pemba.v1.CountSubjectsRequest.object:type_name -> pemba.v1.Object
-	90,  // 132: pemba.v1.CountSubjectsRequest.context:type_name -> google.protobuf.Struct
+	9,   // 126: pemba.v1.CountResourcesRequest.consistency:type_name -> pemba.v1.Consistency
+	11,  // 127: pemba.v1.CountResourcesRequest.subject:type_name -> pemba.v1.Subject
+	103, // 128: pemba.v1.CountResourcesRequest.context:type_name -> google.protobuf.Struct
+	8,   // 129: pemba.v1.CountResourcesResponse.counted_at:type_name -> pemba.v1.Zookie
+	9,   // 130: pemba.v1.CountSubjectsRequest.consistency:type_name -> pemba.v1.Consistency
+	10,  // 131: pemba.v1.CountSubjectsRequest.object:type_name -> pemba.v1.Object
+	103, // 132: pemba.v1.CountSubjectsRequest.context:type_name -> google.protobuf.Struct
 	0,   // 133: pemba.v1.CountSubjectsResponse.wildcard:type_name -> pemba.v1.Decision
-	7,   // 134: pemba.v1.CountSubjectsResponse.counted_at:type_name -> pemba.v1.Zookie
-	7,   // 135: pemba.v1.WatchRequest.after:type_name -> pemba.v1.Zookie
-	82,  // 136: pemba.v1.WatchRequest.filters:type_name -> pemba.v1.ChangeFilter
-	85,  // 137: pemba.v1.WatchResponse.changes:type_name -> pemba.v1.Change
-	35,  // 138: pemba.v1.WatchResponse.schema:type_name -> pemba.v1.SchemaVersion
-	7,   // 139: pemba.v1.WatchResponse.zookie:type_name -> pemba.v1.Zookie
-	89,  // 140: pemba.v1.WatchResponse.instant:type_name -> google.protobuf.Timestamp
-	90,  // 141: pemba.v1.WatchResponse.metadata:type_name -> google.protobuf.Struct
+	8,   // 134: pemba.v1.CountSubjectsResponse.counted_at:type_name -> pemba.v1.Zookie
+	8,   // 135: pemba.v1.WatchRequest.after:type_name -> pemba.v1.Zookie
+	83,  // 136: pemba.v1.WatchRequest.filters:type_name -> pemba.v1.ChangeFilter
+	86,  // 137: pemba.v1.WatchResponse.changes:type_name -> pemba.v1.Change
+	36,  // 138: pemba.v1.WatchResponse.schema:type_name -> pemba.v1.SchemaVersion
+	8,   // 139: pemba.v1.WatchResponse.zookie:type_name -> pemba.v1.Zookie
+	102, // 140: pemba.v1.WatchResponse.instant:type_name -> google.protobuf.Timestamp
+	103, // 141: pemba.v1.WatchResponse.metadata:type_name -> google.protobuf.Struct
 	6,   // 142: pemba.v1.Change.kind:type_name -> pemba.v1.Change.Kind
-	11,  // 143: pemba.v1.Change.tuple:type_name -> pemba.v1.Tuple
-	7,   // 144: pemba.v1.ReadChangesRequest.after:type_name -> pemba.v1.Zookie
-	89,  // 145: pemba.v1.ReadChangesRequest.since:type_name -> google.protobuf.Timestamp
-	89,  // 146: pemba.v1.ReadChangesRequest.until:type_name -> google.protobuf.Timestamp
-	82,  // 147: pemba.v1.ReadChangesRequest.filters:type_name -> pemba.v1.ChangeFilter
-	84,  // 148: pemba.v1.ReadChangesResponse.changes:type_name -> pemba.v1.WatchResponse
-	19,  // 149: pemba.v1.StoreService.CreateStore:input_type -> pemba.v1.CreateStoreRequest
-	21,  // 150: pemba.v1.StoreService.UpdateStore:input_type -> pemba.v1.UpdateStoreRequest
-	23,  // 151: pemba.v1.StoreService.GetStore:input_type -> pemba.v1.GetStoreRequest
-	25,  // 152: pemba.v1.StoreService.ListStores:input_type -> pemba.v1.ListStoresRequest
-	27,  // 153: pemba.v1.StoreService.DeleteStore:input_type -> pemba.v1.DeleteStoreRequest
-	29,  // 154: pemba.v1.SchemaService.WriteSchema:input_type -> pemba.v1.WriteSchemaRequest
-	31,  // 155: pemba.v1.SchemaService.ReadSchema:input_type -> pemba.v1.ReadSchemaRequest
-	33,  // 156: pemba.v1.SchemaService.ListSchemaVersions:input_type -> pemba.v1.ListSchemaVersionsRequest
-	36,  // 157: pemba.v1.SchemaService.DiffSchema:input_type -> pemba.v1.DiffSchemaRequest
-	40,  // 158: pemba.v1.SchemaService.TrySchema:input_type -> pemba.v1.TrySchemaRequest
-	44,  // 159: pemba.v1.TupleService.WriteTuples:input_type -> pemba.v1.WriteTuplesRequest
-	46,  // 160: pemba.v1.TupleService.DeleteTuples:input_type -> pemba.v1.DeleteTuplesRequest
-	48,  // 161: pemba.v1.TupleService.ReadTuples:input_type -> pemba.v1.ReadTuplesRequest
-	50,  // 162: pemba.v1.TupleService.CountTuples:input_type -> pemba.v1.CountTuplesRequest
-	53,  // 163: pemba.v1.TupleService.ImportTuples:input_type -> pemba.v1.ImportTuplesRequest
-	55,  // 164: pemba.v1.TupleService.GetImport:input_type -> pemba.v1.GetImportRequest
-	57,  // 165: pemba.v1.TupleService.AbortImport:input_type -> pemba.v1.AbortImportRequest
-	59,  // 166: pemba.v1.TupleService.ExportTuples:input_type -> pemba.v1.ExportTuplesRequest
-	61,  // 167: pemba.v1.PermissionService.Check:input_type -> pemba.v1.CheckRequest
-	63,  // 168: pemba.v1.PermissionService.CheckBulk:input_type -> pemba.v1.CheckBulkRequest
-	69,  // 169: pemba.v1.PermissionService.Expand:input_type -> pemba.v1.ExpandRequest
-	73,  // 170: pemba.v1.PermissionService.LookupResources:input_type -> pemba.v1.LookupResourcesRequest
-	75,  // 171: pemba.v1.PermissionService.LookupSubjects:input_type -> pemba.v1.LookupSubjectsRequest
-	78,  // 172: pemba.v1.PermissionService.CountResources:input_type -> pemba.v1.CountResourcesRequest
-	80,  // 173: pemba.v1.PermissionService.CountSubjects:input_type -> pemba.v1.CountSubjectsRequest
-	83,  // 174: pemba.v1.WatchService.Watch:input_type -> pemba.v1.WatchRequest
-	86,  // 175: pemba.v1.WatchService.ReadChanges:input_type -> pemba.v1.ReadChangesRequest
-	20,  // 176: pemba.v1.StoreService.CreateStore:output_type -> pemba.v1.CreateStoreResponse
-	22,  // 177: pemba.v1.StoreService.UpdateStore:output_type -> pemba.v1.UpdateStoreResponse
-	24,  // 178: pemba.v1.StoreService.GetStore:output_type -> pemba.v1.GetStoreResponse
-	26,  // 179: pemba.v1.StoreService.ListStores:output_type -> pemba.v1.ListStoresResponse
-	28,  // 180: pemba.v1.StoreService.DeleteStore:output_type -> pemba.v1.DeleteStoreResponse
-	30,  // 181: pemba.v1.SchemaService.WriteSchema:output_type -> pemba.v1.WriteSchemaResponse
-	32,  // 182: pemba.v1.SchemaService.ReadSchema:output_type -> pemba.v1.ReadSchemaResponse
-	34,  // 183: pemba.v1.SchemaService.ListSchemaVersions:output_type -> pemba.v1.ListSchemaVersionsResponse
-	37,  // 184: pemba.v1.SchemaService.DiffSchema:output_type -> pemba.v1.DiffSchemaResponse
-	41,  // 185: pemba.v1.SchemaService.TrySchema:output_type -> pemba.v1.TrySchemaResponse
-	45,  // 186: pemba.v1.TupleService.WriteTuples:output_type -> pemba.v1.WriteTuplesResponse
-	47,  // 187: pemba.v1.TupleService.DeleteTuples:output_type -> pemba.v1.DeleteTuplesResponse
-	49,  // 188: pemba.v1.TupleService.ReadTuples:output_type -> pemba.v1.ReadTuplesResponse
-	51,  // 189: pemba.v1.TupleService.CountTuples:output_type -> pemba.v1.CountTuplesResponse
-	54,  // 190: pemba.v1.TupleService.ImportTuples:output_type -> pemba.v1.ImportTuplesResponse
-	56,  // 191: pemba.v1.TupleService.GetImport:output_type -> pemba.v1.GetImportResponse
-	58,  // 192: pemba.v1.TupleService.AbortImport:output_type -> pemba.v1.AbortImportResponse
-	60,  // 193: pemba.v1.TupleService.ExportTuples:output_type -> pemba.v1.ExportTuplesResponse
-	62,  // 194: pemba.v1.PermissionService.Check:output_type -> pemba.v1.CheckResponse
-	65,  // 195: pemba.v1.PermissionService.CheckBulk:output_type -> pemba.v1.CheckBulkResponse
-	70,  // 196: pemba.v1.PermissionService.Expand:output_type -> pemba.v1.ExpandResponse
-	74,  // 197: pemba.v1.PermissionService.LookupResources:output_type -> pemba.v1.LookupResourcesResponse
-	76,  // 198: pemba.v1.PermissionService.LookupSubjects:output_type -> pemba.v1.LookupSubjectsResponse
-	79,  // 199: pemba.v1.PermissionService.CountResources:output_type -> pemba.v1.CountResourcesResponse
-	81,  // 200: pemba.v1.PermissionService.CountSubjects:output_type -> pemba.v1.CountSubjectsResponse
-	84,  // 201: pemba.v1.WatchService.Watch:output_type -> pemba.v1.WatchResponse
-	87,  // 202: pemba.v1.WatchService.ReadChanges:output_type -> pemba.v1.ReadChangesResponse
-	176, // [176:203] is the sub-list for method output_type
-	149, // [149:176] is the sub-list for method input_type
-	149, // [149:149] is the sub-list for extension type_name
-	149, // [149:149] is the sub-list for extension extendee
-	0,   // [0:149] is the sub-list for field type_name
+	12,  // 143: pemba.v1.Change.tuple:type_name -> pemba.v1.Tuple
+	8,   // 144: pemba.v1.ReadChangesRequest.after:type_name -> pemba.v1.Zookie
+	102, // 145: pemba.v1.ReadChangesRequest.since:type_name -> google.protobuf.Timestamp
+	102, // 146: pemba.v1.ReadChangesRequest.until:type_name -> google.protobuf.Timestamp
+	83,  // 147: pemba.v1.ReadChangesRequest.filters:type_name -> pemba.v1.ChangeFilter
+	85,  // 148: pemba.v1.ReadChangesResponse.changes:type_name -> pemba.v1.WatchResponse
+	91,  // 149: pemba.v1.GetClusterResponse.members:type_name -> pemba.v1.Member
+	7,   // 150: pemba.v1.Member.suffrage:type_name -> pemba.v1.Member.Suffrage
+	92,  // 151: pemba.v1.Member.status:type_name -> pemba.v1.MemberStatus
+	102, // 152: pemba.v1.MemberStatus.clock:type_name -> google.protobuf.Timestamp
+	20,  // 153: pemba.v1.StoreService.CreateStore:input_type -> pemba.v1.CreateStoreRequest
+	22,  // 154: pemba.v1.StoreService.UpdateStore:input_type -> pemba.v1.UpdateStoreRequest
+	24,  // 155: pemba.v1.StoreService.GetStore:input_type -> pemba.v1.GetStoreRequest
+	26,  // 156: pemba.v1.StoreService.ListStores:input_type -> pemba.v1.ListStoresRequest
+	28,  // 157: pemba.v1.StoreService.DeleteStore:input_type -> pemba.v1.DeleteStoreRequest
+	30,  // 158: pemba.v1.SchemaService.WriteSchema:input_type -> pemba.v1.WriteSchemaRequest
+	32,  // 159: pemba.v1.SchemaService.ReadSchema:input_type -> pemba.v1.ReadSchemaRequest
+	34,  // 160: pemba.v1.SchemaService.ListSchemaVersions:input_type -> pemba.v1.ListSchemaVersionsRequest
+	37,  // 161: pemba.v1.SchemaService.DiffSchema:input_type -> pemba.v1.DiffSchemaRequest
+	41,  // 162: pemba.v1.SchemaService.TrySchema:input_type -> pemba.v1.TrySchemaRequest
+	45,  // 163: pemba.v1.TupleService.WriteTuples:input_type -> pemba.v1.WriteTuplesRequest
+	47,  // 164: pemba.v1.TupleService.DeleteTuples:input_type -> pemba.v1.DeleteTuplesRequest
+	49,  // 165: pemba.v1.TupleService.ReadTuples:input_type -> pemba.v1.ReadTuplesRequest
+	51,  // 166: pemba.v1.TupleService.CountTuples:input_type -> pemba.v1.CountTuplesRequest
+	54,  // 167: pemba.v1.TupleService.ImportTuples:input_type -> pemba.v1.ImportTuplesRequest
+	56,  // 168: pemba.v1.TupleService.GetImport:input_type -> pemba.v1.GetImportRequest
+	58,  // 169: pemba.v1.TupleService.AbortImport:input_type -> pemba.v1.AbortImportRequest
+	60,  // 170: pemba.v1.TupleService.ExportTuples:input_type -> pemba.v1.ExportTuplesRequest
+	62,  // 171: pemba.v1.PermissionService.Check:input_type -> pemba.v1.CheckRequest
+	64,  // 172: pemba.v1.PermissionService.CheckBulk:input_type -> pemba.v1.CheckBulkRequest
+	70,  // 173: pemba.v1.PermissionService.Expand:input_type -> pemba.v1.ExpandRequest
+	74,  // 174: pemba.v1.PermissionService.LookupResources:input_type -> pemba.v1.LookupResourcesRequest
+	76,  // 175: pemba.v1.PermissionService.LookupSubjects:input_type -> pemba.v1.LookupSubjectsRequest
+	79,  // 176: pemba.v1.PermissionService.CountResources:input_type -> pemba.v1.CountResourcesRequest
+	81,  // 177: pemba.v1.PermissionService.CountSubjects:input_type -> pemba.v1.CountSubjectsRequest
+	84,  // 178: pemba.v1.WatchService.Watch:input_type -> pemba.v1.WatchRequest
+	87,  // 179: pemba.v1.WatchService.ReadChanges:input_type -> pemba.v1.ReadChangesRequest
+	89,  // 180: pemba.v1.ClusterService.GetCluster:input_type -> pemba.v1.GetClusterRequest
+	93,  // 181: pemba.v1.ClusterService.AddMember:input_type -> pemba.v1.AddMemberRequest
+	95,  // 182: pemba.v1.ClusterService.PromoteMember:input_type -> pemba.v1.PromoteMemberRequest
+	97,  // 183: pemba.v1.ClusterService.RemoveMember:input_type -> pemba.v1.RemoveMemberRequest
+	99,  // 184: pemba.v1.ClusterService.TransferLeadership:input_type -> pemba.v1.TransferLeadershipRequest
+	21,  // 185: pemba.v1.StoreService.CreateStore:output_type -> pemba.v1.CreateStoreResponse
+	23,  // 186: pemba.v1.StoreService.UpdateStore:output_type -> pemba.v1.UpdateStoreResponse
+	25,  // 187: pemba.v1.StoreService.GetStore:output_type -> pemba.v1.GetStoreResponse
+	27,  // 188: pemba.v1.StoreService.ListStores:output_type -> pemba.v1.ListStoresResponse
+	29,  // 189: pemba.v1.StoreService.DeleteStore:output_type -> pemba.v1.DeleteStoreResponse
+	31,  // 190: pemba.v1.SchemaService.WriteSchema:output_type -> pemba.v1.WriteSchemaResponse
+	33,  // 191: pemba.v1.SchemaService.ReadSchema:output_type -> pemba.v1.ReadSchemaResponse
+	35,  // 192: pemba.v1.SchemaService.ListSchemaVersions:output_type -> pemba.v1.ListSchemaVersionsResponse
+	38,  // 193: pemba.v1.SchemaService.DiffSchema:output_type -> pemba.v1.DiffSchemaResponse
+	42,  // 194: pemba.v1.SchemaService.TrySchema:output_type -> pemba.v1.TrySchemaResponse
+	46,  // 195: pemba.v1.TupleService.WriteTuples:output_type -> pemba.v1.WriteTuplesResponse
+	48,  // 196: pemba.v1.TupleService.DeleteTuples:output_type -> pemba.v1.DeleteTuplesResponse
+	50,  // 197: pemba.v1.TupleService.ReadTuples:output_type -> pemba.v1.ReadTuplesResponse
+	52,  // 198: pemba.v1.TupleService.CountTuples:output_type -> pemba.v1.CountTuplesResponse
+	55,  // 199: pemba.v1.TupleService.ImportTuples:output_type -> pemba.v1.ImportTuplesResponse
+	57,  // 200: pemba.v1.TupleService.GetImport:output_type -> pemba.v1.GetImportResponse
+	59,  // 201: pemba.v1.TupleService.AbortImport:output_type -> pemba.v1.AbortImportResponse
+	61,  // 202: pemba.v1.TupleService.ExportTuples:output_type -> pemba.v1.ExportTuplesResponse
+	63,  // 203: pemba.v1.PermissionService.Check:output_type -> pemba.v1.CheckResponse
+	66,  // 204: pemba.v1.PermissionService.CheckBulk:output_type -> pemba.v1.CheckBulkResponse
+	71,  // 205: pemba.v1.PermissionService.Expand:output_type -> pemba.v1.ExpandResponse
+	75,  // 206: pemba.v1.PermissionService.LookupResources:output_type -> pemba.v1.LookupResourcesResponse
+	77,  // 207: pemba.v1.PermissionService.LookupSubjects:output_type -> pemba.v1.LookupSubjectsResponse
+	80,  // 208: pemba.v1.PermissionService.CountResources:output_type -> pemba.v1.CountResourcesResponse
+	82,  // 209: pemba.v1.PermissionService.CountSubjects:output_type -> pemba.v1.CountSubjectsResponse
+	85,  // 210: pemba.v1.WatchService.Watch:output_type -> pemba.v1.WatchResponse
+	88,  // 211: pemba.v1.WatchService.ReadChanges:output_type -> pemba.v1.ReadChangesResponse
+	90,  // 212: pemba.v1.ClusterService.GetCluster:output_type -> pemba.v1.GetClusterResponse
+	94,  // 213: pemba.v1.ClusterService.AddMember:output_type -> pemba.v1.AddMemberResponse
+	96,  // 214: pemba.v1.ClusterService.PromoteMember:output_type -> pemba.v1.PromoteMemberResponse
+	98,  // 215: pemba.v1.ClusterService.RemoveMember:output_type -> pemba.v1.RemoveMemberResponse
+	100, // 216: pemba.v1.ClusterService.TransferLeadership:output_type -> pemba.v1.TransferLeadershipResponse
+	185, // [185:217] is the sub-list for method output_type
+	153, // [153:185] is the sub-list for method input_type
+	153, // [153:153] is the sub-list for extension type_name
+	153, // [153:153] is the sub-list for extension extendee
+	0,   // [0:153] is the sub-list for field type_name
 }
 
 func init() { file_pemba_v1_pemba_proto_init() }
@@ -7084,15 +7924,16 @@ func file_pemba_v1_pemba_proto_init() {
 		(*ReadChangesRequest_Cursor)(nil),
 		(*ReadChangesRequest_Since)(nil),
 	}
+	file_pemba_v1_pemba_proto_msgTypes[84].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pemba_v1_pemba_proto_rawDesc), len(file_pemba_v1_pemba_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   82,
+			NumEnums:      8,
+			NumMessages:   94,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   6,
 		},
 		GoTypes:           file_pemba_v1_pemba_proto_goTypes,
 		DependencyIndexes: file_pemba_v1_pemba_proto_depIdxs,
