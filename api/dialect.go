@@ -121,20 +121,37 @@ func (h *Host) Change(ctx context.Context, store graph.StoreInfo, m *graph.Mutat
 }
 
 // WriteSchema replaces the schema of a store, unless judge returns an error of the
-// newest state. Between the two no other schema of the store is written by this
-// server, through whichever API; it waits its turn for that. Another server of the
-// cluster may write one, of which judge then knows nothing. What the engine refuses is
-// an error, an *engine.Refusal.
+// newest state. Between the two no other schema of the store is written: this server,
+// through whichever API, waits its turn for that, and where another server of the cluster
+// was quicker judge is asked again. What the engine refuses is an error, an
+// *engine.Refusal.
 func (h *Host) WriteSchema(ctx context.Context, store graph.StoreInfo, text string, judge func(newest *engine.Snapshot) error) (engine.Result, error) {
-	return h.server.writeSchema(ctx, store, &graph.Mutation{Schema: &graph.WriteSchema{Text: text}}, func() error {
-		newest, err := h.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
-		if err != nil {
-			return err
+	for try := 1; ; try++ {
+		m := &graph.Mutation{Schema: &graph.WriteSchema{Text: text, Replaces: new(graph.Revision)}}
+		result, err := h.server.writeSchema(ctx, store, m, func() error {
+			newest, err := h.Snapshot(ctx, store, cluster.Consistency{Mode: cluster.Linearizable})
+			if err != nil {
+				return err
+			}
+			defer newest.Close()
+			_, version, err := newest.Schema()
+			var refusal *engine.Refusal
+			if err != nil && (!errors.As(err, &refusal) || refusal.Reason != engine.NoSchema) {
+				return err
+			}
+			*m.Schema.Replaces = version.Revision
+			return judge(newest)
+		})
+		var refusal *engine.Refusal
+		if !errors.As(err, &refusal) || refusal.Reason != engine.SchemaReplaced || try == schemaTriesMax {
+			return result, err
 		}
-		defer newest.Close()
-		return judge(newest)
-	})
+	}
 }
+
+// schemaTriesMax is how often a schema is judged that others replace meanwhile, at
+// other nodes.
+const schemaTriesMax = 5
 
 // StreamStall is how long a result may wait for a client to take it.
 func (h *Host) StreamStall() time.Duration { return h.server.limits.StreamStall }

@@ -121,6 +121,7 @@ var reasonCodes = map[engine.Reason]codes.Code{
 	engine.CounterExists:      codes.FailedPrecondition,
 	engine.UnknownCounter:     codes.FailedPrecondition,
 	engine.TooManyCounters:    codes.ResourceExhausted,
+	engine.SchemaReplaced:     codes.Aborted,
 }
 
 // busyRetry is after what time a caller is told to try again who met a node that

@@ -320,6 +320,9 @@ func (c Config) Validate() error {
 			return fmt.Errorf("cluster: Config.%s is %v: at least %v is allowed", field.name, field.value, field.from)
 		}
 	}
+	if least := int64(64 << 10); c.StateBytesPerSecond > 0 && c.StateBytesPerSecond < least {
+		return fmt.Errorf("cluster: Config.StateBytesPerSecond is %d: at least %d, or less than 0 for no bound, is allowed", c.StateBytesPerSecond, least)
+	}
 	switch {
 	case c.Graph.Dir != "" || c.Graph.FS != nil || c.Graph.Logger != nil || c.Graph.OnFatal != nil:
 		return errors.New("cluster: Config.Graph sets Dir, FS, Logger or OnFatal: these follow from the node's own fields")

@@ -20,6 +20,9 @@ type fitness struct {
 	lonely atomic.Bool
 }
 
+// fitnessPauseMin is the least time between two looks, however many ask for one.
+const fitnessPauseMin = 20 * time.Millisecond
+
 // followFitness compares this node's clock with those of the others, again and again,
 // and hands the leadership on when this node is not fit for it.
 func (n *Node) followFitness() {
@@ -50,11 +53,11 @@ func (n *Node) followFitness() {
 				if len(better) == 0 {
 					better = n.otherVoters() // Nobody knows whose is right, but this one was set.
 				}
-				n.handOver(ctx, better, err)
+				n.handOverBecause(ctx, better, err)
 			case full != nil:
 				better := n.roomier(ctx)
 				n.fitness.lonely.Store(len(better) == 0)
-				n.handOver(ctx, better, full)
+				n.handOverBecause(ctx, better, full)
 			default:
 				n.fitness.lonely.Store(false)
 			}
@@ -66,9 +69,24 @@ func (n *Node) followFitness() {
 			return
 		case <-n.fitness.wake:
 			timer.Stop()
+			if !n.sleep(fitnessPauseMin) {
+				return
+			}
 		case <-timer.C:
 		}
 	}
+}
+
+// handOverBecause hands the leadership on, and says why.
+func (n *Node) handOverBecause(ctx context.Context, to []raft.Server, because error) {
+	if len(to) == 0 {
+		return
+	}
+	if err := n.handOver(ctx, to); err != nil {
+		n.config.Logger.Warn("nobody takes the leadership", "node", n.dir.nodeID, "because", because, "error", err)
+		return
+	}
+	n.config.Logger.Warn("this node is not fit to lead", "node", n.dir.nodeID, "because", because)
 }
 
 // mayHandOver reports whether somebody else may have the room for what this leader has
@@ -107,14 +125,4 @@ func (n *Node) roomier(ctx context.Context) []raft.Server {
 		}
 	}
 	return found
-}
-
-// handOver lets one of some voters lead.
-func (n *Node) handOver(ctx context.Context, to []raft.Server, because error) {
-	for _, server := range to {
-		if err := n.awaitFuture(ctx, n.raft().LeadershipTransferToServer(server.ID, server.Address)); err == nil {
-			n.config.Logger.Warn("handed the leadership on", "node", n.dir.nodeID, "to", server.ID, "because", because)
-			return
-		}
-	}
 }

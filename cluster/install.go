@@ -268,11 +268,15 @@ func (f *fetch) close() error {
 // revision can be agreed by way of this node, and the log is wiped.
 func (n *Node) useState(ctx context.Context, folder string, header graph.StateHeader) error {
 	old := n.machine.Load()
-	if err := old.stopRaft(); err != nil {
-		return err
+	if old.db.Applied().Revision >= header.Revision {
+		return n.removeFolder(folder) // The log came further meanwhile.
 	}
+	err := old.stopRaft()
 	// From here on the node has no Raft: whatever fails must stop it.
-	if err := n.replaceMachine(ctx, old, folder, header); err != nil {
+	if err == nil {
+		err = n.replaceMachine(ctx, old, folder, header)
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return err // It is being closed.
 		}

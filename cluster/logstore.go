@@ -34,6 +34,9 @@ type logStore struct {
 	// base is nil for a log that begins behind no state that was sent.
 	base atomic.Pointer[logBase]
 
+	// deleting is held while entries are deleted.
+	deleting sync.Mutex
+
 	planted plantedLog //nolint:unused // Empty but in a test-only build.
 }
 
@@ -92,23 +95,28 @@ func (l *logStore) DeleteRange(first, last uint64) error {
 	if err := l.plantedSettle(); err != nil {
 		return err
 	}
+	// One at a time: a snapshot may cut the log while what a new leader sent replaces its
+	// end, and what each of them sees of it must not change meanwhile.
+	l.deleting.Lock()
+	defer l.deleting.Unlock()
 	end, err := l.LastIndex()
 	if err != nil {
 		return err
 	}
-	if last >= end {
+	durable := l.durable()
+	if last >= end && first > durable {
 		l.newest.clear() // Before the entries go from the log.
 		if begin, err := l.FirstIndex(); err != nil || begin == first {
 			// All of it goes. A log that begins behind a state must still say where, or
 			// it would be taken for one that lost its end, should there be a crash now.
 			return errors.Join(err, l.Wipe(first))
 		}
-	} else {
-		if last = min(last, l.durable()); last < first {
-			return nil
-		}
-		l.newest.behead(last)
+		return l.Log.DeleteRange(first, last)
 	}
+	if last = min(last, durable, end-1); last < first {
+		return nil
+	}
+	l.newest.behead(last)
 	return l.Log.DeleteRange(first, last)
 }
 
@@ -151,7 +159,10 @@ const (
 func (n *newestEntries) add(entries []*raft.Log) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, entry := range entries {
+	for _, stored := range entries {
+		// A copy, for Raft's own is a part of what waits for it.
+		copied := *stored
+		entry := &copied
 		if len(n.entries) > 0 && n.entries[len(n.entries)-1].Index+1 != entry.Index {
 			n.entries, n.bytes = nil, 0
 		}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -327,27 +328,62 @@ func (n *Node) transferHere(ctx context.Context, id string) error {
 	if countVoters(configuration) == 1 {
 		return fmt.Errorf("%w: no other node has a vote", ErrMember)
 	}
-	var future raft.Future
-	switch server, found := memberOf(configuration, id); {
-	case id == "":
-		future = n.raft().LeadershipTransfer()
-	case !found:
-		return unknownMember(id)
-	case id == n.dir.nodeID:
-		return nil
-	case server.Suffrage != raft.Voter:
-		return fmt.Errorf("%w: %q has no vote and cannot lead", ErrMember, id)
-	default:
-		future = n.raft().LeadershipTransferToServer(server.ID, server.Address)
-	}
-	if err := n.awaitFuture(ctx, future); err != nil {
-		if n.raft().State() == raft.Leader {
-			return fmt.Errorf("hand the leadership on: %w", err)
+	to := n.otherVoters()
+	if id != "" {
+		server, found := memberOf(configuration, id)
+		switch {
+		case !found:
+			return unknownMember(id)
+		case id == n.dir.nodeID:
+			return nil
+		case server.Suffrage != raft.Voter:
+			return fmt.Errorf("%w: %q has no vote and cannot lead", ErrMember, id)
 		}
-		// It went, and Raft's patience ended before it was told.
+		to = []raft.Server{server}
 	}
-	n.config.Logger.Info("handed the leadership on", "node", n.dir.nodeID, "to", id)
-	return nil
+	return n.handOver(ctx, to)
+}
+
+// handOver lets one of some voters lead: the one that is furthest of those that answer,
+// or the next, where that one does not take it.
+func (n *Node) handOver(ctx context.Context, to []raft.Server) error {
+	type candidate struct {
+		server raft.Server
+		status Status
+		err    error
+	}
+	asking, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
+	answers := make(chan candidate, len(to))
+	for _, server := range to {
+		go func() {
+			c := candidate{server: server}
+			c.status, c.err = n.statusOf(asking, server)
+			answers <- c
+		}()
+	}
+	err := fmt.Errorf("%w: no other voter answers", ErrMember)
+	var candidates []candidate
+	for range to {
+		if c := <-answers; c.err == nil {
+			candidates = append(candidates, c)
+		} else {
+			err = fmt.Errorf("%w: %q does not answer: %w", ErrMember, c.server.ID, c.err)
+		}
+	}
+	slices.SortFunc(candidates, func(a, b candidate) int { return cmp.Compare(b.status.Applied, a.status.Applied) })
+	n.handingOver.Add(1)
+	defer n.handingOver.Add(-1)
+	for _, c := range candidates {
+		if err = n.awaitFuture(ctx, n.raft().LeadershipTransferToServer(c.server.ID, c.server.Address)); err != nil && n.raft().State() == raft.Leader {
+			err = fmt.Errorf("hand the leadership on to %s: %w", c.server.ID, err)
+			continue
+		}
+		// It went, also where Raft's patience ended before it was told.
+		n.config.Logger.Info("handed the leadership on", "node", n.dir.nodeID, "to", c.server.ID)
+		return nil
+	}
+	return err
 }
 
 // commitMembers makes a change of the members and waits until it is agreed.

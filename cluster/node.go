@@ -55,11 +55,13 @@ type Node struct {
 	// joined is the id of the cluster that the node joined, nil when it joined none.
 	joined          atomic.Pointer[[16]byte]
 	changingMembers chan struct{} // Has room for one.
-	installer       installer
-	transfers       transfers
-	checksums       checksums
-	clocks          clocks
-	fitness         fitness
+	// handingOver counts the transfers of leadership that are under way here.
+	handingOver atomic.Int32
+	installer   installer
+	transfers   transfers
+	checksums   checksums
+	clocks      clocks
+	fitness     fitness
 	// lost are the nodes that are given up by a recovery.
 	lost []string
 

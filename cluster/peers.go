@@ -212,11 +212,11 @@ type following struct {
 // whileFollowing returns a context that ends when the node does not follow a leader any
 // more.
 func (n *Node) whileFollowing(ctx context.Context, leader string) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
 	f := n.following.Load()
 	if f == nil || f.leader != leader {
-		return ctx, cancel // It changes just now; followLeader will see.
+		return context.WithTimeout(ctx, n.config.WaitMax) // It changes just now.
 	}
+	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(f.ctx, cancel)
 	return ctx, func() {
 		stop()

@@ -131,8 +131,12 @@ func (r *replication) awaitAnswering(id raft.ServerID, term uint64) error {
 	r.mu.Lock()
 	silent := r.replica(id).silent
 	r.mu.Unlock()
-	if silent == nil {
+	switch {
+	case silent == nil:
 		return nil
+	case r.node.handingOver.Load() > 0:
+		// A transfer asks for all that is missing there, and would wait for it as long.
+		return errUnwanted
 	}
 	ticker := time.NewTicker(silencePause)
 	defer ticker.Stop()
@@ -142,7 +146,7 @@ func (r *replication) awaitAnswering(id raft.ServerID, term uint64) error {
 			return nil
 		case <-ticker.C:
 			now := r.node.raft()
-			if now == nil || now.State() != raft.Leader || now.CurrentTerm() != term || !r.node.isMember(string(id)) {
+			if r.node.handingOver.Load() > 0 || now == nil || now.State() != raft.Leader || now.CurrentTerm() != term || !r.node.isMember(string(id)) {
 				return errUnwanted
 			}
 		}
@@ -156,6 +160,9 @@ func (r *replication) awaitAnswering(id raft.ServerID, term uint64) error {
 func (r *replication) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest,
 	response *raft.InstallSnapshotResponse, data io.Reader,
 ) error {
+	if err := r.awaitAnswering(id, args.Term); err != nil {
+		return err
+	}
 	err := r.peerTransport.InstallSnapshot(id, target, args, response, data)
 	if err != nil && strings.Contains(err.Error(), errStateIsHeld.Error()) {
 		*response = raft.InstallSnapshotResponse{RPCHeader: response.RPCHeader, Term: args.Term, Success: true}

@@ -50,6 +50,20 @@ type transfer struct {
 	idle *time.Timer
 	// done says that all of it was sent.
 	done bool
+
+	// reading is held by who uses reader, which is of no use once closed is set.
+	reading sync.Mutex
+	closed  bool
+}
+
+// read returns the next part.
+func (t *transfer) read(after []byte) (graph.StateChunk, error) {
+	t.reading.Lock()
+	defer t.reading.Unlock()
+	if t.closed {
+		return graph.StateChunk{}, errTransferGone
+	}
+	return t.reader.Chunk(after, stateChunkBytes)
 }
 
 // SendState implements peerv1.PeerServiceServer. A node that does not lead does not
@@ -103,8 +117,8 @@ func (n *Node) sendState(ctx context.Context, to string, r *peerv1.SendStateRequ
 	pace := rate.NewLimiter(limit, maxChunkBytes)
 	for after := r.GetAfter(); err == nil && !done; {
 		var chunk graph.StateChunk
-		if chunk, err = t.reader.Chunk(after, stateChunkBytes); err != nil {
-			done = !errors.Is(err, graph.ErrClosed)
+		if chunk, err = t.read(after); err != nil {
+			done = !errors.Is(err, errTransferGone)
 			return err
 		}
 		encoded := chunk.AppendBinary(nil)
@@ -217,9 +231,15 @@ func (n *Node) endTransfer(t *transfer) {
 	} else {
 		t.release()
 	}
-	if err := t.reader.Close(); err != nil {
-		n.config.Logger.Warn("end the sending of a state", "node", n.dir.nodeID, "to", t.to, "error", err)
-	}
+	// Apart, for a call may be reading just now.
+	go func() {
+		t.reading.Lock()
+		defer t.reading.Unlock()
+		t.closed = true
+		if err := t.reader.Close(); err != nil {
+			n.config.Logger.Warn("end the sending of a state", "node", n.dir.nodeID, "to", t.to, "error", err)
+		}
+	}()
 	n.config.Logger.Info("the sending of the state has ended", "node", n.dir.nodeID, "to", t.to)
 }
 

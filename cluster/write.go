@@ -142,7 +142,7 @@ const (
 func (n *Node) retry(ctx context.Context, try func() error, again func(error) bool) error {
 	end := time.Now().Add(n.config.WaitMax)
 	for pause := retryPauseMin; ; pause = min(2*pause, retryPauseMax) {
-		before := n.following.Load()
+		before, led := n.following.Load(), n.leads()
 		err := try()
 		if err == nil || !again(err) || ctx.Err() != nil || time.Now().Add(pause).After(end) {
 			return err
@@ -151,7 +151,7 @@ func (n *Node) retry(ctx context.Context, try func() error, again func(error) bo
 		// Whatever ends it, the next try says what there is.
 		_ = n.progress.wait(waiting, n.closing, func() bool {
 			now := n.following.Load()
-			return n.usable() != nil || n.leads() || now != before && now != nil && now.leader != ""
+			return n.usable() != nil || !led && n.leads() || now != before && now != nil && now.leader != ""
 		})
 		cancel()
 		if n.usable() != nil {

@@ -377,6 +377,16 @@ func (j *judgement) schema(w *graph.WriteSchema) (*Refusal, error) {
 			return refusal, err
 		}
 	}
+	if w.Replaces != nil {
+		var newest graph.Revision
+		if old != nil {
+			newest = old.version.Revision
+		}
+		if newest != *w.Replaces {
+			return refuse(SchemaReplaced, "schema", "it was judged to follow the schema of revision %d, and the store's is of revision %d; judge it again",
+				*w.Replaces, newest), nil
+		}
+	}
 	if old != nil {
 		if old.version.Text == w.Text {
 			return nil, nil

@@ -80,6 +80,9 @@ const (
 	UnknownCounter
 	// TooManyCounters: the store has as many named counters as it may.
 	TooManyCounters
+	// SchemaReplaced: the schema was judged to follow one that is not the store's any
+	// more.
+	SchemaReplaced
 )
 
 // SharedMemoryBytes is the metadata by which a BudgetExceeded differs from all others:
@@ -99,7 +102,7 @@ var reasonNames = [...]string{
 	StoreProtected: "STORE_PROTECTED", StoreFull: "STORE_FULL", StageUnknown: "STAGE_UNKNOWN",
 	StageGap: "STAGE_GAP", StageStale: "STAGE_STALE", StageTooLarge: "STAGE_TOO_LARGE",
 	StageMismatch: "STAGE_MISMATCH", CounterExists: "COUNTER_EXISTS", UnknownCounter: "UNKNOWN_COUNTER",
-	TooManyCounters: "TOO_MANY_COUNTERS",
+	TooManyCounters: "TOO_MANY_COUNTERS", SchemaReplaced: "SCHEMA_REPLACED",
 }
 
 // String returns the reason as it stands on the wire: UNKNOWN_TYPE.

@@ -38,6 +38,7 @@ const (
 	asksCounterChange = 1 << iota
 	asksStartChecksum
 	asksRenew
+	asksReplaces // Of a Schema.
 	asksLaterEnd
 )
 
@@ -140,6 +141,9 @@ func (m *Mutation) AppendBinary(dst []byte) []byte {
 	if m.Renew != nil {
 		dst = append(dst, m.Renew.ClusterID[:]...)
 	}
+	if m.Schema != nil && m.Schema.Replaces != nil {
+		dst = binary.AppendUvarint(dst, uint64(*m.Schema.Replaces))
+	}
 	return dst
 }
 
@@ -153,6 +157,9 @@ func (m *Mutation) asksLater() (later byte) {
 	}
 	if m.Renew != nil {
 		later |= asksRenew
+	}
+	if m.Schema != nil && m.Schema.Replaces != nil {
+		later |= asksReplaces
 	}
 	return later
 }
@@ -242,6 +249,14 @@ func DecodeMutation(b []byte) (*Mutation, error) {
 	if later&asksRenew != 0 {
 		m.Renew = &Renew{}
 		d.copy(m.Renew.ClusterID[:])
+	}
+	if later&asksReplaces != 0 {
+		replaced := Revision(d.uvarint())
+		if m.Schema == nil {
+			d.fail("a schema to be replaced, and none to replace it")
+		} else {
+			m.Schema.Replaces = &replaced
+		}
 	}
 	if d.err == "" && len(d.b) > 0 {
 		d.fail(fmt.Sprintf("%d bytes are left over", len(d.b)))

@@ -78,6 +78,7 @@ func mutations(tb testing.TB) []*Mutation {
 		{Store: 4, StoreChange: &StoreChange{Operation: DropStore}},
 		{Store: 5, Prune: &Prune{}},
 		{Store: 6, Updates: []Update{{Touch, tuple}}, Stage: &Stage{Operation: StageUpdates, ID: StageID{1, 15: 2}, Chunk: 3}},
+		{Store: 7, Schema: &WriteSchema{Text: "definition person {}", Replaces: new(Revision)}},
 		{Store: 6, Stage: &Stage{Operation: StageCommit, ID: StageID{1}, Chunk: 4}},
 		{Store: 6, Stage: &Stage{Operation: StageCommit, ID: StageID{1}, Chunk: 4, Digest: StageDigest{7, 15: 9}}},
 		{Store: 6, Stage: &Stage{Operation: StageCollect}},

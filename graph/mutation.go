@@ -112,7 +112,12 @@ type DeleteMatching struct {
 }
 
 // WriteSchema asks to make Text the store's schema.
-type WriteSchema struct{ Text string }
+type WriteSchema struct {
+	Text string
+	// Replaces is the revision of the schema that Text was judged to follow, zero for
+	// none: a mutation that finds another one is refused. Nil for whichever there is.
+	Replaces *Revision
+}
 
 // Collect asks to end at most Limit tuples whose ValidUntil is at or before the
 // entry's stamp.
