@@ -120,7 +120,7 @@ func (n *Node) roomier(ctx context.Context) []raft.Server {
 	defer cancel()
 	var found []raft.Server
 	for _, server := range n.otherVoters() {
-		if s, err := n.statusOf(ctx, server); err == nil && s.FreeBytes >= s.FreeBytesMin && s.NotReady == "" {
+		if s, err := n.statusOf(ctx, server); err == nil && s.FreeBytes >= s.FreeBytesMin {
 			found = append(found, server)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/pembadb/pemba/cluster/badgerlog"
 	"github.com/pembadb/pemba/graph"
 )
 
@@ -323,4 +324,37 @@ func TestClockWithOneDown(t *testing.T) {
 		}
 	}
 	eventually(t, "n1 leads no more", func() bool { return !nodes[0].leads() })
+}
+
+// TestCutWhileTruncated: Raft's snapshot cuts the log up to what it thinks leaves some
+// entries, while what a new leader sent has just taken the end away. What is left is not
+// all of the log's to lose: it once was wiped, and what came next fitted nowhere.
+func TestCutWhileTruncated(t *testing.T) {
+	t.Parallel()
+	log, err := badgerlog.Open(badgerlog.Config{Dir: t.TempDir(), BallastBytes: -1, CommitIndex: func() uint64 { return 100 }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := log.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	l := &logStore{Log: log, durable: func() uint64 { return 100 }, fail: func(err error) { t.Errorf("the node would stop: %v", err) }}
+	var entries []*raft.Log
+	for i := uint64(1); i <= 150; i++ {
+		entries = append(entries, &raft.Log{Index: i, Term: 1, Data: []byte("x")})
+	}
+	for _, err := range []error{l.StoreLogs(entries), l.DeleteRange(101, 150), l.DeleteRange(1, 100)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	last, err := l.LastIndex()
+	if err != nil || last != 100 || l.WipedTo() != 0 {
+		t.Errorf("the log ends at %d, was wiped to %d, error %v", last, l.WipedTo(), err)
+	}
+	if err := l.StoreLogs([]*raft.Log{{Index: 101, Term: 2}}); err != nil {
+		t.Error(err)
+	}
 }

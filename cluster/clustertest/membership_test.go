@@ -160,3 +160,40 @@ func TestCloseBehindForward(t *testing.T) {
 		t.Error("a write is acknowledged that no majority has")
 	}
 }
+
+// TestTransferToTheDead: a leader that is asked again and again to hand over to a voter
+// that is down refuses, and goes on. Raft waits for such a voter in a way that once ended
+// all writes, as a transfer that never was over.
+func TestTransferToTheDead(t *testing.T) {
+	t.Parallel()
+	c := New(t, Patience)
+	hosts := c.Form(3, nil)
+	n1, n2, n3 := hosts[0], hosts[1], hosts[2]
+	writeSchema(t, n1)
+	c.Lead(n1, n2, n3)
+	n3.Stop()
+	writeMany(t, n1, "a", 5, 1)
+	ctx, cancel := context.WithTimeout(context.Background(), Deadline)
+	defer cancel()
+	for range 3 {
+		if err := n1.Node().TransferLeadership(ctx, n3.NodeID); err == nil {
+			t.Fatal("the leadership was handed to a node that is down")
+		}
+	}
+	writeMany(t, n1, "b", 5, 1)
+	// Any other is one that answers.
+	if err := n1.Node().TransferLeadership(ctx, ""); err != nil {
+		t.Errorf("hand over to whoever can: %v", err)
+	}
+	c.Wait("n2 leads", func() bool { return n2.Node().Ready() == nil && leads(n2) })
+	if err := n2.Node().RemoveMember(ctx, n3.NodeID, false); err != nil {
+		t.Errorf("remove the node that is down: %v", err)
+	}
+	writeMany(t, n2, "c", 5, 1)
+}
+
+// leads reports whether a host's node leads.
+func leads(h *Host) bool {
+	s, err := h.Node().Status()
+	return err == nil && s.Role == "leader"
+}

@@ -497,7 +497,8 @@ func TestImportChunkBytesResumes(t *testing.T) {
 		}
 	}
 	said = fails(t, importLines(10), "tuple", "import", "-", "-q", "--import-id", found[1], "--chunk-bytes", "9000")
-	if !regexp.MustCompile(`began with more tuples: the server has \d+, and now there are only 10, as when what they are read from has become shorter; nothing of this was imported; use another --import-id, or the file and `).MatchString(said) {
+	// Where one chunk alone was staged, it cannot be told from other tuples.
+	if !regexp.MustCompile(`began with (more tuples: the server has \d+, and now there are only 10, as when what they are read from has become shorter|other tuples, .* in its first 1 chunks); nothing of this was imported; use another --import-id, or the file and `).MatchString(said) {
 		t.Errorf("a file that became shorter: %s", said)
 	}
 	// Metadata that is too large takes nothing away.
