@@ -171,6 +171,8 @@ var figures = []figure{
 		func(f *nodeFigures) float64 { return number(f.node.Graph.Pebble.BlockCache.Misses) }),
 	gauge("pemba_graph_block_cache_bytes", "What the cache of blocks holds.",
 		func(f *nodeFigures) float64 { return number(f.node.Graph.Pebble.BlockCache.Size) }),
+	gauge("pemba_graph_resident_bytes", "What the adjacency and the names of tuples take in memory.",
+		func(f *nodeFigures) float64 { return number(f.node.Graph.ResidentBytes) }),
 	counter("pemba_graph_verified_bytes_total", "How much of the tables was read to find damage.",
 		func(f *nodeFigures) float64 { return number(f.node.VerifiedBytes) }),
 }

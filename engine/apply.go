@@ -165,6 +165,7 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 		return fmt.Errorf("engine: mutation of store %d: %w", m.Store, err)
 	}
 	defer s.Close()
+	s.graph.BypassResident()
 	commit.Store = m.Store
 	j := &judgement{snapshot: s, commit: commit, result: result}
 	s.graph.Guard(func(looked int) error {

@@ -84,6 +84,19 @@ func TestTwin(t *testing.T) {
 	}
 }
 
+// inMemory has the graph keep in memory all, nothing, or by far less than there is, in
+// turns: answers are the same.
+func inMemory(t *testing.T, e *enginetest.Env, world int) {
+	t.Helper()
+	e.ResidentBytes = []int64{0, -1, 12 << 10}[world%3]
+	if e.ResidentBytes == 0 {
+		return
+	}
+	if err := e.Restart(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A moment is a revision of a random history as the model remembers it.
 type moment struct {
 	revision graph.Revision
@@ -104,6 +117,7 @@ func runWorld(t *testing.T, w *enginetest.World, m *mix) {
 			t.Error(err)
 		}
 	}()
+	inMemory(t, e, m.worlds)
 	if err := e.Schema(w.Text); err != nil {
 		t.Fatalf("%v\n%s", err, w.Text)
 	}

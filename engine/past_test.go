@@ -58,6 +58,7 @@ func pastWorld(t *testing.T, w *enginetest.World, m *mix) {
 			t.Error(err)
 		}
 	}()
+	inMemory(t, e, m.worlds)
 	fail := func(format string, args ...any) {
 		t.Errorf(format, args...)
 		t.Logf("schema:\n%s", w.Text)

@@ -127,8 +127,28 @@ func combined(v, w value, low, high bound) value {
 	return value{low, high, (v.failed || w.failed) && low.truth != high.truth}
 }
 
-func (v value) or(w value) value  { return combined(v, w, v.low.or(w.low), v.high.or(w.high)) }
-func (v value) and(w value) value { return combined(v, w, v.low.and(w.low), v.high.and(w.high)) }
+// Nearly all values are yes or no, which or and and need not take apart.
+
+func (v value) or(w value) value {
+	switch {
+	case v.isDenied(), w.isAllowed():
+		return w
+	case w.isDenied(), v.isAllowed():
+		return v
+	}
+	return combined(v, w, v.low.or(w.low), v.high.or(w.high))
+}
+
+func (v value) and(w value) value {
+	switch {
+	case v.isAllowed(), w.isDenied():
+		return w
+	case w.isAllowed(), v.isDenied():
+		return v
+	}
+	return combined(v, w, v.low.and(w.low), v.high.and(w.high))
+}
+
 func (v value) except(w value) value {
 	return combined(v, w, v.low.and(w.high.not()), v.high.and(w.low.not()))
 }

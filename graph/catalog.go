@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/pembadb/pemba/graph/resident"
 )
 
 // The ends of the number spaces, and how many shapes and caveats a store may
@@ -87,6 +90,10 @@ type store struct {
 	counters map[counterKey]uint64 // guarded by DB.mu
 	tuples   uint64                // the sum of counters; guarded by DB.mu
 	next     map[Shape]Number      // of plain types; used by Commit alone
+	// resident is the store's adjacency in memory, and named the numbers of its names;
+	// nil where none are kept.
+	resident *resident.Graph
+	named    atomic.Pointer[resident.Names]
 }
 
 // A counterKey is what tuples are counted by.

@@ -246,6 +246,10 @@ func (db *DB) finish(b *pebble.Batch, next Applied, before, after func()) error 
 		before()
 		db.mu.Unlock()
 	}
+	if err := db.residents.apply(b, next.Revision); err != nil {
+		db.listener.fatal(err)
+		return closeBatch(b, err)
+	}
 	if err := b.Commit(pebble.NoSync); err != nil {
 		// What was said before cannot be taken back, so nothing may follow.
 		db.listener.fatal(fmt.Errorf("the graph's batch failed: %w", err))
@@ -308,6 +312,9 @@ func (w *writer) publish(db *DB) {
 		delete(db.stores, w.st.id)
 		delete(db.names, w.cat.record.name)
 	default:
+		if w.created {
+			db.residents.create(w.st, w.c.Revision)
+		}
 		w.st.catalog = w.cat
 		db.stores[w.st.id] = w.st
 		db.names[w.cat.record.name] = w.st.id
@@ -365,6 +372,9 @@ func (w *writer) commit(db *DB, c *Commit) (Receipt, error) {
 	}
 	if len(w.numbers) > rememberedNumbers || w.dropped {
 		clear(w.numbers)
+	}
+	if w.dropped && w.st.resident != nil {
+		w.st.resident.Forget()
 	}
 	if w.created {
 		db.nextStore = max(db.nextStore, w.st.id+1)

@@ -30,6 +30,10 @@ type Config struct {
 	// disk; zero for 32 MiB, at least 64 KiB, at most 1 GiB. Up to four times as
 	// much is held, and replayed from the log after a crash.
 	MemTableBytes int64
+	// ResidentBytes bounds the memory in which the adjacency of current tuples is kept,
+	// besides the cache; zero for 1 GiB, negative for none. What has no room is read
+	// from the cache and the disk, with the same answers.
+	ResidentBytes int64
 	// Logger is told when something goes wrong in the background; nil for
 	// slog.Default.
 	Logger *slog.Logger
@@ -146,6 +150,8 @@ type DB struct {
 	asked     atomic.Pointer[askedRequest]
 	// removal serialises Remove. It comes after life and before commit.
 	removal sync.Mutex
+	// residents keeps the stores' adjacency in memory; nil for none.
+	residents *residents
 
 	applied   atomic.Pointer[Applied]
 	durable   atomic.Pointer[Applied]
@@ -186,6 +192,7 @@ func Open(config Config) (*DB, error) {
 	}
 	// Not before: what refuses to load need not wait for a compaction to end.
 	compactions.open()
+	db.residents.start()
 	return db, nil
 }
 
@@ -279,6 +286,7 @@ func (db *DB) load(compactions *scheduler) error {
 		}
 		db.names[name] = id
 	}
+	db.residents = newResidents(db)
 	return nil
 }
 
@@ -387,9 +395,15 @@ func (a *Applied) decode(b []byte) error {
 // Close flushes and closes. It is refused while snapshots are open, with
 // ErrSnapshotsOpen, and again after it succeeded. After a fatal error it closes
 // without flushing.
-func (db *DB) Close() error {
+func (db *DB) Close() (err error) {
 	db.life.Lock()
 	defer db.life.Unlock()
+	db.residents.end()
+	defer func() {
+		if errors.Is(err, ErrSnapshotsOpen) {
+			db.residents.start()
+		}
+	}()
 	db.commit.Lock()
 	defer db.commit.Unlock()
 	db.mu.Lock()
@@ -488,6 +502,8 @@ type Metrics struct {
 	// Snapshots is how many are open; Views on how many different states.
 	Snapshots int
 	Views     int
+	// ResidentBytes is what the adjacency and the names in memory take.
+	ResidentBytes int64
 	// DiskBytes is how much the directory takes.
 	DiskBytes uint64
 	// Pebble is everything that Pebble says of itself.
@@ -509,6 +525,7 @@ func (db *DB) Metrics() (Metrics, error) {
 	if closed {
 		return Metrics{}, ErrClosed
 	}
+	m.ResidentBytes = db.residents.total.Load()
 	m.Pebble = db.pebble.Metrics()
 	m.DiskBytes = m.Pebble.DiskSpaceUsage()
 	return m, nil

@@ -27,10 +27,12 @@ import (
 //   - each named counter has a name and a filter, and there are not too many;
 //   - each request that is remembered stands under its id and its revision, and the
 //     revisions are in the order of their stamps;
-//   - the checksum, the cluster's id and its ancestors are of applied revisions.
+//   - the checksum, the cluster's id and its ancestors are of applied revisions;
+//   - what is kept in memory of tuples and names is what is stored.
 //
-// It holds a snapshot meanwhile, so commits may go on. It takes some
-// microseconds a tuple.
+// Commits wait while memory is compared, and go on while the rest is read, from a
+// snapshot. It takes some microseconds a tuple, and memory for all of them: it is for
+// tests.
 func (db *DB) CheckInvariants() error {
 	db.commit.Lock()
 	v, err := db.acquire()
@@ -49,7 +51,11 @@ func (db *DB) CheckInvariants() error {
 		inMemory[id] = maps.Clone(st.counters)
 	}
 	db.mu.Unlock()
+	err = db.residents.check(v)
 	db.commit.Unlock()
+	if err != nil {
+		return fmt.Errorf("check the graph: %w", errors.Join(err, db.leave(v)))
+	}
 
 	err = c.run()
 	if err == nil {

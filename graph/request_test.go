@@ -211,15 +211,7 @@ func FuzzClusterCodec(f *testing.F) {
 	f.Add(appendAncestors(nil, []Ancestor{{[16]byte{1}, 5}, {[16]byte{2}, 300}}))
 	f.Add(appendAncestors(nil, []Ancestor{{[16]byte{1}, 5}, {[16]byte{2}, 5}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		hold := func(err error, again []byte) {
-			t.Helper()
-			if err == nil && !bytes.Equal(again, b) {
-				t.Fatalf("%x is encoded again as %x", b, again)
-			}
-			if err != nil && !IsCorruptionError(err) {
-				t.Fatalf("the error is %v", err)
-			}
-		}
+		hold := oneForm(t, b)
 		var o RequestOutcome
 		err := o.decode(b)
 		hold(err, o.append(nil))

@@ -7,6 +7,8 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/pembadb/pemba/graph/resident"
 )
 
 // A SchemaVersion is the text of a schema, with the revision that wrote it and
@@ -36,6 +38,14 @@ type Snapshot struct {
 
 	overlay   *overlay
 	ephemeral ephemerals
+
+	// stored is the store's memory. resident is its adjacency; nil unless it may be
+	// used, which is only where newest is true. named is its names; nil for none. elements
+	// is room for what resident lists.
+	stored   *store
+	resident *resident.Graph
+	named    *resident.Names
+	elements []resident.Element
 
 	// near is for lookups and for what lies within one prefix; it has no bounds.
 	// current and history are the two sides of a walk, and have some. All are
@@ -94,7 +104,7 @@ func (db *DB) Snapshot(id StoreID, at Revision, instant Instant) (*Snapshot, err
 	db.mu.Lock()
 	st := db.stores[id]
 	if st != nil {
-		s.catalog = st.catalog
+		s.catalog, s.stored = st.catalog, st
 	}
 	db.mu.Unlock()
 	err = ErrUnknownStore
@@ -123,6 +133,10 @@ func (s *Snapshot) init() error {
 	// The catalog may be of a Commit that the view does not hold yet, but then
 	// its record is newer and only the slow way is taken.
 	s.newest = (s.revision == applied || s.revision >= s.catalog.record.changed) && !s.unfinished()
+	if s.newest {
+		s.resident = s.stored.resident
+	}
+	s.named = s.stored.named.Load()
 	if s.instant == 0 {
 		var err error
 		s.instant, err = s.lastStamp()
@@ -285,6 +299,11 @@ func (s *Snapshot) lookup(typ, id string) (Number, bool, error) {
 	if shape == 0 {
 		return 0, false, nil
 	}
+	if s.named != nil {
+		if n, found, known := s.named.Find(uint32(shape), id); known {
+			return Number(n), found, nil
+		}
+	}
 	s.key = appendNumberKey(s.key[:0], s.store, shape, id)
 	value, ok, err := s.seek()
 	var n Number
@@ -293,6 +312,9 @@ func (s *Snapshot) lookup(typ, id string) (Number, bool, error) {
 	}
 	if err != nil {
 		return 0, false, fmt.Errorf("look up %s:%s: %w", typ, id, err)
+	}
+	if ok && s.named != nil {
+		s.db.residents.keepName(s.named, shape, id, n)
 	}
 	return n, ok, nil
 }
@@ -312,6 +334,11 @@ func (s *Snapshot) ID(typ string, n Number) (string, error) {
 	shape := s.Shape(typ, "")
 	if shape == 0 {
 		return "", fmt.Errorf("number %d is of type %q, which has no objects", n, typ)
+	}
+	if s.named != nil {
+		if id, ok := s.named.ID(uint32(shape), uint64(n)); ok {
+			return id, nil
+		}
 	}
 	s.key = appendIDKey(s.key[:0], s.store, shape, n)
 	value, ok, err := s.seek()
@@ -336,15 +363,18 @@ func (s *Snapshot) Find(relation Shape, object Number, subject Shape, number Num
 			return e.edge(forward), true, nil
 		}
 	}
+	if s.resident != nil {
+		if found, known := s.findResident(k); found {
+			return Edge{Shape: subject, Number: number}, true, nil
+		} else if known {
+			return Edge{}, false, nil
+		}
+	}
 	ok, err := s.find(k)
 	if err != nil || !ok || !s.value.living(s.instant) {
 		return Edge{}, false, err
 	}
-	e := Edge{Shape: subject, Number: number, Caveat: s.value.caveat}
-	if s.value.hasContext {
-		e.Context = bytes.Clone(s.value.context)
-	}
-	return e, true, nil
+	return s.value.edge(subject, number), true, nil
 }
 
 // find reads the stored tuple of an edge, whatever its lifetime, into s.value,
@@ -464,6 +494,12 @@ func (s *Snapshot) edges(dst []Edge, d direction, k edgeKey, limit int) ([]Edge,
 	if getNumber(r[3:]) >= EphemeralNumber {
 		return dst, nil
 	}
+	if s.resident != nil {
+		dst, known, err := s.edgesResident(dst, d, k, limit)
+		if known || err != nil {
+			return dst, err
+		}
+	}
 	if err := s.open(&s.near); err != nil {
 		return dst, err
 	}
@@ -488,17 +524,14 @@ func (s *Snapshot) edges(dst []Edge, d direction, k edgeKey, limit int) ([]Edge,
 		if !s.value.living(s.instant) {
 			continue
 		}
-		e := Edge{Shape: shape, Number: getNumber(key[farEnd:]), Caveat: s.value.caveat}
-		if s.value.hasContext {
-			if d == reverse {
-				copy(r[:], key[storeEnd:])
-				if err := s.fetchForward(&s.value, r.edge(reverse), 0); err != nil {
-					return dst, err
-				}
+		number := getNumber(key[farEnd:])
+		if s.value.hasContext && d == reverse {
+			copy(r[:], key[storeEnd:])
+			if err := s.fetchForward(&s.value, r.edge(reverse), 0); err != nil {
+				return dst, err
 			}
-			e.Context = bytes.Clone(s.value.context)
 		}
-		dst = append(dst, e)
+		dst = append(dst, s.value.edge(shape, number))
 		limit--
 	}
 	return dst, s.failed("list edges", it)

@@ -645,6 +645,9 @@ func (w *writer) flushStage(db *DB, progress *unfinishedStage, spaces *batchReco
 	if err != nil {
 		return err
 	}
+	if err := db.residents.apply(sorted, progress.revision); err != nil {
+		return closeBatch(sorted, err)
+	}
 	if err := sorted.Commit(pebble.NoSync); err != nil {
 		return closeBatch(sorted, err)
 	}

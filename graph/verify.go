@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -20,8 +20,8 @@ import (
 // read. It reads bytesPerSecond at most, past the block cache, so that what is
 // hot stays there; progress, unless nil, is told how many bytes more were read.
 //
-// It fails with an error that IsCorruptionError knows and that names the table,
-// with the disk's own, with ErrClosed, or with ctx's.
+// It fails with an error that IsCorruptionError knows and that names the file of the
+// table, with the disk's own, with ErrClosed, or with ctx's.
 func (db *DB) Verify(ctx context.Context, bytesPerSecond int64, progress func(bytes int64)) error {
 	if bytesPerSecond < 1 {
 		return fmt.Errorf("verify the graph: %w", invalid("bytes per second", fmt.Sprint(bytesPerSecond), "is too small", "at least 1"))
@@ -42,6 +42,8 @@ func (db *DB) Verify(ctx context.Context, bytesPerSecond int64, progress func(by
 		switch err := v.verify(db.config.FS.PathJoin(db.config.Dir, name)); {
 		case errors.Is(err, fs.ErrNotExist):
 			missing = append(missing, name)
+		case IsCorruptionError(err):
+			return fmt.Errorf("verify the graph: %w", err)
 		case err != nil:
 			return fmt.Errorf("verify the graph: table %s: %w", name, err)
 		}
@@ -113,10 +115,10 @@ func (v *verifier) verify(path string) error {
 		return nil
 	case paced.failure != nil:
 		return paced.failure // Of the disk or the context, whatever came of it.
-	case pebble.IsCorruptionError(err):
-		return err
 	}
-	return corruptf("%v", err)
+	// The reader was given a file and no number, and takes it for the number 0.
+	number := strings.TrimSuffix(v.fs.PathBase(path), ".sst")
+	return corruptf("%s: %s", path, strings.ReplaceAll(err.Error(), " 000000", " "+number))
 }
 
 // validateBlocks reads every block, and closes the file.

@@ -83,6 +83,7 @@ func TestVerify(t *testing.T) {
 	if len(tables) == 0 || read < size {
 		t.Fatalf("read %d bytes of %d tables of %d", read, len(tables), size)
 	}
+	found := 0 // By Verify, and not when the graph was opened.
 	for _, name := range tables {
 		content := readAll(t, disk, "graph/"+name)
 		for at := 0; at < len(content); at += max(1, len(content)/40) {
@@ -96,6 +97,13 @@ func TestVerify(t *testing.T) {
 			_, err := verify(damaged, 1<<30)
 			if !IsCorruptionError(err) || !strings.Contains(err.Error(), strings.TrimSuffix(name, ".sst")) {
 				t.Errorf("byte %d of %d of %s: %v", at, len(content), name, err)
+			}
+			// It is the only file that is named.
+			if err != nil && strings.HasPrefix(err.Error(), "verify the graph: ") {
+				found++
+				if !strings.Contains(err.Error(), "graph/"+name) || strings.Contains(err.Error(), "000000") {
+					t.Errorf("byte %d of %d of %s: %v", at, len(content), name, err)
+				}
 			}
 		}
 		lost := vfs.NewMem()
@@ -117,6 +125,9 @@ func TestVerify(t *testing.T) {
 		if err := db.Close(); err != nil {
 			t.Logf("close without %s: %v", name, err)
 		}
+	}
+	if found == 0 {
+		t.Error("no damage was left for Verify to find")
 	}
 }
 

@@ -32,6 +32,9 @@ type Env struct {
 	// default one.
 	Store graph.StoreID
 
+	// ResidentBytes is graph.Config's, from the next Restart on.
+	ResidentBytes int64
+
 	config   engine.Config
 	fs       vfs.FS
 	revision graph.Revision
@@ -52,7 +55,7 @@ func New(config engine.Config) (*Env, error) {
 }
 
 func (e *Env) open() error {
-	db, err := graph.Open(graph.Config{Dir: "state", FS: e.fs})
+	db, err := graph.Open(graph.Config{Dir: "state", FS: e.fs, ResidentBytes: e.ResidentBytes})
 	if err != nil {
 		return err
 	}

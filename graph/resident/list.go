@@ -1,0 +1,120 @@
+package resident
+
+import "sync/atomic"
+
+// A list is the far ends of one near end, ascending, without repeats. Most lists are
+// short, so the word that stands in a slot holds up to two numbers itself; longer ones
+// are a block in the segment's arena, and very long ones a tree.
+//
+//	bits of the word        63 ........ 33 32 ........... 2  1 0
+//	none                                                  0  0 0
+//	cold                                                  1  0 0
+//	tree                    index of the tree        -> 3    0 0   bit 2 set: cold
+//	one element                          32 bits of element  0 1
+//	two plain elements      number       number              1 0
+//	block                   offset 32, count 9, class 5      1 1
+//
+// An element is a number and whether its edge is qualified: Element.
+type list uint64
+
+const (
+	tagOther = 0
+	tagOne   = 1
+	tagTwo   = 2
+	tagBlock = 3
+
+	none list = 0
+	cold list = 1 << 2
+	// treeBit marks the word of a tree.
+	treeBit list = 1 << 3
+)
+
+// An Element is a far end: its number shifted left by one, and in the lowest bit
+// whether the edge is qualified.
+type Element uint32
+
+// NumberMax is the highest number that an Element, or a near end, can hold.
+const NumberMax = 1<<31 - 1
+
+// MakeElement makes an Element of a number of at most NumberMax.
+func MakeElement(number uint32, qualified bool) Element {
+	e := Element(number << 1)
+	if qualified {
+		e |= 1
+	}
+	return e
+}
+
+// Number is the number of the far end.
+func (e Element) Number() uint32 { return uint32(e >> 1) }
+
+// Qualified says that the edge carries more than its ends: a caveat or a lifetime, of
+// which the resident graph knows nothing.
+func (e Element) Qualified() bool { return e&1 != 0 }
+
+// classes are the capacities of blocks, in elements.
+var classes = [...]uint32{3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256}
+
+// blockMax is the longest list that is kept in a block.
+const blockMax = 256
+
+// classOf is the smallest class for n elements.
+func classOf(n int) uint32 {
+	for c, capacity := range classes {
+		if n <= int(capacity) {
+			return uint32(c)
+		}
+	}
+	panic("resident: a list longer than the longest block")
+}
+
+func (l list) tag() list { return l & 3 }
+
+func listOne(e Element) list { return list(e)<<2 | tagOne }
+
+func listTwo(a, b Element) list { return list(a>>1)<<2 | list(b>>1)<<33 | tagTwo }
+
+func listBlock(class, count, offset uint32) list {
+	return list(offset)<<16 | list(count)<<7 | list(class)<<2 | tagBlock
+}
+
+func listTree(index int) list { return list(index)<<4 | treeBit }
+
+func (l list) one() Element { return Element(l >> 2) }
+
+func (l list) two() (a, b Element) {
+	return Element(l>>2) & NumberMax << 1, Element(l>>33) << 1
+}
+
+func (l list) block() (class, count, offset uint32) {
+	return uint32(l>>2) & 31, uint32(l>>7) & 511, uint32(l >> 16)
+}
+
+func (l list) isTree() bool { return l.tag() == tagOther && l&treeBit != 0 }
+
+func (l list) tree() int { return int(l >> 4) }
+
+// A block is the elements of a list in an arena. Readers may look at it while it is
+// being changed, or used again for another list: they find out afterwards, and until
+// then must only not leave the arena.
+type block []uint32
+
+// at reads an element.
+func (b block) at(i int) Element { return Element(atomic.LoadUint32(&b[i])) }
+
+// put writes an element.
+func (b block) put(i int, e Element) { atomic.StoreUint32(&b[i], uint32(e)) }
+
+// search finds the first element whose number is at least that of number.
+func (b block) search(number uint32) int {
+	lo, hi := 0, len(b)
+	for lo < hi {
+		mid := int(uint(lo+hi) >> 1)
+		if b.at(mid).Number() < number {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo
+}
