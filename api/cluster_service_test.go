@@ -25,20 +25,26 @@ import (
 	"github.com/pembadb/pemba/graph"
 )
 
+// freeAddr returns an address of this machine that nobody listens on.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return l.Addr().String()
+}
+
 // clusterNodes opens n nodes in memory, n1 and so on, that are a cluster: each with a
 // vote, and n1 leads.
 func clusterNodes(t testing.TB, n int) []*cluster.Node {
 	t.Helper()
 	var nodes []*cluster.Node
 	for i := range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := cluster.Config{InMemory: true, NodeID: fmt.Sprintf("n%d", i+1), RaftAddr: l.Addr().String(), MemberPause: 10 * time.Millisecond, Version: "v0"}
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
+		c := cluster.Config{InMemory: true, NodeID: fmt.Sprintf("n%d", i+1), RaftAddr: freeAddr(t), MemberPause: 10 * time.Millisecond, Version: "v0"}
 		if i > 0 {
 			c.Join = func(ctx context.Context, j cluster.Joining) (cluster.Joined, error) {
 				return nodes[0].AddMember(ctx, j)
@@ -187,18 +193,10 @@ func TestMemberMessage(t *testing.T) {
 // TestNotReady: a server whose node has not caught up is up and says that it is not
 // ready; it answers nothing that could be old, and learns its cluster from its node.
 func TestNotReady(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
 	// The cluster that took it in never speaks to it.
 	id := [16]byte{1, 2, 3}
 	node := openNode(t, cluster.Config{
-		InMemory: true, NodeID: "n2", RaftAddr: addr, WaitMax: 20 * time.Millisecond,
+		InMemory: true, NodeID: "n2", RaftAddr: freeAddr(t), WaitMax: 20 * time.Millisecond,
 		Join: func(context.Context, cluster.Joining) (cluster.Joined, error) {
 			return cluster.Joined{ClusterID: id}, nil
 		},

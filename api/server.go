@@ -728,7 +728,14 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		ctx, cancel = context.WithTimeout(ctx, s.limits.CallTimeout)
 		defer cancel()
 	}
-	return handler(ctx, req)
+	resp, err = handler(ctx, req)
+	// A stream is not begun again: what it said already was of the other store.
+	if again, failed := s.madeAgain(ctx, err); failed != nil {
+		return nil, failed
+	} else if again {
+		return handler(ctx, req)
+	}
+	return resp, err
 }
 
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {

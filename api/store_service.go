@@ -123,14 +123,42 @@ func storeNotNamed(who caller, where string) error {
 	}
 }
 
+// A droppedStore is the error of a call whose store was deleted since its name was
+// resolved. On a node that is behind that may be long ago, and another store have the
+// name by now: see madeAgain.
+type droppedStore struct {
+	error // Of a store that there is not.
+	store graph.StoreInfo
+}
+
+func (d *droppedStore) Unwrap() error { return d.error }
+
 // ofStore gives the error of a store that was deleted since it was resolved the
 // form of one that never was there.
 func ofStore(store graph.StoreInfo, err error) error {
 	var refusal *engine.Refusal
-	if errors.Is(err, graph.ErrUnknownStore) || errors.As(err, &refusal) && refusal.Reason == engine.UnknownStore {
-		return unknownStore(store.Name)
+	switch {
+	case errors.Is(err, cluster.ErrOutcomeUnknown): // It may have been there for an earlier try.
+	case errors.Is(err, graph.ErrUnknownStore), errors.As(err, &refusal) && refusal.Reason == engine.UnknownStore:
+		return &droppedStore{unknownStore(store.Name), store}
 	}
 	return err
+}
+
+// madeAgain reports whether a call failed since its store was deleted, and there is
+// another of the name: the one that the call was about, had this node not been behind
+// when it resolved the name. Nothing was changed then, for there is no store under the
+// old number, and the call can be answered anew.
+func (s *Server) madeAgain(ctx context.Context, failed error) (bool, error) {
+	var dropped *droppedStore
+	if !errors.As(failed, &dropped) {
+		return false, nil
+	}
+	if err := s.node.Await(ctx, linearizable); err != nil {
+		return false, err
+	}
+	now, found := s.node.StoreNamed(dropped.store.Name)
+	return found && now.ID != dropped.store.ID, nil
 }
 
 // roomForStore refuses to make one more store than are allowed.

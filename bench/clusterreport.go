@@ -24,20 +24,7 @@ const (
 
 // rowFigures returns what is measured of a row of a block.
 func rowFigures(w *row) []figure {
-	var list []figure
-	for _, f := range []figure{
-		{measureCalls, "1/s", callsOf, callsOf},
-		{measureMedian, "us", quantileOf(0.5), nil},
-		{measureSlow, "us", quantileOf(0.95), nil},
-		{measureSlowest, "us", quantileOf(0.99), nil},
-		{measureProcessor, "us/call", processorOf, nil},
-	} {
-		if f.measure == measureProcessor && runtime.GOOS != "linux" {
-			continue
-		}
-		f.base = f.of
-		list = append(list, f)
-	}
+	list := callFigures()
 	perCall := func(of func(*slice) uint64) func(*slice) float64 {
 		return func(s *slice) float64 { return float64(of(s)) / float64(s.latency.count) }
 	}
@@ -184,21 +171,15 @@ func (r *report) caughtUp(c *config, size, tuples int, all []*caughtUp) error {
 		take("states put into force", "states", func(c *caughtUp) float64 { return float64(c.installed) }),
 		take("processor of the fresh node", "us/tuple", func(c *caughtUp) float64 { return microseconds(c.processor) / float64(tuples) }),
 	}
-	for _, q := range []struct {
-		name string
-		of   func(*slice) float64
-		unit string
-	}{
-		{measureMedian, quantileOf(0.5), "us"},
-		{measureSlow, quantileOf(0.95), "us"},
-		{measureSlowest, quantileOf(0.99), "us"},
-		{measureProcessor, processorOf, "us/call"},
-	} {
+	for _, q := range callFigures() {
+		if q.measure == measureCalls {
+			continue // They are begun at a rate.
+		}
 		list = append(list,
-			take("checks before, "+q.name, q.unit, func(c *caughtUp) float64 { return q.of(c.before) }),
-			take("checks during, "+q.name, q.unit, func(c *caughtUp) float64 { return q.of(c.during) }),
-			take("checks during/before, "+q.name, "", func(c *caughtUp) float64 { return q.of(c.during) / q.of(c.before) }),
-			take("checks after/before, "+q.name, "", func(c *caughtUp) float64 { return q.of(c.after) / q.of(c.before) }))
+			take("checks before, "+q.measure, q.unit, func(c *caughtUp) float64 { return q.of(c.before) }),
+			take("checks during, "+q.measure, q.unit, func(c *caughtUp) float64 { return q.of(c.during) }),
+			take("checks during/before, "+q.measure, "", func(c *caughtUp) float64 { return q.of(c.during) / q.of(c.before) }),
+			take("checks after/before, "+q.measure, "", func(c *caughtUp) float64 { return q.of(c.after) / q.of(c.before) }))
 	}
 	name := "cluster/catchup/" + short(size)
 	parameters := map[string]any{"tuples": tuples, "state_bytes_per_second": c.stateRate}

@@ -37,6 +37,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -138,30 +139,12 @@ func parse(args []string, output io.Writer) (*config, error) {
 	if c.run, err = regexp.Compile(pattern); err != nil {
 		return nil, fmt.Errorf("--run: %w", err)
 	}
-	if c.rounds == 0 {
-		c.rounds = fullRounds
-		if c.quick {
-			c.rounds = quickRounds
-		}
+	defaults := config{rounds: fullRounds, seconds: fullSeconds, kills: fullKills, tuples: fullTuples}
+	if c.quick {
+		defaults = config{rounds: quickRounds, seconds: quickSeconds, kills: quickKills, tuples: quickTuples}
 	}
-	if c.seconds == 0 {
-		c.seconds = fullSeconds
-		if c.quick {
-			c.seconds = quickSeconds
-		}
-	}
-	if c.kills == 0 {
-		c.kills = fullKills
-		if c.quick {
-			c.kills = quickKills
-		}
-	}
-	if c.tuples == 0 {
-		c.tuples = fullTuples
-		if c.quick {
-			c.tuples = quickTuples
-		}
-	}
+	c.rounds, c.seconds = cmp.Or(c.rounds, defaults.rounds), cmp.Or(c.seconds, defaults.seconds)
+	c.kills, c.tuples = cmp.Or(c.kills, defaults.kills), cmp.Or(c.tuples, defaults.tuples)
 	return c, c.Validate()
 }
 

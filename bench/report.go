@@ -85,20 +85,26 @@ func callsOf(s *slice) float64 { return float64(s.latency.count) / s.elapsed.Sec
 
 func processorOf(s *slice) float64 { return microseconds(s.processor) / float64(s.latency.count) }
 
-// figures returns what is measured of a workload.
-func figures(w *workload) []figure {
-	median := quantileOf(0.5)
+// callFigures returns what is measured of calls, whatever they are.
+func callFigures() []figure {
+	median, slow, slowest := quantileOf(0.5), quantileOf(0.95), quantileOf(0.99)
 	list := []figure{
 		{measureCalls, "1/s", callsOf, callsOf},
 		{measureMedian, "us", median, median},
-		{measureSlow, "us", quantileOf(0.95), quantileOf(0.95)},
-		{measureSlowest, "us", quantileOf(0.99), quantileOf(0.99)},
+		{measureSlow, "us", slow, slow},
+		{measureSlowest, "us", slowest, slowest},
 	}
 	if runtime.GOOS == "linux" {
 		list = append(list, figure{measureProcessor, "us/call", processorOf, processorOf})
 	}
+	return list
+}
+
+// figures returns what is measured of a workload.
+func figures(w *workload) []figure {
+	list := callFigures()
 	if w.kind == resources || w.kind == subjects {
-		list = append(list, figure{measureFirst, "us", func(s *slice) float64 { return microseconds(s.first.quantile(0.5)) }, median})
+		list = append(list, figure{measureFirst, "us", func(s *slice) float64 { return microseconds(s.first.quantile(0.5)) }, quantileOf(0.5)})
 	}
 	if w.kind != check {
 		list = append(list, figure{measureItems, itemsOf(w) + "/s", func(s *slice) float64 { return float64(s.items) / s.elapsed.Seconds() }, nil})

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 // a fault of the program, of the memory, of a disk below its checksums. The graph
 // keeps a checksum of all that it wrote (graph.Applied.Checksum). At the same
 // revisions every node notes it, and now and then compares its notes with those of the
-// others. The one that is alone with what it holds stops.
+// others. The odd one stops; judge says which that is.
 const (
 	// checksumEvery is the distance of the revisions, which is the same on all nodes,
 	// and checksumsKept how many notes there are: some seconds of the fastest writes.
@@ -77,38 +78,110 @@ func (s *peerService) GetChecksums(context.Context, *peerv1.GetChecksumsRequest)
 	return response, nil
 }
 
+// A checksumPoint is where two nodes can be compared: behind the last entry below a
+// revision, with checksums that began at the same one.
+type checksumPoint struct{ revision, since graph.Revision }
+
+// An otherState is what another node says of its state.
+type otherState struct {
+	id     raft.ServerID
+	voter  bool
+	values map[checksumPoint]uint64
+}
+
+func newOtherState(server raft.Server, notes []*peerv1.Checksum) otherState {
+	s := otherState{id: server.ID, voter: server.Suffrage == raft.Voter, values: make(map[checksumPoint]uint64, len(notes))}
+	for _, c := range notes {
+		s.values[checksumPoint{graph.Revision(c.GetRevision()), graph.Revision(c.GetSince())}] = c.GetValue()
+	}
+	return s
+}
+
 // compare returns the newest revision for which both have a note, and whether the
 // notes are the same.
-func compare(ours []checksumNote, theirs []*peerv1.Checksum) (at graph.Revision, same, found bool) {
-	known := make(map[checksumNote]bool, len(theirs))
-	revisions := make(map[[2]graph.Revision]bool, len(theirs))
-	for _, c := range theirs {
-		note := checksumNote{graph.Revision(c.GetRevision()), graph.Revision(c.GetSince()), c.GetValue()}
-		known[note] = true
-		revisions[[2]graph.Revision{note.revision, note.since}] = true
-	}
-	for i := len(ours) - 1; i >= 0; i-- {
-		note := ours[i]
-		if revisions[[2]graph.Revision{note.revision, note.since}] {
-			return note.revision, known[note], true
+func compare(ours []checksumNote, theirs otherState) (at graph.Revision, same, found bool) {
+	for _, note := range slices.Backward(ours) {
+		if value, found := theirs.values[checksumPoint{note.revision, note.since}]; found {
+			return note.revision, value == note.value, true
 		}
 	}
 	return 0, false, false
 }
 
-// A comparison is what the others said.
-type comparison struct {
-	same, different int // Other nodes.
-	leaderDiffers   bool
-	at              graph.Revision // The revision at which the last one differs.
-	nodes           []string       // Which differ.
+// agreeAgainst reports whether two others hold the same state, and we another: whether
+// they do at the newest revision for which all three have a note. Where states differed
+// once they differ ever after, so this says nothing that later revisions could take back.
+func agreeAgainst(ours []checksumNote, a, b otherState) bool {
+	for _, note := range slices.Backward(ours) {
+		point := checksumPoint{note.revision, note.since}
+		valueA, foundA := a.values[point]
+		valueB, foundB := b.values[point]
+		if foundA && foundB {
+			return valueA == valueB && valueA != note.value
+		}
+	}
+	return false
 }
 
-// isOdd reports whether this node is the odd one: more nodes hold something else than
-// hold the same, or as many, among them the leader, whose state is what was answered
-// from.
-func (c comparison) isOdd() bool {
-	return c.different > c.same+1 || c.different == c.same+1 && c.leaderDiffers
+// A comparison is what came out when this node's state was compared with the others'.
+type comparison struct {
+	odd   bool           // This node is the odd one.
+	at    graph.Revision // The revision at which the last one differs.
+	nodes []string       // Which differ.
+}
+
+// judge compares this node's state with those of the others that answered, and decides
+// whether it is the odd one. The rule:
+//
+//	A state is worth as many as hold it: the voters that do, and this node, which holds
+//	its own. A node is odd when one other state is worth more than its own; or as much,
+//	and the leader holds it, for that is the state that was answered from.
+//
+// What follows from it:
+//
+//   - It is one state that has to be worth more. Those who differ from this node and
+//     from each other say nothing together: of three voters that all differ, the leader
+//     has 1 against 1 and goes on, the two others have 1 against the leader's 1 and stop.
+//   - Of two voters that differ, and of three or more of which all but two are down, the
+//     one stops that does not lead. Nobody waits for those that are down, whose state may
+//     be the same as this node's: as long as they are, two states would answer. Without
+//     a known leader none of the two stops.
+//   - Of three voters the one that differs from two stops, also where it leads. Of five,
+//     two that agree stop when they reach the three; one of the three that reaches only
+//     a part of the others judges by that part.
+//   - A replica that differs stops where a majority, or the leader, stands against it,
+//     and never makes a voter stop, however many replicas there are: they are often
+//     the first that run a new version, and a fault in that must not end the cluster.
+//   - A node that has not come to where the states part holds the same as both. It counts
+//     for the one that asks, so that it keeps nobody from going on; once it has come
+//     there, it is seen where it belongs.
+func judge(ours []checksumNote, others []otherState, leader raft.ServerID) comparison {
+	var c comparison
+	worth := 1
+	var different []otherState
+	for _, other := range others {
+		at, same, found := compare(ours, other)
+		switch {
+		case !found: // It is down, or far behind, or has begun another checksum.
+		case !same:
+			different = append(different, other)
+			c.at, c.nodes = at, append(c.nodes, string(other.id))
+		case other.voter:
+			worth++
+		}
+	}
+	different = slices.DeleteFunc(different, func(other otherState) bool { return !other.voter })
+	for _, one := range different {
+		theirs, leads := 0, false
+		for _, other := range different {
+			if agreeAgainst(ours, one, other) {
+				theirs++
+				leads = leads || other.id == leader
+			}
+		}
+		c.odd = c.odd || theirs > worth || theirs == worth && leads
+	}
+	return c
 }
 
 // compareChecksums compares this node's state with that of the others, again and again.
@@ -127,7 +200,7 @@ func (n *Node) compareChecksums() {
 		if len(c.nodes) == 0 {
 			continue
 		}
-		if c.isOdd() {
+		if c.odd {
 			n.fail(fmt.Errorf("%w: at revision %d its checksum is another than that of %v, and it is the odd one; "+
 				"keep its data directory for those who look into it, and let a new node take its place", ErrDiverged, c.at, c.nodes))
 			return
@@ -151,53 +224,35 @@ func (n *Node) tellDiffering(c comparison) {
 	}
 }
 
+// compareOnce asks the others for their notes and compares this node's with them.
 func (n *Node) compareOnce(ctx context.Context) comparison {
-	var c comparison
 	ctx, cancel := context.WithTimeout(ctx, statusPatience)
 	defer cancel()
 	leader, _ := n.leader()
-	type answer struct {
-		server    raft.Server
-		checksums []*peerv1.Checksum
-	}
-	servers := n.configuration().Servers
-	answers := make(chan answer, len(servers))
-	asked := 0
-	for _, server := range servers {
-		if string(server.ID) == n.dir.nodeID {
-			continue
-		}
-		asked++
-		go func() {
-			a := answer{server: server}
-			if client, err := n.client(server); err == nil {
-				if response, err := client.GetChecksums(ctx, &peerv1.GetChecksumsRequest{}); err == nil {
-					a.checksums = response.GetChecksums()
-				}
+	servers := slices.DeleteFunc(n.configuration().Servers, func(server raft.Server) bool { return string(server.ID) == n.dir.nodeID })
+	replies := askAll(servers, func(server raft.Server) (other otherState, err error) {
+		err = n.ask(ctx, server, func(ctx context.Context, client peerv1.PeerServiceClient) error {
+			response, err := client.GetChecksums(ctx, &peerv1.GetChecksumsRequest{})
+			if err != nil {
+				return err
 			}
-			answers <- a
-		}()
+			other = newOtherState(server, response.GetChecksums())
+			return nil
+		})
+		return other, err
+	})
+	var others []otherState
+	for range servers {
+		if r := <-replies; r.err == nil {
+			others = append(others, r.said)
+		}
 	}
-	var all []answer
-	for range asked {
-		all = append(all, <-answers)
+	if now, _ := n.leader(); now.ID != leader.ID {
+		// It changed meanwhile. Two nodes that each took the other for it would both stop.
+		leader = raft.Server{}
 	}
 	// Taken last: these notes reach at least as far as those of the others did.
-	ours := n.checksums.all(n.db().Applied())
-	for _, a := range all {
-		at, same, found := compare(ours, a.checksums)
-		switch {
-		case !found: // It is down, or far behind, or has begun another checksum.
-		case same:
-			c.same++
-		default:
-			c.different++
-			c.at = at
-			c.nodes = append(c.nodes, string(a.server.ID))
-			c.leaderDiffers = c.leaderDiffers || a.server.ID == leader.ID
-		}
-	}
-	return c
+	return judge(n.checksums.all(n.db().Applied()), others, leader.ID)
 }
 
 // untilStop returns a context that ends when the node's loops are to.

@@ -70,13 +70,15 @@ func (n *Node) trustedNow() (graph.Instant, error) {
 		return 0, fmt.Errorf("%w: it is %v %s most others", ErrClock, c.off.Abs().Round(time.Millisecond), behindOrAhead(c.off))
 	}
 	if jump := now.Sub(c.was) - time.Since(c.asked); jump.Abs() > clockSuspicion {
-		return 0, fmt.Errorf("%w by %v", errClockSet, jump.Round(time.Millisecond))
+		return 0, fmt.Errorf("%w: it jumped %s by %v, and no majority of the voters has agreed with it since",
+			errClockSet, forwardOrBack(jump), jump.Abs().Round(time.Millisecond))
 	}
 	return graph.InstantOf(now), nil
 }
 
-// errClockSet is the ErrClock of a clock that may well be right.
-var errClockSet = fmt.Errorf("%w: the others have not been asked since it was set", ErrClock)
+// errClockSet is the ErrClock of a clock that was set and may well be right: the others
+// are yet to be asked, or were, and too few agree with each other to tell.
+var errClockSet = fmt.Errorf("%w", ErrClock)
 
 // awaitClock returns when this node's clock can be believed, or an ErrClock when it
 // cannot. One that was set just now is compared with the others first.
@@ -93,6 +95,13 @@ func (n *Node) awaitClock(ctx context.Context) error {
 	return cmp.Or(err, late)
 }
 
+func forwardOrBack(jump time.Duration) string {
+	if jump > 0 {
+		return "forward"
+	}
+	return "back"
+}
+
 func behindOrAhead(off time.Duration) string {
 	if off > 0 {
 		return "behind"
@@ -104,62 +113,44 @@ func behindOrAhead(off time.Duration) string {
 func (n *Node) askClocks(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, clockPatience)
 	defer cancel()
-	var others []raft.Server
-	voters, agreeing := 0, 0
-	for _, server := range n.configuration().Servers {
-		if server.Suffrage != raft.Voter {
-			continue
-		}
-		voters++
-		if string(server.ID) == n.dir.nodeID {
-			agreeing++ // With itself.
-			continue
-		}
-		others = append(others, server)
-	}
-	type reading struct {
-		server raft.Server
-		ahead  time.Duration
-		ok     bool
-	}
+	configuration := n.configuration()
+	voters, others := countVoters(configuration), votersBut(configuration, n.dir.nodeID)
+	agreeing := voters - len(others) // With itself, if it has a vote.
+	// What it says is by how much the other's clock is ahead of this one.
+	type reading = reply[time.Duration]
 	// Read before the others are asked: whatever happens to the clock from here on is
 	// noticed by trustedNow.
 	was, asked := n.config.Now().Round(0), time.Now()
-	readings := make(chan reading, len(others))
-	for _, server := range others {
-		go func() {
-			r := reading{server: server}
-			defer func() { readings <- r }()
-			client, err := n.client(server)
-			if err != nil {
-				return
-			}
-			start := time.Now()
+	readings := askAll(others, func(server raft.Server) (ahead time.Duration, err error) {
+		err = n.ask(ctx, server, func(ctx context.Context, client peerv1.PeerServiceClient) error {
+			start := time.Now() // Not before: what it took to find the connection is no part of the way.
 			response, err := client.Confirm(ctx, &peerv1.ConfirmRequest{})
 			if err != nil {
-				return
+				return err
 			}
 			// It was read somewhere between question and answer.
 			middle := was.Add(start.Sub(asked) + time.Since(start)/2)
-			r.ahead, r.ok = graph.Instant(response.GetClock()).Time().Sub(middle), true
-		}()
-	}
+			ahead = graph.Instant(response.GetClock()).Time().Sub(middle)
+			return nil
+		})
+		return ahead, err
+	})
 	var ahead []reading
 	for range others {
-		if r := <-readings; r.ok {
+		if r := <-readings; r.err == nil {
 			ahead = append(ahead, r)
-			if r.ahead.Abs() <= ClockSkewMax {
+			if r.said.Abs() <= ClockSkewMax {
 				agreeing++
 			}
 		}
 	}
-	slices.SortFunc(ahead, func(a, b reading) int { return cmp.Compare(a.ahead, b.ahead) })
+	slices.SortFunc(ahead, func(a, b reading) int { return cmp.Compare(a.said, b.said) })
 	// The largest group of others that agree with each other: within twice what two of
 	// them may be from what is right.
 	var group []reading
 	for i := range ahead {
 		j := i
-		for j < len(ahead) && ahead[j].ahead-ahead[i].ahead <= 2*ClockSkewMax {
+		for j < len(ahead) && ahead[j].said-ahead[i].said <= 2*ClockSkewMax {
 			j++
 		}
 		if j-i > len(group) {
@@ -171,9 +162,11 @@ func (n *Node) askClocks(ctx context.Context) {
 		return
 	}
 	if len(group) <= voters/2 {
-		return // Nobody can tell: what was known stands, and so does a suspicion.
+		// Nobody can tell: what was known stands, and so does a suspicion. Of two voters
+		// it is always so when they disagree, and the one whose clock jumped is silent.
+		return
 	}
-	if middle := group[len(group)/2].ahead; middle.Abs() > ClockSkewMax {
+	if middle := group[len(group)/2].said; middle.Abs() > ClockSkewMax {
 		c := &clockKnowledge{off: middle, asked: asked, was: was}
 		for _, r := range group {
 			c.better = append(c.better, r.server)

@@ -60,10 +60,7 @@ func (c *collector) forget(store graph.StoreID) {
 }
 
 func (c *collector) wakeUp() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	nudge(c.wake)
 }
 
 // plan returns the stores to look at now, and sets when to look again.

@@ -62,6 +62,10 @@ type Config struct {
 	// an empty directory becomes a cluster of one.
 	Join func(context.Context, Joining) (Joined, error)
 
+	// NoBootstrap refuses an empty data directory that is not to join, instead of making
+	// it a cluster of one: it may be that of a member, whose disk is not there.
+	NoBootstrap bool
+
 	// Replica lets the node that joins stay without a vote: it serves reads, and
 	// its loss matters to nobody else.
 	Replica bool
@@ -134,8 +138,10 @@ type Config struct {
 	ProposalsMax     int
 	ProposalBytesMax int64
 
-	// WaitMax bounds how long a read waits for its revision, beside the
-	// caller's own deadline. Zero means 5 s.
+	// WaitMax bounds how long a read waits for its revision, and for how long a write
+	// is tried again while the leader changes, beside the caller's own deadline. A write
+	// whose first try may have made it is tried again for half of graph.RequestLifetime
+	// at most, however long WaitMax is. Zero means 5 s.
 	WaitMax time.Duration
 
 	// CollectPause is the least time between two rounds in which the leader

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -32,8 +33,10 @@ type confirmRound struct {
 	err      error
 }
 
-// wait joins the next round, and returns what confirm did in it.
-func (c *confirms) wait(ctx context.Context, confirm func() (graph.Revision, error)) (graph.Revision, error) {
+// wait joins the next round, and returns what confirm did in it, or an ErrNotLeader when
+// that takes too long: before that round another may be under way that is stuck, and each
+// of them takes as long as it may.
+func (c *confirms) wait(ctx context.Context, waitMax time.Duration, confirm func() (graph.Revision, error)) (graph.Revision, error) {
 	c.readers.Add(1)
 	c.mu.Lock()
 	if c.next == nil {
@@ -45,12 +48,21 @@ func (c *confirms) wait(ctx context.Context, confirm func() (graph.Revision, err
 		go c.run(confirm)
 	}
 	c.mu.Unlock()
+	late := time.NewTimer(waitMax)
+	defer late.Stop()
 	select {
 	case <-round.done:
 		return round.revision, round.err
+	case <-late.C:
+		return 0, noneAnswered(waitMax)
 	case <-ctx.Done():
 		return 0, context.Cause(ctx)
 	}
+}
+
+// noneAnswered is the error of who asked whether there is a leader, and was not told.
+func noneAnswered(within time.Duration) error {
+	return fmt.Errorf("%w: none answered within %v", ErrNotLeader, within)
 }
 
 // run does rounds as long as somebody waits.
@@ -98,52 +110,25 @@ func (n *Node) confirm() (graph.Revision, error) {
 	if err != nil {
 		return 0, err
 	}
-	var others []raft.Server
-	voters := 0
-	for _, server := range n.configuration().Servers {
-		if server.Suffrage != raft.Voter {
-			continue
-		}
-		voters++
-		if string(server.ID) != n.dir.nodeID {
-			others = append(others, server)
-		}
-	}
+	configuration := n.configuration()
+	voters, others := countVoters(configuration), votersBut(configuration, n.dir.nodeID)
 	if len(others) == 0 && voters == 1 {
 		return revision, nil // It is alone: nobody else can be elected.
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), confirmTimeouts*n.electionTimeout())
 	defer cancel() // Also of the slow ones, once there is a majority.
-	type answer struct {
-		term uint64
-		err  error
-	}
-	answers := make(chan answer, len(others))
-	for _, server := range others {
-		go func() {
-			client, err := n.client(server)
-			if err != nil {
-				answers <- answer{err: err}
-				return
-			}
-			response, err := client.Confirm(ctx, &peerv1.ConfirmRequest{Term: term})
-			if err != nil {
-				answers <- answer{err: fmt.Errorf("node %s: %w", server.ID, err)}
-				return
-			}
-			answers <- answer{term: response.GetTerm()}
-		}()
-	}
+	replies := askAll(others, func(server raft.Server) (*peerv1.ConfirmResponse, error) {
+		return n.askTerm(ctx, server, term)
+	})
 	agreeing := voters - len(others) // Itself, if it has a vote.
 	var failure error
 	for range others {
-		a := <-answers
-		switch {
-		case a.err != nil:
-			failure = a.err
-		case a.term > term:
-			return 0, fmt.Errorf("%w: another node is in term %d, and this one led in %d", ErrNotLeader, a.term, term)
-		case a.term == term:
+		switch r := <-replies; {
+		case r.err != nil:
+			failure = r.err
+		case r.said.GetTerm() > term:
+			return 0, fmt.Errorf("%w: another node is in term %d, and this one led in %d", ErrNotLeader, r.said.GetTerm(), term)
+		case r.said.GetTerm() == term:
 			agreeing++
 		}
 		if agreeing > voters/2 {

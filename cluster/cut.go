@@ -17,10 +17,7 @@ func (n *Node) wakeCutter() {
 		!n.fsm().large.Load() {
 		return
 	}
-	select {
-	case n.cutter.wake <- struct{}{}:
-	default:
-	}
+	nudge(n.cutter.wake)
 }
 
 // cut has Raft take a snapshot, which flushes the graph and cuts the log, each

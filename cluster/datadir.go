@@ -8,10 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
+	"github.com/pembadb/pemba/cluster/badgerlog"
 	"github.com/pembadb/pemba/graph"
 )
 
@@ -86,10 +88,21 @@ func openDataDir(path, wantNodeID string) (*dataDir, error) {
 	if err := d.claim(); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
-	if err := errors.Join(d.loadNodeID(wantNodeID), d.loadMember(), d.loadState()); err != nil {
+	if err := d.load(wantNodeID); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
+}
+
+// load reads what the files say, one after the other: the first that is refused ends it.
+func (d *dataDir) load(wantNodeID string) error {
+	if err := d.loadNodeID(wantNodeID); err != nil {
+		return err
+	}
+	if err := d.loadMember(); err != nil {
+		return err
+	}
+	return d.loadState()
 }
 
 // close gives the lock back.
@@ -136,7 +149,7 @@ func lockDirectory(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory %s: %w", path, err)
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := badgerlog.TryLock(file); err != nil {
 		holder := "another process"
 		if content, readErr := os.ReadFile(name); readErr == nil {
 			if pid, convErr := strconv.Atoi(strings.TrimSpace(string(content))); convErr == nil {
@@ -332,18 +345,32 @@ func (d *dataDir) begin() error {
 	return d.join(m)
 }
 
-// loadState finds the folder of the graph. Folders of states that were replaced, or
-// never came into force, are removed.
+// loadState finds the folder of the graph.
 func (d *dataDir) loadState() error {
 	d.graph = stateFolder
 	content, err := os.ReadFile(filepath.Join(d.path, stateFile))
 	if err == nil {
 		d.graph, d.installed, err = parseState(string(content))
+	} else if errors.Is(err, fs.ErrNotExist) {
+		return d.checkFirstState()
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return fmt.Errorf("data directory %s: the file %s: %w", d.path, stateFile, err)
 	}
-	return d.removeStates(d.graph)
+	return nil
+}
+
+// checkFirstState refuses a directory without the file STATE where the first state is
+// gone and another one is there. A node makes the first before it is sent any, and
+// removes it when STATE names another.
+func (d *dataDir) checkFirstState() error {
+	states, err := d.states()
+	if err != nil || len(states) == 0 || slices.Contains(states, stateFolder) {
+		return err
+	}
+	return fmt.Errorf("data directory %s: the folder %s is there, but neither the folder %s nor the file %s that would name another one: "+
+		"bring that file back if you have it as it was; else remove the node from its cluster and let it join with an empty directory",
+		d.path, states[0], stateFolder, stateFile)
 }
 
 // sync makes the names in the directory durable.
@@ -354,19 +381,45 @@ func (d *dataDir) sync() error {
 	return syncDirectory(d.path)
 }
 
-// removeStates removes all folders of graphs but one.
-func (d *dataDir) removeStates(but string) error {
+// sentFolder returns the name of the folder of a state that was sent at a revision.
+func sentFolder(revision graph.Revision) string { return fmt.Sprintf("%s-%d", stateFolder, revision) }
+
+// isStateFolder reports whether a folder of that name is a node's own: the first one, or
+// what sentFolder returns. Whatever else begins so is the operator's.
+func isStateFolder(name string) bool {
+	digits, sent := strings.CutPrefix(name, stateFolder+"-")
+	revision, err := strconv.ParseUint(digits, 10, 64)
+	return name == stateFolder || sent && err == nil && name == sentFolder(graph.Revision(revision))
+}
+
+// states returns the names of the folders of graphs.
+func (d *dataDir) states() ([]string, error) {
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var errs []error
+	var names []string
 	for _, entry := range entries {
-		name := entry.Name()
-		if name == but || !entry.IsDir() || (name != stateFolder && !strings.HasPrefix(name, stateFolder+"-")) {
-			continue
+		if entry.IsDir() && isStateFolder(entry.Name()) {
+			names = append(names, entry.Name())
 		}
-		errs = append(errs, os.RemoveAll(filepath.Join(d.path, name)))
+	}
+	return names, nil
+}
+
+// removeStates removes the folders of states that were replaced, or never came into
+// force. What is in force was looked at before: where that is not what it should be,
+// one of them may be what remains.
+func (d *dataDir) removeStates() error {
+	if d.lock == nil {
+		return nil
+	}
+	names, err := d.states()
+	errs := []error{err}
+	for _, name := range names {
+		if name != d.graph {
+			errs = append(errs, os.RemoveAll(filepath.Join(d.path, name)))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -381,7 +434,7 @@ func parseState(content string) (folder string, installed graph.Revision, err er
 	if _, err := fmt.Sscanf(content, "folder %s\ninstalled %d\n", &folder, &installed); err != nil {
 		return "", 0, fmt.Errorf("it says %.80q, not a folder and a revision: %w", content, err)
 	}
-	if filepath.Base(folder) != folder || !strings.HasPrefix(folder, stateFolder) {
+	if !isStateFolder(folder) {
 		return "", 0, fmt.Errorf("it names the folder %.80q: %s and %s-N are allowed", folder, stateFolder, stateFolder)
 	}
 	return folder, installed, nil

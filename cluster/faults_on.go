@@ -5,12 +5,10 @@ package cluster
 import (
 	"fmt"
 	"os"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/hashicorp/raft"
 
@@ -63,14 +61,9 @@ func SlowLog(by time.Duration) { storeDelay.Store(int64(by)) }
 // now on, and leaves terms and votes alone, so that elections are as quick as ever.
 func SlowEntries(by time.Duration) { entriesDelay.Store(int64(by)) }
 
-// plantLog puts the delay where the log is committed. The seam is one of the tests of
-// that package, and is not for the ordinary build to reach.
+// plantLog puts the delay where the log is committed.
 func plantLog(config *badgerlog.Config) {
-	seam := reflect.ValueOf(config).Elem().FieldByName("beforeCommit")
-	*(*func() error)(unsafe.Pointer(seam.UnsafeAddr())) = func() error {
-		time.Sleep(time.Duration(storeDelay.Load()))
-		return nil
-	}
+	*config = config.SlowedBy(func() { time.Sleep(time.Duration(storeDelay.Load())) })
 }
 
 // plantedLocalRead reports whether a read index may be left out.

@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -101,27 +100,16 @@ func (n *Node) mayHandOver() bool {
 
 // check has the fitness found out soon.
 func (f *fitness) check() {
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
+	nudge(f.wake)
 }
 
-// otherVoters returns the voters but for this node.
-func (n *Node) otherVoters() []raft.Server {
-	return slices.DeleteFunc(n.configuration().Servers, func(server raft.Server) bool {
-		return server.Suffrage != raft.Voter || string(server.ID) == n.dir.nodeID
-	})
-}
-
-// roomier returns the voters whose disks have room for writes.
+// roomier returns the voters whose disks have room for writes. One that hangs keeps
+// nobody from finding the others.
 func (n *Node) roomier(ctx context.Context) []raft.Server {
-	ctx, cancel := context.WithTimeout(ctx, statusPatience)
-	defer cancel()
 	var found []raft.Server
-	for _, server := range n.otherVoters() {
-		if s, err := n.statusOf(ctx, server); err == nil && s.FreeBytes >= s.FreeBytesMin {
-			found = append(found, server)
+	for _, r := range n.askStatus(ctx, n.otherVoters()) {
+		if r.err == nil && r.said.FreeBytes >= r.said.FreeBytesMin {
+			found = append(found, r.server)
 		}
 	}
 	return found

@@ -31,6 +31,11 @@ type fsm struct {
 	// advanced is called behind each batch.
 	advanced func()
 
+	// inForce is closed once the machine is in force and all know that it is; nil for
+	// one that is from the start. Nothing is applied before: who hears of an entry looks
+	// for it in the machine that is in force.
+	inForce chan struct{}
+
 	// fault is what stopped the FSM; it belongs to the goroutine that applies.
 	fault error
 	// entries and bytes count what was applied since they were last reset.
@@ -54,6 +59,9 @@ type answer struct {
 
 // ApplyBatch implements raft.BatchingFSM.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	if f.inForce != nil {
+		<-f.inForce
+	}
 	answers := make([]any, len(logs))
 	for i, entry := range logs {
 		answers[i] = f.Apply(entry)

@@ -26,6 +26,10 @@ type installer struct {
 	received int64 // Bytes since the node started.
 	installs int   // States that came into force.
 
+	// estimate is about how many bytes the last state has of which a header came; zero
+	// before that. It belongs to the goroutine of install.
+	estimate int64
+
 	// replaced are the machines that were, until they are closed.
 	replaced sync.WaitGroup
 }
@@ -35,10 +39,7 @@ func (i *installer) want(token stateToken) {
 	i.mu.Lock()
 	i.wanted = &token
 	i.mu.Unlock()
-	select {
-	case i.wake <- struct{}{}:
-	default:
-	}
+	nudge(i.wake)
 }
 
 func (i *installer) take() *stateToken {
@@ -56,6 +57,7 @@ func (n *Node) install() {
 	defer close(n.installer.ended)
 	ctx, cancel := n.untilStop()
 	defer cancel()
+	pause := fetchRoomPauseMin
 	for {
 		select {
 		case <-n.stop:
@@ -63,7 +65,7 @@ func (n *Node) install() {
 		case <-n.installer.wake:
 		}
 		token := n.installer.take()
-		if token == nil || n.db().Applied().Revision >= graph.Revision(token.first) {
+		if token == nil || token.isHeldBy(n.db().Applied().Revision) {
 			continue
 		}
 		start := time.Now()
@@ -73,6 +75,7 @@ func (n *Node) install() {
 		}
 		switch {
 		case err == nil:
+			pause = fetchRoomPauseMin
 			n.config.Logger.Info("a state that was sent is in force", "node", n.dir.nodeID, "from", token.node,
 				"revision", header.Revision, "took", time.Since(start))
 		case ctx.Err() != nil:
@@ -82,6 +85,12 @@ func (n *Node) install() {
 			return
 		default:
 			n.config.Logger.Warn("the state could not be fetched; it is tried again", "node", n.dir.nodeID, "from", token.node, "error", err)
+			if errors.Is(err, ErrDiskFull) {
+				if !n.sleep(pause) {
+					return
+				}
+				pause = min(2*pause, fetchRoomPauseMax)
+			}
 		}
 	}
 }
@@ -92,10 +101,23 @@ const (
 	fetchPause    = 500 * time.Millisecond
 )
 
+// How long a fetch that found too little space is not tried again, at first and at most;
+// twice as long after each time. The leader tells of its state all the time, and sends as
+// much of it each time as there is room for.
+const (
+	fetchRoomPauseMin = time.Second
+	fetchRoomPauseMax = time.Minute
+)
+
 // fetchState receives the state of another node into a folder of its own.
 func (n *Node) fetchState(ctx context.Context, token stateToken) (folder string, header graph.StateHeader, err error) {
 	f := &fetch{node: n, from: token.node, revision: token.revision}
 	defer func() { err = errors.Join(err, f.close()) }()
+	if n.installer.estimate > 0 { // Else the sender must be asked, for the message.
+		if err := f.checkRoom(0); err != nil {
+			return "", header, fmt.Errorf("fetch the state from %s: %w", token.node, err)
+		}
+	}
 	for try := 0; ; try++ {
 		before := f.records()
 		done, err := f.receive(ctx)
@@ -147,7 +169,24 @@ func (f *fetch) lasting(err error) bool {
 	var format *graph.FormatError
 	var answered *peerError
 	return f.broken || errors.As(err, &format) || errors.As(err, &answered) && !errors.Is(err, ErrTooBusy) ||
-		errors.Is(err, graph.ErrStateDiffers) || graph.IsCorruptionError(err)
+		errors.Is(err, graph.ErrStateDiffers) || errors.Is(err, ErrDiskFull) || graph.IsCorruptionError(err)
+}
+
+// checkRoom returns an ErrDiskFull when there is no room for so many bytes more. What
+// writes need stays free: the node has a log to keep meanwhile, and without the space
+// for a vote it would stop.
+func (f *fetch) checkRoom(more int) error {
+	room := &f.node.room
+	err := room.check(int64(more))
+	if !errors.Is(err, ErrDiskFull) {
+		return err
+	}
+	stats, lookErr := room.look()
+	if lookErr != nil {
+		return lookErr
+	}
+	return fmt.Errorf("%w; the state that is to come has about %d bytes, so that some %d should be free, "+
+		"beside the state that is there", err, f.node.installer.estimate, room.bytesMin(stats)+f.node.installer.estimate)
 }
 
 // receive makes one call for what is still missing.
@@ -185,6 +224,9 @@ func (f *fetch) receive(ctx context.Context) (done bool, err error) {
 		case *peerv1.SendStateResponse_Chunk:
 			if f.writer == nil {
 				return false, errors.New("a part of a state came before its header")
+			}
+			if err := f.checkRoom(len(part.Chunk)); err != nil {
+				return false, err
 			}
 			chunk, err := graph.DecodeStateChunk(part.Chunk)
 			if err != nil {
@@ -236,7 +278,17 @@ func (f *fetch) begin(h *peerv1.StateHeader) error {
 	if id := f.node.ClusterID(); header.ClusterID != id {
 		return fmt.Errorf("%w: the state is of cluster %x, and this node belongs to %x", graph.ErrStateDiffers, header.ClusterID, id)
 	}
-	folder := fmt.Sprintf("%s-%d", stateFolder, header.Revision)
+	if header.Revision < f.revision {
+		return fmt.Errorf("%w: the state is of revision %d, and one of %d or later was asked for", graph.ErrStateDiffers, header.Revision, f.revision)
+	}
+	folder := sentFolder(header.Revision)
+	if folder == f.node.machine.Load().folder {
+		return fmt.Errorf("%w: the state is of revision %d, and the one in force came from there too", graph.ErrStateDiffers, header.Revision)
+	}
+	f.node.installer.estimate = h.GetBytesEstimate()
+	if err := f.checkRoom(0); err != nil {
+		return err
+	}
 	config := f.node.graphConfig(f.node.dir.folder(folder))
 	config.OnFatal = nil // Its errors come back from what is called.
 	if err := f.node.removeFolder(folder); err != nil {
@@ -318,6 +370,7 @@ func (n *Node) replaceMachine(ctx context.Context, old *machine, folder string, 
 			err = n.finishInstall(uint64(header.Revision))
 		}
 	}
+	m.fsm.inForce = make(chan struct{})
 	if err == nil {
 		n.log.base.Store(&logBase{uint64(header.Revision), header.Term})
 		err = n.startRaft(m)
@@ -330,6 +383,7 @@ func (n *Node) replaceMachine(ctx context.Context, old *machine, folder string, 
 	n.installer.installs++
 	n.installer.mu.Unlock()
 	n.noteState(m)
+	close(m.fsm.inForce)
 	n.installer.replaced.Go(func() {
 		err := old.closeGraph()
 		if err == nil {
@@ -359,15 +413,20 @@ func (n *Node) finishInstall(revision uint64) error {
 }
 
 // noteState tells those who know something of the old state that all may be
-// different.
+// different. Nothing is applied meanwhile.
 func (n *Node) noteState(m *machine) {
-	applied := m.db.Applied()
 	for _, info := range m.db.Stores() {
-		n.watches.note(info.ID, applied)
 		n.collector.forget(info.ID)
 		n.remover.note(info.ID)
 	}
-	n.watches.note(0, applied)
+	n.watches.mu.Lock()
+	for _, t := range n.watches.tails { // Also of stores that are gone.
+		t.note()
+	}
+	n.watches.mu.Unlock()
+	// When all of them know: a tail that nothing was noted to takes it that its store was
+	// not changed up to here.
+	n.watches.note(0, m.db.Applied())
 	n.progress.broadcast()
 }
 

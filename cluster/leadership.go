@@ -1,7 +1,14 @@
 package cluster
 
+import (
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
 // watchLeadership keeps Node.leading. On each election that this node wins it
-// proposes a barrier, and leads for its readers once that is applied.
+// proposes a barrier, again where Raft refuses it, and leads for its readers once one is
+// applied.
 func (n *Node) watchLeadership(m *machine) {
 	defer m.loops.Done()
 	// A machine that is replaced leads no more.
@@ -10,7 +17,19 @@ func (n *Node) watchLeadership(m *machine) {
 		term uint64
 		err  error
 	}
-	var passed chan barrier // Of the newest election only.
+	var (
+		passed chan barrier     // Of the newest election only.
+		again  <-chan time.Time // When the next one is proposed; nil for never.
+	)
+	propose := func() {
+		to := make(chan barrier, 1)
+		passed = to
+		// Apart, for the future of a Raft that shuts down may never answer.
+		go func() {
+			term := m.raft.CurrentTerm()
+			to <- barrier{term, m.raft.Barrier(0).Error()}
+		}()
+	}
 	for {
 		select {
 		case <-m.stop:
@@ -19,25 +38,26 @@ func (n *Node) watchLeadership(m *machine) {
 			if was := n.leading.Swap(0); was != 0 {
 				n.config.Logger.Info("no longer leads", "node", n.dir.nodeID, "term", was)
 			}
-			passed = nil
+			passed, again = nil, nil
 			if !won {
 				continue
 			}
 			if plantedEarlyLead() {
 				n.leading.Store(m.raft.CurrentTerm())
 			}
-			to := make(chan barrier, 1)
-			passed = to
-			// Apart, for the future of a Raft that shuts down may never answer.
-			go func() {
-				term := m.raft.CurrentTerm()
-				to <- barrier{term, m.raft.Barrier(0).Error()}
-			}()
+			propose()
+		case <-again:
+			again = nil
+			if m.raft.State() == raft.Leader {
+				propose()
+			}
 		case b := <-passed:
 			passed = nil
 			if b.err != nil {
-				// Raft says on LeaderCh when the leadership was lost.
 				n.config.Logger.Warn("the first entry of the term did not come through", "node", n.dir.nodeID, "term", b.term, "error", b.err)
+				// Raft says on LeaderCh when the leadership was lost. It was not where Raft
+				// refused, since it was handing the leadership on and nobody took it.
+				again = time.After(retryPauseMax)
 				continue
 			}
 			// The line comes first: Open returns once the node leads.

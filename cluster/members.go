@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
 	grpcpeer "google.golang.org/grpc/peer"
 
+	"github.com/pembadb/pemba/cluster/peer"
 	peerv1 "github.com/pembadb/pemba/cluster/pemba/peer/v1"
 )
 
@@ -53,24 +53,19 @@ func (n *Node) Members(ctx context.Context) ([]Member, error) {
 	if err := n.usable(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, statusPatience)
-	defer cancel()
 	leader, _ := n.leader()
-	servers := n.configuration().Servers
-	members := make([]Member, len(servers))
-	var asking sync.WaitGroup
-	for i, server := range servers {
-		m := &members[i]
-		m.ID, m.RaftAddr, m.Voter = string(server.ID), string(server.Address), server.Suffrage == raft.Voter
-		m.Leader = server.ID == leader.ID
-		asking.Go(func() {
-			s, err := n.statusOf(ctx, server)
-			if m.Err = err; err == nil {
-				m.Status = &s
-			}
-		})
+	said := n.askStatus(ctx, n.configuration().Servers)
+	members := make([]Member, 0, len(said))
+	for _, r := range said {
+		m := Member{
+			ID: string(r.server.ID), RaftAddr: string(r.server.Address), Voter: r.server.Suffrage == raft.Voter,
+			Leader: r.server.ID == leader.ID, Err: r.err,
+		}
+		if r.err == nil {
+			m.Status = &r.said
+		}
+		members = append(members, m)
 	}
-	asking.Wait()
 	slices.SortFunc(members, func(a, b Member) int {
 		if a.ID < b.ID {
 			return -1
@@ -82,6 +77,19 @@ func (n *Node) Members(ctx context.Context) ([]Member, error) {
 
 // statusPatience is how long a member may take to say how it is.
 const statusPatience = 2 * time.Second
+
+// askStatus asks members how they are, and returns what they said, the quickest first. One
+// that says nothing within statusPatience has an error, and takes none of the others' time.
+func (n *Node) askStatus(ctx context.Context, servers []raft.Server) []reply[Status] {
+	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
+	replies := askAll(servers, func(server raft.Server) (Status, error) { return n.statusOf(ctx, server) })
+	said := make([]reply[Status], len(servers))
+	for i := range said {
+		said[i] = <-replies
+	}
+	return said
+}
 
 func (n *Node) statusOf(ctx context.Context, server raft.Server) (Status, error) {
 	if string(server.ID) == n.dir.nodeID {
@@ -168,6 +176,10 @@ func (n *Node) changeMembers(ctx context.Context, r *peerv1.ChangeMembersRequest
 	if unknown && r.GetRemove() != nil && errors.Is(err, errUnknownMember) {
 		return nil // An earlier try removed it.
 	}
+	if _, known := n.leader(); errors.Is(err, ErrNotLeader) && !known && n.peers != nil {
+		// Who was asked last in place of a leader, and what came of it, means nothing.
+		return fmt.Errorf("%w: %w", ErrNotLeader, errNoLeader)
+	}
 	return err
 }
 
@@ -204,7 +216,7 @@ func (n *Node) addHere(ctx context.Context, add *peerv1.AddMember) error {
 	if n.peers == nil {
 		return fmt.Errorf("%w: this node has no port for others; restart it with an address for Raft (--raft-addr)", ErrMember)
 	}
-	if host, _, _ := net.SplitHostPort(addr); n.config.PeerTLS == nil && n.config.PeerNetwork == nil && !isLoopback(host) {
+	if host, _, _ := net.SplitHostPort(addr); n.config.PeerTLS == nil && n.config.PeerNetwork == nil && !peer.IsLoopback(host) {
 		return fmt.Errorf("%w: %s is not an address of this machine alone, and the nodes speak no TLS with each other (--peer-cert)", ErrMember, addr)
 	}
 	servers := n.configuration().Servers
@@ -213,7 +225,7 @@ func (n *Node) addHere(ctx context.Context, add *peerv1.AddMember) error {
 		switch {
 		case string(server.ID) == id && server.Suffrage == raft.Voter && add.GetEmpty():
 			return fmt.Errorf("%w: %q is a voter at %s, and the node that would join under its name has nothing; "+
-				"remove the old one first, or give the new one another id", ErrMember, id, server.Address)
+				"remove the old one first, or let the new one join with another empty directory and another id", ErrMember, id, server.Address)
 		case string(server.ID) == id && string(server.Address) == addr:
 			return nil
 		case string(server.ID) == id:
@@ -231,12 +243,6 @@ func (n *Node) addHere(ctx context.Context, add *peerv1.AddMember) error {
 		}
 		return n.raft().AddNonvoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.config.WaitMax)
 	})
-}
-
-// isLoopback reports whether a host, as in host:port, is this machine only.
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // membersMax bounds the members: the leader sends every entry to each of them.
@@ -302,25 +308,13 @@ func (n *Node) removeHere(ctx context.Context, remove *peerv1.RemoveMember) erro
 // reachWithout counts the voters that there would be without one, and those of them
 // that can be reached.
 func (n *Node) reachWithout(ctx context.Context, c raft.Configuration, id string) (reached, voters int) {
-	ctx, cancel := context.WithTimeout(ctx, statusPatience)
-	defer cancel()
-	answers := make(chan bool, len(c.Servers))
-	for _, server := range c.Servers {
-		if server.Suffrage != raft.Voter || string(server.ID) == id {
-			continue
-		}
-		voters++
-		go func() {
-			_, err := n.statusOf(ctx, server)
-			answers <- err == nil
-		}()
-	}
-	for range voters {
-		if <-answers {
+	left := votersBut(c, id)
+	for _, r := range n.askStatus(ctx, left) {
+		if r.err == nil {
 			reached++
 		}
 	}
-	return reached, voters
+	return reached, len(left)
 }
 
 func (n *Node) transferHere(ctx context.Context, id string) error {
@@ -347,31 +341,16 @@ func (n *Node) transferHere(ctx context.Context, id string) error {
 // handOver lets one of some voters lead: the one that is furthest of those that answer,
 // or the next, where that one does not take it.
 func (n *Node) handOver(ctx context.Context, to []raft.Server) error {
-	type candidate struct {
-		server raft.Server
-		status Status
-		err    error
-	}
-	asking, cancel := context.WithTimeout(ctx, statusPatience)
-	defer cancel()
-	answers := make(chan candidate, len(to))
-	for _, server := range to {
-		go func() {
-			c := candidate{server: server}
-			c.status, c.err = n.statusOf(asking, server)
-			answers <- c
-		}()
-	}
 	err := fmt.Errorf("%w: no other voter answers", ErrMember)
-	var candidates []candidate
-	for range to {
-		if c := <-answers; c.err == nil {
-			candidates = append(candidates, c)
+	var candidates []reply[Status]
+	for _, r := range n.askStatus(ctx, to) {
+		if r.err == nil {
+			candidates = append(candidates, r)
 		} else {
-			err = fmt.Errorf("%w: %q does not answer: %w", ErrMember, c.server.ID, c.err)
+			err = fmt.Errorf("%w: %q does not answer: %w", ErrMember, r.server.ID, r.err)
 		}
 	}
-	slices.SortFunc(candidates, func(a, b candidate) int { return cmp.Compare(b.status.Applied, a.status.Applied) })
+	slices.SortFunc(candidates, func(a, b reply[Status]) int { return cmp.Compare(b.said.Applied, a.said.Applied) })
 	n.handingOver.Add(1)
 	defer n.handingOver.Add(-1)
 	for _, c := range candidates {
@@ -435,14 +414,16 @@ func (n *Node) join(ctx context.Context, empty bool) error {
 
 // ClusterID returns the id of the cluster; zero on a node that is to join one and has
 // not. It changes only when a cluster is recovered.
+//
+// What the node joined counts before what its state says: in a cluster that was
+// recovered, the state has the id of before until the entry is applied that brought
+// the new one, and nobody who has that old id is heard.
 func (n *Node) ClusterID() [16]byte {
-	if m := n.machine.Load(); m != nil {
-		if id := m.db.ClusterID(); id != [16]byte{} {
-			return id
-		}
-	}
 	if joined := n.joined.Load(); joined != nil {
 		return *joined
+	}
+	if m := n.machine.Load(); m != nil {
+		return m.db.ClusterID()
 	}
 	return [16]byte{}
 }
@@ -531,29 +512,15 @@ func (n *Node) takePlace(ctx context.Context) error {
 func (n *Node) wasRemoved(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, statusPatience)
 	defer cancel()
-	c := n.configuration()
-	answers := make(chan bool, len(c.Servers))
-	asked := 0
-	for _, server := range c.Servers {
-		if server.Suffrage != raft.Voter || string(server.ID) == n.dir.nodeID {
-			continue
-		}
-		asked++
-		go func() {
-			client, err := n.client(server)
-			if err != nil {
-				answers <- false
-				return
-			}
-			response, err := client.Confirm(ctx, &peerv1.ConfirmRequest{})
-			answers <- err == nil && !response.GetMember()
-		}()
-	}
+	others := n.otherVoters()
+	replies := askAll(others, func(server raft.Server) (*peerv1.ConfirmResponse, error) {
+		return n.askTerm(ctx, server, 0)
+	})
 	removed := 0
-	for range asked {
-		if <-answers {
+	for range others {
+		if r := <-replies; r.err == nil && !r.said.GetMember() {
 			removed++
 		}
 	}
-	return removed > asked/2
+	return removed > len(others)/2
 }

@@ -62,8 +62,6 @@ type Node struct {
 	checksums   checksums
 	clocks      clocks
 	fitness     fitness
-	// lost are the nodes that are given up by a recovery.
-	lost []string
 
 	// clockWas is the latest that the clock was when somebody read, to a second.
 	clockWas atomic.Int64
@@ -224,7 +222,8 @@ func (n *Node) Status() (Status, error) {
 		NodeID: n.dir.nodeID, ClusterID: n.ClusterID(), Version: n.config.Version, Role: n.role(), Clock: n.now(),
 		Term: n.raft().CurrentTerm(), Voters: n.voters(),
 		Applied: applied.Revision, Durable: durable.Revision, Stamp: applied.Stamp,
-		Committed: n.raft().CommitIndex(), FirstIndex: stats.First, LastIndex: n.raft().LastIndex(),
+		// What is applied is agreed. Raft has forgotten it after a start until it hears of a leader.
+		Committed: max(n.raft().CommitIndex(), uint64(applied.Revision)), FirstIndex: stats.First, LastIndex: n.raft().LastIndex(),
 		StateBytes: state, LogBytes: stats.DiskBytes,
 		FreeBytes: stats.FreeBytes, FreeBytesMin: n.room.bytesMin(stats),
 	}

@@ -851,12 +851,7 @@ func TestOutcomeIsUnknownWhenTheCallerLeaves(t *testing.T) {
 			t.Fatal(err)
 		}
 		// This one is applied after all, soon.
-		for wait := time.Now().Add(deadline); !has(t, n, Consistency{}, viewer(fmt.Sprint(i), "hanna")); {
-			if time.Now().After(wait) {
-				t.Fatal("an entry that was proposed was not applied")
-			}
-			time.Sleep(time.Millisecond)
-		}
+		eventually(t, "that the entry which was proposed is applied", func() bool { return has(t, n, Consistency{}, viewer(fmt.Sprint(i), "hanna")) })
 		return
 	}
 }

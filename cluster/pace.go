@@ -42,3 +42,12 @@ func (n *Node) sleep(pause time.Duration) bool {
 		return true
 	}
 }
+
+// nudge wakes who waits for the channel, which has room for one: now, or as soon as it comes
+// to wait again. However many nudge it meanwhile, it wakes once.
+func nudge(wake chan<- struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
+}

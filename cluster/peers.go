@@ -64,8 +64,10 @@ func (n *Node) openPeers() error {
 	}
 	p := &peers{transport: transport, served: make(chan struct{})}
 	p.server = grpc.NewServer(
-		grpc.MaxRecvMsgSize(callBytesMax(n.entryBytesMax)),
-		grpc.MaxConcurrentStreams(callsMax),
+		// What the log can take arrives, so that a node with a smaller bound of its own can
+		// say what that is.
+		grpc.MaxRecvMsgSize(callBytesMax(n.log.EntryBytesMax())),
+		grpc.MaxConcurrentStreams(callsMax), grpc.ConnectionTimeout(beginMax),
 		grpc.UnaryInterceptor(n.admitCall), grpc.StreamInterceptor(n.admitStream),
 	)
 	peerv1.RegisterPeerServiceServer(p.server, &peerService{node: n})
@@ -86,17 +88,26 @@ func (p *peers) serve(n *Node) {
 
 // callsMax bounds the calls that one node may have open at another: its writes that
 // are under way, and some. callBytesMax bounds what one of them carries.
-const callsMax = 16 << 10
+// beginMax bounds how long a connection may take from its hello to the first
+// bytes of HTTP/2.
+const (
+	callsMax = 16 << 10
+	beginMax = 5 * time.Second
+)
 
 func callBytesMax(entryBytesMax int) int { return entryBytesMax + 64<<10 }
 
 // close closes the port. Calls that are open end.
 func (p *peers) close() error {
+	// Both at once: the server waits for connections on which HTTP/2 has not begun, and
+	// it is the transport that ends them.
+	closed := make(chan error, 1)
+	go func() { closed <- p.transport.Close() }()
 	p.server.Stop()
 	if p.serving {
 		<-p.served
 	}
-	return p.transport.Close()
+	return <-closed
 }
 
 // raftTransport returns what Raft speaks through. A node that is alone has nobody to
@@ -202,6 +213,50 @@ func (n *Node) ask(ctx context.Context, server raft.Server, ask func(context.Con
 	return nil
 }
 
+// A reply is what one of several nodes said that were asked at once.
+type reply[T any] struct {
+	server raft.Server
+	said   T
+	err    error
+}
+
+// askAll asks nodes at once, and returns where the replies come, one of each. Who has heard
+// enough need not hear the rest, and lets the context of ask end.
+func askAll[T any](servers []raft.Server, ask func(raft.Server) (T, error)) <-chan reply[T] {
+	replies := make(chan reply[T], len(servers))
+	for _, server := range servers {
+		go func() {
+			said, err := ask(server)
+			replies <- reply[T]{server, said, err}
+		}()
+	}
+	return replies
+}
+
+// askTerm asks a node for its term, and whether this node is a member as far as it knows.
+// A leader asks with its own term, and who does not lead with 0.
+func (n *Node) askTerm(ctx context.Context, server raft.Server, term uint64) (response *peerv1.ConfirmResponse, err error) {
+	err = n.ask(ctx, server, func(ctx context.Context, client peerv1.PeerServiceClient) (err error) {
+		response, err = client.Confirm(ctx, &peerv1.ConfirmRequest{Term: term})
+		return err
+	})
+	return response, err
+}
+
+// otherVoters returns the voters but for this node.
+func (n *Node) otherVoters() []raft.Server { return votersBut(n.configuration(), n.dir.nodeID) }
+
+// votersBut returns the voters of a configuration but for one node.
+func votersBut(c raft.Configuration, id string) []raft.Server {
+	var voters []raft.Server
+	for _, server := range c.Servers {
+		if server.Suffrage == raft.Voter && string(server.ID) != id {
+			voters = append(voters, server)
+		}
+	}
+	return voters
+}
+
 // A following is the time in which a node hears of one and the same leader, "" for none.
 type following struct {
 	leader string
@@ -246,7 +301,8 @@ func (n *Node) followLeader(m *machine) {
 	})
 	m.raft.RegisterObserver(heartbeats)
 	defer m.raft.DeregisterObserver(heartbeats)
-	silent := map[raft.ServerID]bool{}
+	// Since when: a node that was removed and joined anew under its id is another one.
+	silent := map[raft.ServerID]time.Time{}
 	for {
 		n.noteLeader(m.raft)
 		select {
@@ -259,9 +315,10 @@ func (n *Node) followLeader(m *machine) {
 		case o := <-beats:
 			switch beat := o.Data.(type) {
 			case raft.FailedHeartbeatObservation:
-				if !silent[beat.PeerID] {
-					silent[beat.PeerID] = true
-					n.config.Logger.Warn("a node does not answer the leader", "node", n.dir.nodeID, "silent", beat.PeerID, "last_contact", beat.LastContact)
+				if since, known := silent[beat.PeerID]; !known || !since.Equal(beat.LastContact) {
+					silent[beat.PeerID] = beat.LastContact
+					n.config.Logger.Warn("a node does not answer the leader", "node", n.dir.nodeID, "silent", beat.PeerID, "last_contact", beat.LastContact,
+						"error", n.peers.transport.LastError(string(beat.PeerID)))
 				}
 			case raft.ResumedHeartbeatObservation:
 				delete(silent, beat.PeerID)
@@ -339,12 +396,14 @@ func fromFailure(f *peerv1.Failure) error {
 }
 
 // callError is the error of a call that did not come to an answer. Where no connection
-// was there to send it by, the other node has not seen it. Otherwise it may have done
-// what was asked, and otherwise says what that means.
+// was there to send it by, or the other node said that it did not begin, nothing was
+// done. Otherwise it may have done what was asked, and otherwise says what that means.
 func callError(ctx context.Context, err error, to *grpcpeer.Peer, otherwise error) error {
 	switch {
 	case to.Addr == nil && status.Code(err) == codes.Unavailable:
 		return fmt.Errorf("%w: the one that did cannot be reached: %w", ErrNotLeader, err)
+	case status.Code(err) == codeNotServed, status.Code(err) == codes.Unimplemented:
+		return fmt.Errorf("%w: the one that did does not take it: %w", ErrNotLeader, err)
 	case ctx.Err() == nil:
 		return fmt.Errorf("%w: %w", otherwise, err)
 	case errors.Is(otherwise, ErrOutcomeUnknown):
@@ -353,8 +412,16 @@ func callError(ctx context.Context, err error, to *grpcpeer.Peer, otherwise erro
 	return context.Cause(ctx)
 }
 
-// admitCall is before every call of another node: only members may ask, and the
-// answer of a node that stops means nothing.
+// codeNotServed is what a node answers that stops: it did not begin with what it was asked.
+// The gRPC library itself never makes this code up.
+const codeNotServed = codes.FailedPrecondition
+
+// admitCall is before every call of another node: the answer of a node that stops means
+// nothing. The connection says that the caller is of this cluster, but not that it still
+// belongs to it. What is done or said only for members asks for itself, as answersLeader
+// does. Confirm answers every caller, since a node learns by it that it was removed;
+// GetStatus and GetChecksums do too, for a node that was just added may not be known to
+// all yet, and what they say is no secret to who holds a certificate of the cluster.
 func (n *Node) admitCall(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	if err := n.admitPeer(); err != nil {
 		return nil, err
@@ -371,7 +438,7 @@ func (n *Node) admitStream(service any, stream grpc.ServerStream, _ *grpc.Stream
 
 func (n *Node) admitPeer() error {
 	if err := n.usable(); err != nil {
-		return status.Error(codes.Unavailable, err.Error())
+		return status.Error(codeNotServed, err.Error())
 	}
 	return nil
 }

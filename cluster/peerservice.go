@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"google.golang.org/grpc/codes"
@@ -52,7 +53,7 @@ func (s *peerService) ReadIndex(ctx context.Context, r *peerv1.ReadIndexRequest)
 		revision, err = n.settleHere(ctx, graph.Instant(r.GetSettle()))
 	}
 	if err != nil {
-		return &peerv1.ReadIndexResponse{Failure: toFailure(err)}, nil
+		return &peerv1.ReadIndexResponse{Failure: toFailure(stopsLeading(err))}, nil
 	}
 	return &peerv1.ReadIndexResponse{Revision: uint64(revision)}, nil
 }
@@ -74,7 +75,8 @@ func (s *peerService) Write(ctx context.Context, r *peerv1.WriteRequest) (*peerv
 	n := s.node
 	m, err := graph.DecodeMutation(r.GetMutation())
 	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+		// No error of gRPC, of which the caller could not tell that nothing was done.
+		return &peerv1.WriteResponse{Failure: toFailure(fmt.Errorf("write: %w", err))}, nil
 	}
 	m.RequestID = r.GetRequestId()
 	if err = n.answersLeader(callerID(ctx)); err == nil {
@@ -83,7 +85,17 @@ func (s *peerService) Write(ctx context.Context, r *peerv1.WriteRequest) (*peerv
 			return &peerv1.WriteResponse{Result: toPeerResult(&result)}, nil
 		}
 	}
-	return &peerv1.WriteResponse{Failure: toFailure(err)}, nil
+	return &peerv1.WriteResponse{Failure: toFailure(stopsLeading(err))}, nil
+}
+
+// stopsLeading returns what an error of this node is to another one that asked it as the
+// leader. Where this node stops, and nothing was done, the next leader is to be asked:
+// the caller's own node runs.
+func stopsLeading(err error) error {
+	if !errors.Is(err, ErrOutcomeUnknown) && (errors.Is(err, ErrShuttingDown) || errors.Is(err, ErrFailed)) {
+		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+	}
+	return err
 }
 
 // GetStatus implements peerv1.PeerServiceServer.

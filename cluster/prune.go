@@ -168,10 +168,7 @@ func (r *remover) note(store graph.StoreID) {
 	now.noted, now.hurried = true, now.left
 	r.stores[store] = now
 	r.mu.Unlock()
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	nudge(r.wake)
 }
 
 // took is told of each step of a store what it left.

@@ -160,6 +160,23 @@ func (n *Node) engineSnapshot(store graph.StoreID, at graph.Revision, instant gr
 	}
 }
 
+// askGraph asks the graph that is in force. One that is replaced just now may be closed
+// already; then the next is asked.
+func askGraph[T any](n *Node, ask func(*graph.DB) (T, error)) (T, error) {
+	for {
+		m := n.machine.Load()
+		answer, err := ask(m.db)
+		if err == nil || !errors.Is(err, graph.ErrClosed) || n.machine.Load() == m {
+			return answer, err
+		}
+	}
+}
+
+// changes is graph.DB.Changes of the graph that is in force.
+func (n *Node) changes(store graph.StoreID, from graph.Position, limit int) ([]graph.LoggedRevision, error) {
+	return askGraph(n, func(db *graph.DB) ([]graph.LoggedRevision, error) { return db.Changes(store, from, limit) })
+}
+
 // latestInstant returns the latest of the clock, the newest stamp, and, to a second,
 // what the clock once was: what this node gave out before its clock was set back is
 // believed.
@@ -183,9 +200,9 @@ func (n *Node) settle(ctx context.Context, at graph.Instant) (graph.Revision, er
 	if at > 0 || n.peers == nil || n.leads() {
 		return n.settleAlone(ctx, at)
 	}
-	return n.questions.wait(ctx, func() (graph.Revision, error) {
+	return n.questions.wait(ctx, n.config.WaitMax, func() (graph.Revision, error) {
 		// Of its own, for who came first may leave first.
-		asking, cancel := context.WithTimeoutCause(context.Background(), n.config.WaitMax, fmt.Errorf("%w: none answered within %v", ErrNotLeader, n.config.WaitMax))
+		asking, cancel := context.WithTimeoutCause(context.Background(), n.config.WaitMax, noneAnswered(n.config.WaitMax))
 		defer cancel()
 		return n.settleAlone(asking, 0)
 	})
@@ -197,6 +214,7 @@ func (n *Node) settleAlone(ctx context.Context, at graph.Instant) (graph.Revisio
 		return 0, nil
 	}
 	var revision graph.Revision
+	late := time.Now().Add(n.config.WaitMax) // For all tries.
 	err := n.retry(ctx, func() error {
 		if err := n.usable(); err != nil {
 			return err
@@ -205,7 +223,7 @@ func (n *Node) settleAlone(ctx context.Context, at graph.Instant) (graph.Revisio
 			revision, err = n.settleHere(ctx, at)
 			return err
 		}, func(asking context.Context, leader peerv1.PeerServiceClient) error {
-			asking, cancel := context.WithTimeout(asking, n.config.WaitMax)
+			asking, cancel := context.WithDeadline(asking, late)
 			defer cancel()
 			var to grpcpeer.Peer
 			response, err := leader.ReadIndex(asking, &peerv1.ReadIndexRequest{Settle: int64(at)}, grpc.Peer(&to))
@@ -219,17 +237,41 @@ func (n *Node) settleAlone(ctx context.Context, at graph.Instant) (graph.Revisio
 	return revision, err
 }
 
-// settleHere is settle on the leader.
+// settleHere is settle on the leader. It returns an ErrInstantAhead for a moment that has
+// not passed by its own clock either: a node whose clock is wrong may ask for it, and all
+// stamps from then on, which never fall, would be of behind that moment.
 func (n *Node) settleHere(ctx context.Context, at graph.Instant) (graph.Revision, error) {
 	if at > 0 {
+		now, err := n.trustedNow()
+		if err != nil {
+			// Another is to lead soon.
+			return 0, fmt.Errorf("%w: %w", ErrNotLeader, err)
+		}
+		latest := max(now+graph.Instant(ClockSkewMax.Microseconds()), n.latestStamp())
+		if at > latest {
+			return 0, fmt.Errorf("%w: %s is asked for, and it is %s on the leader", ErrInstantAhead, at, now)
+		}
 		n.stamps.settle(at)
-		err := n.waitUntil(ctx, func() bool { return n.stamps.isSettled(at) },
+		err = n.waitUntil(ctx, func() bool { return n.stamps.isSettled(at) },
 			fmt.Errorf("%w: writes of that moment were not done within %v", ErrTooBusy, n.config.WaitMax))
 		if err != nil {
 			return 0, err
 		}
 	}
-	return n.confirms.wait(ctx, n.confirm)
+	return n.confirms.wait(ctx, n.config.WaitMax, n.confirm)
+}
+
+// latestStamp returns the latest of the stamps that are applied and of those that may come
+// to be: another node may have applied an entry before this one, which leads, did.
+func (n *Node) latestStamp() graph.Instant {
+	var latest graph.Instant
+	n.stamps.mu.Lock()
+	if newest := n.stamps.open.Back(); newest != nil {
+		latest = newest.Value.(graph.Instant)
+	}
+	n.stamps.mu.Unlock()
+	// Behind it, for a proposal that has ended is applied.
+	return max(latest, n.db().Applied().Stamp)
 }
 
 // waitApplied returns when this node has applied the revision.
@@ -241,7 +283,7 @@ func (n *Node) waitApplied(ctx context.Context, revision graph.Revision) error {
 	// A leader's log ends where the cluster's does: no one was given a revision
 	// behind it. One that was replaced and does not know would be wrong.
 	if last := n.raft().LastIndex(); n.leads() && uint64(revision) > last {
-		if _, err := n.confirms.wait(ctx, n.confirm); err == nil {
+		if _, err := n.confirms.wait(ctx, n.config.WaitMax, n.confirm); err == nil {
 			return fmt.Errorf("%w: %d is asked for, and %d is the newest of the cluster", ErrRevisionUnknown, revision, last)
 		}
 	}
@@ -330,7 +372,7 @@ func (n *Node) snapshotAsOf(ctx context.Context, store graph.StoreID, c Consiste
 			return nil, fmt.Errorf("read as of %s: %w", at, err)
 		}
 	}
-	revision, err := n.db().RevisionAt(store, at)
+	revision, err := askGraph(n, func(db *graph.DB) (graph.Revision, error) { return db.RevisionAt(store, at) })
 	if err != nil {
 		return nil, err
 	}

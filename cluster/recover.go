@@ -3,11 +3,13 @@ package cluster
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/raft"
 
@@ -58,7 +60,14 @@ func Recover(ctx context.Context, config Config) (Recovered, error) {
 
 // renew gives a cluster another id.
 func (n *Node) renew(ctx context.Context, r *Recovered) error {
-	r.Was, r.Lost = n.ClusterID(), n.lost
+	begun := n.dir.recovery()
+	if begun.was == [16]byte{} {
+		begun.was = n.ClusterID()
+		if err := n.dir.beginRecovery(begun); err != nil {
+			return err
+		}
+	}
+	r.Was, r.Lost = begun.was, begun.lost
 	m := &graph.Mutation{Renew: &graph.Renew{}}
 	if _, err := rand.Read(m.Renew.ClusterID[:]); err != nil {
 		return fmt.Errorf("make up a cluster id: %w", err)
@@ -85,9 +94,6 @@ func (n *Node) beginRecovery() error {
 			return errors.Join(err, errors.New("the node joined a cluster, and has nothing of it yet"))
 		}
 	}
-	if err := n.dir.beginRecovery(); err != nil {
-		return err
-	}
 	last, err := n.log.LastIndex()
 	if err != nil {
 		return err
@@ -108,12 +114,18 @@ func (n *Node) beginRecovery() error {
 			latest = raft.DecodeConfiguration(entry.Data)
 		}
 	}
-	for _, server := range latest.Servers {
-		if string(server.ID) != n.dir.nodeID {
-			n.lost = append(n.lost, string(server.ID))
+	begun := n.dir.recovery()
+	if len(begun.lost) == 0 {
+		for _, server := range latest.Servers {
+			if string(server.ID) != n.dir.nodeID {
+				begun.lost = append(begun.lost, string(server.ID))
+			}
 		}
+		slices.Sort(begun.lost)
 	}
-	slices.Sort(n.lost)
+	if err := n.dir.beginRecovery(begun); err != nil {
+		return err
+	}
 	current, err := n.log.GetUint64(keyCurrentTerm)
 	if err != nil {
 		return err
@@ -132,13 +144,47 @@ func (n *Node) beginRecovery() error {
 	})
 }
 
+// A recovery is what the file RECOVER keeps of the lost cluster for a second try, which
+// finds the node a cluster of one already, and perhaps under its new id.
+type recovery struct {
+	was  [16]byte // Zero until it is known.
+	lost []string
+}
+
+func (r recovery) String() string {
+	return fmt.Sprintf("recovery was begun\ncluster %x\nlost %s\n", r.was, strings.Join(r.lost, " "))
+}
+
+// recovery returns what the file RECOVER keeps; nothing where it is not there or says
+// something else. It only serves a report, and must not stand in the way of the last
+// resort.
+func (d *dataDir) recovery() recovery {
+	var r recovery
+	content, err := os.ReadFile(filepath.Join(d.path, recoverFile))
+	if err != nil {
+		return r
+	}
+	for line := range strings.Lines(string(content)) {
+		if word, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " "); word == "lost" {
+			r.lost = strings.Fields(rest)
+		} else if was, err := hex.DecodeString(rest); word == "cluster" && err == nil && len(was) == len(r.was) {
+			copy(r.was[:], was)
+		}
+	}
+	return r
+}
+
 // beginRecovery marks the directory as one that is being recovered, and endRecovery as
 // one that was.
-func (d *dataDir) beginRecovery() error { return d.replaceFile(recoverFile, "recovery was begun\n") }
+func (d *dataDir) beginRecovery(r recovery) error { return d.replaceFile(recoverFile, r.String()) }
 
 func (d *dataDir) endRecovery() error {
-	// It is a member of what it joined no more.
+	// It is a member of what it joined no more. That must last before the mark goes: with
+	// the old MEMBER and no mark, the node would be started as one of the lost cluster.
 	if err := os.Remove(filepath.Join(d.path, memberFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := syncDirectory(d.path); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(d.path, recoverFile)); err != nil {

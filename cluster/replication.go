@@ -27,12 +27,30 @@ type peerTransport interface {
 //   - Raft doubles its pause after each request that fails, up to ten seconds, also when
 //     heartbeats come through again. So a request to a node that does not answer waits
 //     here until it does.
+//     Heartbeats have connections of their own, and where one of these breaks entries
+//     wait that would pass. That is for moments: with the next heartbeat, which Raft sends
+//     within half an election timeout, comes another connection. It would last only where
+//     each new connection for heartbeats failed and none for entries, which go to the same
+//     port, or where every answer took as long as heartbeats wait for one, which is
+//     seconds. Entries that were sent as a trial then would each, where they fail,
+//     double the pause again that this is about, for all whose silence is an ordinary one.
 //   - A follower that has fetched a state says so as the answer to a token.
+//
+// On the other side, of a follower, it mends requests that begin below what the log knows.
 type replication struct {
 	peerTransport
 	node *Node
 
-	mu        sync.Mutex
+	// passed are the requests of others that Raft is given. The goroutine that passes
+	// them on ends when ended is closed.
+	passed  chan raft.RPC
+	ended   chan struct{}
+	end     sync.Once
+	passing sync.WaitGroup
+	begin   sync.Once
+
+	mu sync.Mutex
+	// followers are the members that something was heard of.
 	followers map[raft.ServerID]*replica
 }
 
@@ -57,16 +75,46 @@ const (
 )
 
 func newReplication(n *Node, t peerTransport) *replication {
-	return &replication{peerTransport: t, node: n, followers: map[raft.ServerID]*replica{}}
+	return &replication{
+		peerTransport: t, node: n, followers: map[raft.ServerID]*replica{},
+		passed: make(chan raft.RPC), ended: make(chan struct{}),
+	}
 }
 
-func (r *replication) replica(id raft.ServerID) *replica {
-	f := r.followers[id]
-	if f == nil {
-		f = &replica{}
-		r.followers[id] = f
+// Consumer implements raft.Transport. Requests come to Raft in the order in which the
+// transport gives them, one at a time, and are answered by Raft itself: who waits for the
+// answers of a pipeline gets them in its order. Heartbeats go by another way.
+func (r *replication) Consumer() <-chan raft.RPC {
+	r.begin.Do(func() { r.passing.Go(func() { r.pass(r.peerTransport.Consumer()) }) })
+	return r.passed
+}
+
+// pass gives Raft what comes from others.
+func (r *replication) pass(from <-chan raft.RPC) {
+	for {
+		select {
+		case <-r.ended:
+			return
+		case rpc := <-from:
+			if request, ok := rpc.Command.(*raft.AppendEntriesRequest); ok {
+				// It was decoded for this node, and is nobody else's.
+				r.node.log.beginKnown(request)
+			}
+			select {
+			case <-r.ended:
+				return // Who waits for the answer sees that the transport is closed.
+			case r.passed <- rpc:
+			}
+		}
 	}
-	return f
+}
+
+// Close implements raft.WithClose.
+func (r *replication) Close() error {
+	err := r.peerTransport.Close()
+	r.end.Do(func() { close(r.ended) })
+	r.passing.Wait()
+	return err
 }
 
 // AppendEntries implements raft.Transport.
@@ -74,7 +122,7 @@ func (r *replication) AppendEntries(id raft.ServerID, target raft.ServerAddress,
 	if args.PrevLogEntry == 0 && len(args.Entries) == 0 && args.LeaderCommitIndex == 0 {
 		// A heartbeat.
 		err := r.peerTransport.AppendEntries(id, target, args, response)
-		r.heard(id, err)
+		r.heard(id, err, announcement{})
 		return err
 	}
 	said := announcement{args.Term, args.PrevLogEntry, args.PrevLogTerm, args.LeaderCommitIndex}
@@ -87,13 +135,10 @@ func (r *replication) AppendEntries(id raft.ServerID, target raft.ServerAddress,
 	}
 	plain := len(args.Entries) == 0
 	err := r.peerTransport.AppendEntries(id, target, args, response)
-	r.heard(id, err)
-	if err == nil && plain && response.Success {
-		r.mu.Lock()
-		f := r.replica(id)
-		f.said, f.saidAt = said, time.Now()
-		r.mu.Unlock()
+	if !plain || !response.Success {
+		said = announcement{}
 	}
+	r.heard(id, err, said)
 	return err
 }
 
@@ -101,24 +146,52 @@ func (r *replication) AppendEntries(id raft.ServerID, target raft.ServerAddress,
 func (r *replication) isKnown(id raft.ServerID, said announcement) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	f := r.replica(id)
-	return f.silent == nil && f.said == said && time.Since(f.saidAt) < repeatAfter
+	f := r.followers[id]
+	return f != nil && f.silent == nil && f.said == said && time.Since(f.saidAt) < repeatAfter
 }
 
-// heard notes whether a node answered.
-func (r *replication) heard(id raft.ServerID, err error) {
+// heard notes whether a node answered, and what was said that it took, if anything.
+func (r *replication) heard(id raft.ServerID, err error, took announcement) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	f := r.replica(id)
+	f := r.followers[id]
+	if f == nil {
+		f = &replica{}
+		r.followers[id] = f
+	}
 	switch {
-	case err == nil && f.silent != nil:
-		close(f.silent)
-		f.silent = nil
 	case err != nil:
 		f.said = announcement{}
 		if f.silent == nil {
 			f.silent = make(chan struct{})
 		}
+	case f.silent != nil:
+		close(f.silent)
+		f.silent = nil
+	}
+	if err == nil && took != (announcement{}) {
+		f.said, f.saidAt = took, time.Now()
+	}
+	r.forgetRemoved()
+}
+
+// forgetRemoved forgets those that are no members any more. It needs mu. Something is
+// heard of every follower once more behind its removal, since Raft sends it that, so that
+// none is left.
+func (r *replication) forgetRemoved() {
+	now := r.node.raft()
+	if now == nil {
+		return // It is being started.
+	}
+	members := now.GetConfiguration().Configuration() // From memory; it is only looked at.
+	for id, f := range r.followers {
+		if _, found := memberOf(members, string(id)); found {
+			continue
+		}
+		if f.silent != nil {
+			close(f.silent) // Who waits finds out why.
+		}
+		delete(r.followers, id)
 	}
 }
 
@@ -128,8 +201,11 @@ var errUnwanted = errors.New("the node does not answer, and the leader does not 
 // awaitAnswering waits while a node does not answer heartbeats, as long as this node
 // leads in a term and the other is a member.
 func (r *replication) awaitAnswering(id raft.ServerID, term uint64) error {
+	var silent chan struct{}
 	r.mu.Lock()
-	silent := r.replica(id).silent
+	if f := r.followers[id]; f != nil {
+		silent = f.silent
+	}
 	r.mu.Unlock()
 	switch {
 	case silent == nil:
@@ -143,10 +219,20 @@ func (r *replication) awaitAnswering(id raft.ServerID, term uint64) error {
 	for {
 		select {
 		case <-silent:
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if r.followers[id] == nil {
+				return errUnwanted // It was removed.
+			}
 			return nil
 		case <-ticker.C:
 			now := r.node.raft()
 			if r.node.handingOver.Load() > 0 || now == nil || now.State() != raft.Leader || now.CurrentTerm() != term || !r.node.isMember(string(id)) {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				if now != nil {
+					r.forgetRemoved()
+				}
 				return errUnwanted
 			}
 		}

@@ -45,8 +45,9 @@ type transfer struct {
 	reader *graph.StateReader
 	// release lets the log go that comes behind the state.
 	release func()
-	// busy says that a call is fetching; idle closes the transfer when none comes.
-	busy bool
+	// call is the one that fetches, nil for none; idle closes the transfer when none
+	// comes. Both are guarded by transfers.mu.
+	call *sending
 	idle *time.Timer
 	// done says that all of it was sent.
 	done bool
@@ -55,6 +56,15 @@ type transfer struct {
 	reading sync.Mutex
 	closed  bool
 }
+
+// A sending is one call that fetches a state. A node has one at a time: when it calls
+// again it has given the one before up, also where that one does not know it yet, since
+// it waits for a receiver that took nothing or for a connection that is gone.
+type sending struct{ end context.CancelCauseFunc }
+
+// errTakenOver is the end of a call whose transfer goes on in a newer one. Its receiver
+// may ask again, should this have been the newer one after all.
+var errTakenOver = fmt.Errorf("%w: a newer call of the same node fetches the state", ErrTooBusy)
 
 // read returns the next part.
 func (t *transfer) read(after []byte) (graph.StateChunk, error) {
@@ -92,20 +102,23 @@ func (s *peerService) SendState(r *peerv1.SendStateRequest, stream grpc.ServerSt
 }
 
 func (n *Node) sendState(ctx context.Context, to string, r *peerv1.SendStateRequest, send func(*peerv1.SendStateResponse) error) error {
-	t, err := n.beginTransfer(to, r.GetTransfer())
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	call := &sending{end: end}
+	t, err := n.beginTransfer(call, to, r.GetTransfer())
 	if err != nil {
 		return err
 	}
 	done := false
-	defer func() { n.pauseTransfer(t, done) }()
+	defer func() { n.pauseTransfer(t, call, done) }()
 	header := t.reader.Header()
 	if header.Revision < graph.Revision(r.GetRevision()) {
-		n.giveUpTransfer(t)
+		n.giveUpTransfer(t, call)
 		return fmt.Errorf("%w: a state of revision %d or later is asked for, and this one is of %d", ErrRevisionAhead, r.GetRevision(), header.Revision)
 	}
 	// A receiver that takes nothing holds up neither the log nor the tables for ever.
 	// Sending ends then, and so does the call when its connection does.
-	stalled := time.AfterFunc(transferPatience, func() { n.giveUpTransfer(t) })
+	stalled := time.AfterFunc(transferPatience, func() { n.giveUpTransfer(t, call) })
 	defer stalled.Stop()
 	err = send(&peerv1.SendStateResponse{Part: &peerv1.SendStateResponse_Header{Header: &peerv1.StateHeader{
 		Transfer: t.id, Header: header.AppendBinary(nil), BytesEstimate: t.reader.SizeEstimate(),
@@ -116,6 +129,9 @@ func (n *Node) sendState(ctx context.Context, to string, r *peerv1.SendStateRequ
 	}
 	pace := rate.NewLimiter(limit, maxChunkBytes)
 	for after := r.GetAfter(); err == nil && !done; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		var chunk graph.StateChunk
 		if chunk, err = t.read(after); err != nil {
 			done = !errors.Is(err, errTransferGone)
@@ -123,6 +139,9 @@ func (n *Node) sendState(ctx context.Context, to string, r *peerv1.SendStateRequ
 		}
 		encoded := chunk.AppendBinary(nil)
 		if err = pace.WaitN(ctx, min(len(encoded), maxChunkBytes)); err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
 			return err
 		}
 		err = send(&peerv1.SendStateResponse{Part: &peerv1.SendStateResponse_Chunk{Chunk: encoded}})
@@ -138,25 +157,26 @@ func (n *Node) sendState(ctx context.Context, to string, r *peerv1.SendStateRequ
 // maxChunkBytes is more than a chunk has, but for one with a very large record.
 const maxChunkBytes = 1 << 20
 
-// beginTransfer returns the transfer of an id, or a new one.
-func (n *Node) beginTransfer(to, id string) (*transfer, error) {
+// beginTransfer returns the transfer of an id, or a new one, for a call. An older call of
+// the same node does not hold it up.
+func (n *Node) beginTransfer(call *sending, to, id string) (*transfer, error) {
 	ts := &n.transfers
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if id != "" {
 		t := ts.open[id]
-		switch {
-		case t == nil || t.to != to:
+		if t == nil || t.to != to {
 			return nil, fmt.Errorf("%w: it is not known here any more; begin again", errTransferGone)
-		case t.busy:
-			return nil, fmt.Errorf("%w: the same state is being fetched by another call", ErrTooBusy)
 		}
-		t.busy = true
+		if t.call != nil {
+			t.call.end(errTakenOver)
+		}
+		t.call = call
 		t.idle.Stop()
 		return t, nil
 	}
 	for _, t := range ts.open {
-		if t.to == to && !t.busy { // It begins again, and does not want the old one.
+		if t.to == to { // It begins again, and does not want the old one.
 			n.endTransfer(t)
 		}
 	}
@@ -167,7 +187,7 @@ func (n *Node) beginTransfer(to, id string) (*transfer, error) {
 	if _, err := rand.Read(random[:]); err != nil {
 		return nil, fmt.Errorf("make up an id of the transfer: %w", err)
 	}
-	t := &transfer{id: hex.EncodeToString(random[:]), to: to, busy: true}
+	t := &transfer{id: hex.EncodeToString(random[:]), to: to, call: call}
 	// Held before the state is read, which is then of this revision or later.
 	t.release = n.log.Hold(uint64(n.db().Applied().Revision))
 	var err error
@@ -178,7 +198,7 @@ func (n *Node) beginTransfer(to, id string) (*transfer, error) {
 	t.idle = time.AfterFunc(time.Hour, func() {
 		ts.mu.Lock()
 		defer ts.mu.Unlock()
-		if !t.busy && ts.open[t.id] == t {
+		if t.call == nil && ts.open[t.id] == t {
 			n.endTransfer(t)
 		}
 	})
@@ -194,12 +214,16 @@ func (n *Node) beginTransfer(to, id string) (*transfer, error) {
 // errTransferGone says that a transfer has to be begun again.
 var errTransferGone = errors.New("the transfer of the state cannot be gone on with")
 
-// pauseTransfer ends a call that fetched, and the transfer if it is done.
-func (n *Node) pauseTransfer(t *transfer, done bool) {
+// pauseTransfer ends a call that fetched, and the transfer if it is done. Once another
+// call has the transfer, nothing of it is this one's to say.
+func (n *Node) pauseTransfer(t *transfer, call *sending, done bool) {
 	ts := &n.transfers
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	t.busy = false
+	if t.call != call {
+		return
+	}
+	t.call = nil
 	t.done = done
 	if done || n.usable() != nil {
 		n.endTransfer(t)
@@ -208,11 +232,11 @@ func (n *Node) pauseTransfer(t *transfer, done bool) {
 	t.idle.Reset(transferPatience)
 }
 
-// giveUpTransfer ends a transfer in the middle of a call.
-func (n *Node) giveUpTransfer(t *transfer) {
+// giveUpTransfer ends a transfer in the middle of a call, unless another has it.
+func (n *Node) giveUpTransfer(t *transfer, call *sending) {
 	n.transfers.mu.Lock()
 	defer n.transfers.mu.Unlock()
-	if n.transfers.open[t.id] == t {
+	if n.transfers.open[t.id] == t && t.call == call {
 		n.config.Logger.Warn("a node takes no more of the state that it is sent", "node", n.dir.nodeID, "to", t.to)
 		n.endTransfer(t)
 	}
@@ -226,6 +250,9 @@ func (n *Node) endTransfer(t *transfer) {
 	}
 	delete(n.transfers.open, t.id)
 	t.idle.Stop()
+	if t.call != nil {
+		t.call.end(errTransferGone)
+	}
 	if t.done {
 		time.AfterFunc(holdPatience, t.release)
 	} else {
@@ -249,7 +276,7 @@ func (n *Node) endTransfers() {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	for _, t := range ts.open {
-		if !t.busy {
+		if t.call == nil {
 			n.endTransfer(t)
 		}
 	}

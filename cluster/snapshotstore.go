@@ -66,14 +66,15 @@ func (s *snapshotStore) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) 
 	if _, err := s.db.Flush(); err != nil {
 		return nil, nil, err
 	}
+	// Before the revision, which only rises: see stateToken.
+	first, err := s.node.log.firstKnown()
+	if err != nil {
+		return nil, nil, err
+	}
 	list, err := s.List()
 	if err == nil && len(list) == 0 {
 		err = errors.New("no state is durable yet")
 	}
-	if err != nil {
-		return nil, nil, err
-	}
-	first, err := s.node.log.FirstIndex()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -84,11 +85,33 @@ func (s *snapshotStore) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) 
 }
 
 // A stateToken says who has a state, and from which entry on its log goes.
+//
+// Invariant: first <= revision. So who has applied the state's revision needs no state.
 type stateToken struct {
 	node     string
 	revision graph.Revision
-	first    uint64
+	// first is the lowest entry whose term the log of node knows, logStore.firstKnown.
+	// The log has all that come behind it.
+	first uint64
 }
+
+// isHeldBy reports whether a node that has applied so much needs no state to follow the
+// log of the one that sent the token.
+//
+// That is so from first on, and no lower. The entry that was applied last is agreed, so
+// that the leader has the same one, and knows its term, as this node does: it is in the
+// log here, or the last of a state that was sent (logBase). All that comes behind it is
+// in the leader's log. So Raft, which goes back in the log until an entry fits, comes to
+// this one at the latest; a request that begins lower is begun at what is known here
+// (logStore.beginKnown). An entry below first the leader cannot even ask about, and it
+// would send its next token.
+//
+// That no-ops and barriers leave the applied revision where it is, on both sides, while
+// configurations and refused mutations move it, makes no difference: first is never
+// above the last revision that the leader has flushed, whatever comes behind that one
+// (logStore.DeleteRange). So a state that is sent is of first or later; who puts it into
+// force has what the next token asks for, and is never sent the same one again.
+func (t stateToken) isHeldBy(applied graph.Revision) bool { return uint64(applied) >= t.first }
 
 // tokenBytesMax is more than any token has.
 const tokenBytesMax = 256
@@ -139,13 +162,9 @@ func (s *sink) Close() error {
 		return err
 	}
 	n := s.node
-	applied := n.db().Applied().Revision
-	switch {
-	case applied > token.revision:
-		return fmt.Errorf("this node is at revision %d already, and was sent a token of %d", applied, token.revision)
-	case uint64(applied) >= token.first:
-		// The leader has the entry that this node applied last, and so all that come
-		// behind it. What else is in the log here may not be agreed, and does not count.
+	if token.isHeldBy(n.db().Applied().Revision) {
+		// What else is in the log here may not be agreed, and does not count. More may have
+		// been applied here than the leader has flushed: a state came from another node.
 		return errStateIsHeld
 	}
 	n.installer.want(token)

@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -36,6 +38,11 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 	}
 	config = config.withDefaults()
 	start := time.Now()
+	if config.NoBootstrap && config.Join == nil && !config.InMemory {
+		if err := refuseEmpty(config.DataDir); err != nil {
+			return nil, err
+		}
+	}
 	openDir := openDataDir
 	if config.InMemory {
 		openDir = newMemoryDir
@@ -44,20 +51,7 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{
-		config: config, dir: dir, opening: true,
-		failed: make(chan struct{}), stop: make(chan struct{}),
-		closing: make(chan struct{}), closed: make(chan struct{}),
-		changingMembers: make(chan struct{}, 1),
-	}
-	n.installer.wake = make(chan struct{}, 1)
-	n.fitness.wake = make(chan struct{}, 1)
-	if cluster := dir.member.cluster; cluster != [16]byte{} {
-		n.joined.Store(&cluster)
-	}
-	if config.InMemory {
-		n.memory = vfs.NewMem()
-	}
+	n := newNode(config, dir)
 	if !config.InMemory && !config.recovering {
 		err = dir.checkRecovery()
 	}
@@ -82,6 +76,26 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 	return n, nil
 }
 
+// newNode makes a node of which nothing is open yet but the directory. Its Close gives
+// back what is opened.
+func newNode(config Config, dir *dataDir) *Node {
+	n := &Node{
+		config: config, dir: dir, opening: true,
+		failed: make(chan struct{}), stop: make(chan struct{}),
+		closing: make(chan struct{}), closed: make(chan struct{}),
+		changingMembers: make(chan struct{}, 1),
+	}
+	n.installer.wake = make(chan struct{}, 1)
+	n.fitness.wake = make(chan struct{}, 1)
+	if cluster := dir.member.cluster; cluster != [16]byte{} {
+		n.joined.Store(&cluster)
+	}
+	if config.InMemory {
+		n.memory = vfs.NewMem()
+	}
+	return n
+}
+
 // start opens the parts from the bottom up. What it leaves in n when it fails
 // is what Close gives back.
 func (n *Node) start(ctx context.Context) error {
@@ -89,6 +103,9 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	if err := n.reconcile(); err != nil {
+		return err
+	}
+	if err := n.dir.removeStates(); err != nil {
 		return err
 	}
 	if n.config.recovering {
@@ -103,6 +120,7 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.checkConfiguration(configuration); err != nil {
 		return err
 	}
+	n.warnOfJoin(configuration)
 	n.chooseAddr(configuration)
 	if n.config.RaftAddr == "" && len(configuration.Servers) == 0 {
 		return fmt.Errorf("the node joined a cluster and has nothing of it yet, so that it must be told again where the others reach it: Config.RaftAddr is empty (--raft-addr)")
@@ -234,6 +252,9 @@ func (n *Node) reconcile() error {
 		if n.config.Join != nil || n.dir.member != (membership{}) {
 			return nil // The entries come from the others.
 		}
+		if n.config.NoBootstrap {
+			return emptyError(n.dir.path)
+		}
 		return n.bootstrap()
 	case last == 0 && n.log.WipedTo() == at+1:
 		return nil // The state was sent by another node, and no entry since.
@@ -257,6 +278,24 @@ func (n *Node) reconcile() error {
 		}
 	}
 	return nil
+}
+
+// refuseEmpty refuses a directory that holds nothing, before an id is chosen for its node:
+// it may be where a disk is to be mounted.
+func refuseEmpty(path string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return emptyError(path)
+	}
+	d := dataDir{path: path}
+	if marked, err := d.look(); err != nil || marked {
+		return err
+	}
+	return emptyError(path)
+}
+
+func emptyError(path string) error {
+	return fmt.Errorf("the data directory %s is empty, and whether the node is to join a cluster was not said: "+
+		"--join makes it a member of one, --bootstrap a new cluster; if there should be data, its disk may not be there", path)
 }
 
 // bootstrap makes this node a cluster of one, by the entry that every Raft log
@@ -347,12 +386,24 @@ func (n *Node) checkConfiguration(c raft.Configuration) error {
 	case !found && n.dir.member != (membership{}):
 		return nil // A log that has not come so far names those who were there before.
 	case !found && len(c.Servers) == 1:
-		return fmt.Errorf("the log in %s is of the node %q, but the file %s names %q",
-			n.dir.log(), c.Servers[0].ID, filepath.Join(n.dir.path, nodeFile), n.dir.nodeID)
+		return fmt.Errorf("%w, or the log in %s is another node's: the only node that it names is %q, and the file %s names %q",
+			ErrRemoved, n.dir.log(), c.Servers[0].ID, filepath.Join(n.dir.path, nodeFile), n.dir.nodeID)
 	case len(c.Servers) == 1 && self.Suffrage != raft.Voter:
 		return fmt.Errorf("the log in %s is of a cluster whose only node %q has no vote", n.dir.log(), n.dir.nodeID)
 	}
 	return nil
+}
+
+// warnOfJoin says that a node does not join what it was told to, for it has a cluster.
+func (n *Node) warnOfJoin(c raft.Configuration) {
+	attrs := []any{"node", n.dir.nodeID, "dir", n.dir.path, "cluster", fmt.Sprintf("%x", n.ClusterID())}
+	switch {
+	case n.config.Join == nil, len(c.Servers) == 0 && n.dir.member == (membership{}):
+	case isAlone(c, n.dir.nodeID):
+		n.config.Logger.Warn("the directory is in use, --join is not used: the node is the only one of its cluster, and joins no other", attrs...)
+	default:
+		n.config.Logger.Info("the directory is in use, --join is not used", attrs...)
+	}
 }
 
 // isAlone reports whether a node is the only one of its cluster.

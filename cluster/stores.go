@@ -13,7 +13,7 @@ func (n *Node) SchemaVersions(id graph.StoreID, before graph.Revision, limit int
 	if err := n.usable(); err != nil {
 		return nil, err
 	}
-	return n.db().SchemaVersions(id, before, limit)
+	return askGraph(n, func(db *graph.DB) ([]graph.SchemaVersion, error) { return db.SchemaVersions(id, before, limit) })
 }
 
 // Changes returns what graph.DB.Changes does: a page of the change log. To
@@ -22,7 +22,7 @@ func (n *Node) Changes(id graph.StoreID, from graph.Position, limit int) ([]grap
 	if err := n.usable(); err != nil {
 		return nil, err
 	}
-	return n.db().Changes(id, from, limit)
+	return n.changes(id, from, limit)
 }
 
 // Stages returns the staged changes of a store, by id.
@@ -30,7 +30,7 @@ func (n *Node) Stages(id graph.StoreID) ([]graph.StageInfo, error) {
 	if err := n.usable(); err != nil {
 		return nil, err
 	}
-	return n.db().Stages(id)
+	return askGraph(n, func(db *graph.DB) ([]graph.StageInfo, error) { return db.Stages(id) })
 }
 
 // Stage returns a staged change of a store, also one of the last that were
@@ -48,7 +48,7 @@ func (n *Node) RevisionAt(id graph.StoreID, at graph.Instant) (graph.Revision, e
 	if err := n.usable(); err != nil {
 		return 0, err
 	}
-	return n.db().RevisionAt(id, at)
+	return askGraph(n, func(db *graph.DB) (graph.Revision, error) { return db.RevisionAt(id, at) })
 }
 
 // Ancestors returns the ids that the cluster had before it was recovered.

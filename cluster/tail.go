@@ -222,10 +222,7 @@ func (t *tail) note() {
 	t.mu.Lock()
 	t.noted++
 	t.mu.Unlock()
-	select {
-	case t.wake <- struct{}{}:
-	default:
-	}
+	nudge(t.wake)
 }
 
 // restart lets the tail begin behind s, with nothing in it. It needs t.mu, or
@@ -347,7 +344,7 @@ func (n *Node) readTail(t *tail, p *page) (more bool, err error) {
 	from, noted := t.to, t.noted
 	t.mu.Unlock()
 	ws.reads.Add(1)
-	revisions, err := n.db().Changes(t.store, from, p.size())
+	revisions, err := n.changes(t.store, from, p.size())
 	gone := errors.Is(err, graph.ErrRevisionGone)
 	if err != nil && !gone {
 		return false, err

@@ -62,7 +62,7 @@ func (n *Node) Watch(store graph.StoreID, from graph.Position) (*Watcher, error)
 			ErrRevisionUnknown, from.Revision, last)
 	}
 	// What the log cannot answer is said now rather than by the first Next.
-	if _, err := n.db().Changes(store, from, 1); err != nil {
+	if _, err := n.changes(store, from, 1); err != nil {
 		return nil, n.watchError(err)
 	}
 	w := &Watcher{node: n, position: from, timer: time.NewTimer(time.Hour)}
@@ -142,7 +142,7 @@ func (w *Watcher) readPage() (WatchBatch, error) {
 	// Loaded first: the log as it is read next has all of it.
 	seen := w.node.watches.seen.Load()
 	w.node.watches.reads.Add(1)
-	revisions, err := w.node.db().Changes(w.tail.store, w.position, w.page.size())
+	revisions, err := w.node.changes(w.tail.store, w.position, w.page.size())
 	if err != nil {
 		return WatchBatch{}, err
 	}

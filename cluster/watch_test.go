@@ -341,9 +341,7 @@ func TestThousandWatchers(t *testing.T) {
 		w.Close()
 	}
 	// The tail gives back what it held as soon as its goroutine is gone.
-	for wait := time.Now().Add(deadline); n.watches.bytes.Load() != 0 && time.Now().Before(wait); {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "that nothing is held for watches", func() bool { return n.watches.bytes.Load() == 0 })
 	if m, err = n.Metrics(); err != nil || m.Watchers != 0 || m.WatchedStores != 0 || m.WatchBytes != 0 {
 		t.Errorf("%d watchers of %d stores are left with %d bytes, %v", m.Watchers, m.WatchedStores, m.WatchBytes, err)
 	}

@@ -50,18 +50,15 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 		named.RequestID, m = id[:], &named
 	}
 	var result engine.Result
-	unknown := false
+	tries := writeTries{named: len(m.RequestID) > 0}
 	err := n.retry(ctx, func() error {
+		began := time.Now()
 		var err error
 		result, err = n.writeOnce(ctx, m)
-		if errors.Is(err, ErrOutcomeUnknown) {
-			unknown = true
-		}
+		tries.note(began, err)
 		return err
-	}, func(err error) bool {
-		// Without an id a second try could make m twice.
-		return errors.Is(err, ErrNotLeader) || errors.Is(err, ErrOutcomeUnknown) && len(m.RequestID) > 0
-	})
+	}, func(err error) bool { return tries.again(time.Now(), err) })
+	unknown := tries.unknown()
 	if err != nil {
 		if unknown && !errors.Is(err, ErrOutcomeUnknown) {
 			// An earlier try may have been the one that made it.
@@ -71,9 +68,45 @@ func (n *Node) Write(ctx context.Context, m *graph.Mutation) (engine.Result, err
 	}
 	if unknown && result.Refusal != nil {
 		// The refusal is of a later try. The one before may yet come to be made.
-		return engine.Result{}, fmt.Errorf("%w: it was refused when it was tried again: %w", ErrOutcomeUnknown, result.Refusal)
+		// The refusal is told and not wrapped: nobody may take it for the outcome.
+		return engine.Result{}, fmt.Errorf("%w: it was refused when it was tried again: %s", ErrOutcomeUnknown, result.Refusal.Error())
 	}
 	return result, nil
+}
+
+// writeTries says whether a write may be tried once more.
+type writeTries struct {
+	named bool // The mutation has a RequestID.
+	// since is when the first try began that may have made the mutation; zero for none.
+	since time.Time
+}
+
+// repeatMax is how long after a try that may have made a mutation it is tried again. The
+// state knows the request for graph.RequestLifetime by the stamps, which the leader gives:
+// the other half is for the clocks of two leaders that differ, and for a try that is on
+// its way for long.
+const repeatMax = time.Duration(graph.RequestLifetime) * time.Microsecond / 2
+
+func (t *writeTries) unknown() bool { return !t.since.IsZero() }
+
+// note takes down how a try ended.
+func (t *writeTries) note(began time.Time, err error) {
+	if errors.Is(err, ErrOutcomeUnknown) && !t.unknown() {
+		t.since = began
+	}
+}
+
+// again reports whether to try once more after the error of the last try.
+func (t *writeTries) again(now time.Time, err error) bool {
+	switch {
+	case !errors.Is(err, ErrNotLeader) && !errors.Is(err, ErrOutcomeUnknown):
+		return false
+	case t.unknown():
+		// Without an id a second try could make the mutation twice, as it could with one
+		// that is forgotten.
+		return t.named && now.Sub(t.since) < repeatMax
+	}
+	return true
 }
 
 // requestIDBytes is how long the ids are that nodes make up: nobody meets another's.
@@ -203,25 +236,35 @@ func (n *Node) writeHere(ctx context.Context, m *graph.Mutation) (engine.Result,
 		err    error
 	}
 	done := make(chan outcome, 1)
+	proposer := n.machine.Load()
+	var once sync.Once
+	end := func(result engine.Result, err error) {
+		once.Do(func() {
+			n.endStamp(proposal)
+			if result.Changed >= n.config.SnapshotChanges {
+				// Who hears of it may count on a quick restart. Others do not wait,
+				// but for Close, which waits for the admission.
+				n.flushLarge(proposer)
+			}
+			n.admission.leave(len(entry))
+			done <- outcome{result, err}
+		})
+	}
 	proposed = true
 	go func() {
 		// Raft's timeout covers only the queue in front of its main loop, and
 		// the future then waits without limit. So the caller waits beside it,
 		// and what is under way stays counted until Raft has answered.
-		result, err := n.propose(entry)
-		n.endStamp(proposal)
-		if result.Changed >= n.config.SnapshotChanges {
-			// Who hears of it may count on a quick restart. Others do not wait,
-			// but for Close, which waits for the admission.
-			if _, err := n.db().Flush(); err != nil {
-				n.fail(err)
-			}
-		}
-		n.admission.leave(len(entry))
-		done <- outcome{result, err}
+		end(proposer.propose(entry))
 	}()
 	select {
 	case o := <-done:
+		return o.result, o.err
+	case <-proposer.stop:
+		// A Raft that is stopped, since the machine is replaced, does not answer what
+		// waits for the FSM.
+		end(engine.Result{}, errMachineStopped)
+		o := <-done
 		return o.result, o.err
 	case <-ctx.Done():
 		err = context.Cause(ctx)
@@ -232,8 +275,28 @@ func (n *Node) writeHere(ctx context.Context, m *graph.Mutation) (engine.Result,
 	case o := <-done: // Both came at once.
 		return o.result, o.err
 	default:
-		return engine.Result{}, fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 	}
+	go func() { // In the place of the caller.
+		select {
+		case <-done:
+		case <-proposer.stop:
+			end(engine.Result{}, errMachineStopped)
+		}
+	}()
+	return engine.Result{}, fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+}
+
+// errMachineStopped is the outcome of what a Raft did not answer before it was stopped.
+var errMachineStopped = fmt.Errorf("%w: Raft was stopped before it answered", ErrOutcomeUnknown)
+
+// flushLarge flushes the graph of a machine behind a change of very many tuples. A graph
+// that was replaced meanwhile may be closed, and what replaced it was whole on the disk.
+func (n *Node) flushLarge(m *machine) {
+	_, err := m.db.Flush()
+	if err == nil || errors.Is(err, graph.ErrClosed) && n.machine.Load() != m {
+		return
+	}
+	n.fail(err)
 }
 
 // endStamp gives the time of a proposal back, and wakes who waits for it.
@@ -265,8 +328,8 @@ func (n *Node) encode(m *graph.Mutation, stamp graph.Instant) ([]byte, error) {
 }
 
 // propose hands an entry to Raft and waits for the answer of the FSM.
-func (n *Node) propose(entry []byte) (engine.Result, error) {
-	future := n.raft().Apply(entry, 0)
+func (m *machine) propose(entry []byte) (engine.Result, error) {
+	future := m.raft.Apply(entry, 0)
 	switch err := future.Error(); {
 	case err == nil:
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):

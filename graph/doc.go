@@ -50,8 +50,9 @@
 //
 // # Cost
 //
-// A lookup costs some microseconds when the block is in memory and allocates
-// nothing; an absent object or subject is mostly known from a filter without
+// A lookup in the newest state is some accesses to memory where package resident has
+// it, which is everything while there is room. Else it costs some microseconds when the
+// block is in the cache, and allocates nothing; an absent object or subject is mostly known from a filter without
 // reading a block. The first snapshot after a Commit costs some microseconds, the
 // others a fraction of one. A plain tuple takes about 30 bytes on disk, both
 // directions and names included, and half as much again in the change log.

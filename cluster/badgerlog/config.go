@@ -86,6 +86,16 @@ type Config struct {
 	freeBytes    func(dir string) (uint64, error) // Stands for statfs.
 }
 
+// SlowedBy returns c for a disk that is slow: wait runs before each commit, and what it
+// takes counts against StoreDeadline. It is for tests.
+func (c Config) SlowedBy(wait func()) Config {
+	c.beforeCommit = func() error {
+		wait()
+		return nil
+	}
+	return c
+}
+
 // withDefaults returns c with each zero value replaced by its default.
 func (c Config) withDefaults() Config {
 	if c.Logger == nil {

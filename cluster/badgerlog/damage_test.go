@@ -530,6 +530,6 @@ func ExampleIsCorruptionError() {
 	fmt.Println(err)
 	fmt.Println(IsCorruptionError(err))
 	// Output:
-	// start node: badgerlog: the log in /data/log is damaged at entry 7: it is missing, and the log holds 3 to 9; bring back a copy of the whole data directory, or begin with an empty one
+	// start node: badgerlog: the log in /data/log is damaged at entry 7: it is missing, and the log holds 3 to 9; remove the node from its cluster and let it join with an empty directory; only where it is the only node, bring back a copy of the whole data directory
 	// true
 }

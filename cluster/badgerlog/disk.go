@@ -29,7 +29,7 @@ func lockOwner(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("badgerlog: lock %s: %w", dir, err)
 	}
-	if err := tryLock(file); err != nil {
+	if err := TryLock(file); err != nil {
 		owner := "another process"
 		if b, readErr := os.ReadFile(path); readErr == nil && len(b) > 0 {
 			owner = "process " + strings.TrimSpace(string(b))

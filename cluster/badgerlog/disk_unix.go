@@ -37,23 +37,22 @@ func blockBytes(info fs.FileInfo) int64 {
 	return info.Size()
 }
 
-// How often, and how long apart, tryLock tries.
+// How often, and how long apart, TryLock tries.
 const (
 	lockTries = 5
 	lockPause = 10 * time.Millisecond
 )
 
-// tryLock takes the advisory lock of a file, which ends with the process, or
-// fails soon.
-func tryLock(file *os.File) error {
+// TryLock takes the advisory lock of a file, which ends with the process, or fails
+// soon; with EWOULDBLOCK where somebody else has it.
+func TryLock(file *os.File) error {
 	// A program that this process is just starting has the files that it had when it
 	// began to, also one that is closed here since, until it is another program.
-	var err error
-	for range lockTries {
-		if err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+	for try := 1; ; try++ {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || try == lockTries {
 			return err
 		}
 		time.Sleep(lockPause)
 	}
-	return err
 }

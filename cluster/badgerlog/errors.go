@@ -46,8 +46,10 @@ type CorruptionError struct {
 }
 
 // whatToDo ends the text of a CorruptionError. Without its log the rest of the
-// data directory is of no use either.
-const whatToDo = "; bring back a copy of the whole data directory, or begin with an empty one"
+// data directory is of no use either. A member of a cluster must not come back from a
+// copy: that has forgotten entries that it acknowledged, and votes.
+const whatToDo = "; remove the node from its cluster and let it join with an empty directory; " +
+	"only where it is the only node, bring back a copy of the whole data directory"
 
 // Error implements error. It is one line if Reason is.
 func (e *CorruptionError) Error() string {

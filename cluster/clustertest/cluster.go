@@ -58,6 +58,7 @@ type Host struct {
 	dir     string
 	copies  int // How often it was crashed.
 	log     *logBuffer
+	disk    disk
 
 	mu    sync.Mutex
 	node  *cluster.Node // Nil while it is stopped.
@@ -72,6 +73,7 @@ func New(t testing.TB, patience time.Duration) *Cluster {
 	t.Cleanup(func() {
 		c.Network.Heal()
 		for _, h := range c.Hosts() {
+			h.SetDiskSlow(false)
 			if h.Running() {
 				h.Stop()
 			}
@@ -211,7 +213,7 @@ func (h *Host) config() cluster.Config {
 		ElectionTimeout: ElectionTimeout, MemberPause: 20 * time.Millisecond, ClockPause: 50 * time.Millisecond, WaitMax: 5 * time.Second,
 		CollectPause: 10 * time.Millisecond, VerifyBytesPerSecond: -1, Version: "v0",
 		Graph:  graph.Config{CacheBytes: 8 << 20, MemTableBytes: 4 << 20},
-		Log:    badgerlog.Config{BallastBytes: -1, MemTableSize: 2 << 20, StoreDeadline: Deadline},
+		Log:    badgerlog.Config{BallastBytes: -1, MemTableSize: 2 << 20, StoreDeadline: Deadline}.SlowedBy(h.disk.await),
 		Logger: slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Now:    func() time.Time { return h.cluster.clock.of(h.Name) },
 	}

@@ -638,11 +638,16 @@ func (c *console) hello(args *call) (string, error) {
 	if to == "" {
 		to = h.NodeID
 	}
+	silent := args.flag("silent")
+	kind := byte(1)
+	if silent {
+		kind = 2 // For calls: whoever listens waits for HTTP/2 to begin.
+	}
 	id := h.Node().ClusterID()
 	if args.flag("other-cluster") {
 		id = [16]byte{0xaa}
 	}
-	body := append([]byte{1}, id[:]...)
+	body := append([]byte{kind}, id[:]...)
 	for _, id := range [...]string{"stranger", to} {
 		body = append(body, byte(len(id)))
 		body = append(body, id...)
@@ -656,7 +661,11 @@ func (c *console) hello(args *call) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer func() { _ = conn.Close() }()
+	if silent {
+		c.t.Cleanup(func() { _ = conn.Close() })
+	} else {
+		defer func() { _ = conn.Close() }()
+	}
 	if _, err := conn.Write(append(message, body...)); err != nil {
 		return "", err
 	}

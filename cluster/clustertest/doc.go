@@ -25,9 +25,11 @@
 // The nodes are real: each has its own data directory, Raft, log and graph. What is
 // not is the [Network], which carries bytes as TCP does, also in how it fails; the
 // clocks, which a test can set; and kill -9 ([Host.Crash]), of which the part that
-// matters is kept: nothing is written that a node would write while it closes. Loss of
-// power, and disks that fail or are slow, need processes of their own: see package
-// faulttest.
+// matters is kept: nothing is written that a node would write while it closes. Files are
+// damaged as they lie, while their node is stopped. A disk is slow where the log is
+// committed, under the log's own deadline; that of the graph, which is synced now and
+// then, is not. Loss of power, disks that fill up while a node writes, and kill -9 at any
+// instruction need processes of their own: see package faulttest.
 //
 // # Commands
 //
@@ -36,11 +38,14 @@
 // no fixed time, so that replies do not depend on how fast the machine is. Where a
 // reply is to be an error that comes with time, within=1s says when.
 //
-//	cluster [nodes=N] [small-log] [wait=5s] [patience=15s] [rate=BYTES]
+//	cluster [nodes=N] [small-log] [wait=5s] [patience=15s] [rate=BYTES] [deadline=2m]
+//	        [verify=BYTES] [from-disk]
 //	        begins, with the hosts n1, n2 and so on, all voters, and Schema. small-log
 //	        cuts the log all the time, so that states are sent. wait is
 //	        cluster.Config.WaitMax, patience that of NewNetwork, rate how fast states
-//	        are sent.
+//	        are sent, deadline how long a commit of the log may take, and verify how
+//	        fast a node reads all its tables after a start, which else it does not.
+//	        from-disk keeps no tuples in memory: a start does not read them all.
 //	join HOST [id=ID] [addr=HOST] [replica] [no-wait] [disk=full|nearly-full|healthy]
 //	        a node with an empty directory joins, and has its place
 //	bootstrap HOST [addr=HOST]      a node begins a cluster of its own
@@ -64,6 +69,11 @@
 //	interrupted times=N             waits until so many were broken
 //	delay HOST to=HOST by=D         both ways
 //	clock [HOST] [by=D]             sets all clocks on, or one of them wrong
+//	disk HOST slow|healthy          what the log of a host stores while its disk is slow
+//	                                is stored once the disk is healthy again
+//	damage HOST log|table TEXT      inverts TEXT in the files of the log, or in the
+//	                                tables of the graph, of one that is stopped; shows
+//	                                the number of the file as N
 //
 //	write HOST [create|delete] [as=NAME] [request=ID] [within=D] [unsure] TUPLE...
 //	fill HOST count=N [batch=N] [length=N]
@@ -79,7 +89,8 @@
 //	load [at=HOST] as=NAME          writes one thing after the other
 //	loaded NAME [more=N]            waits for so many more, or ends it
 //	logged HOST [now]               waits until the node logged the input
-//	hello HOST [version=N] [other-cluster] [to=ID]   speaks to its port as a stranger
+//	hello HOST [version=N] [other-cluster] [to=ID] [silent]
+//	        speaks to its port as a stranger; silent stays, and says no more
 //
 // unsure shows all answers alike that say only that something could not be done now:
 // which of them it is may hang on who was quicker.

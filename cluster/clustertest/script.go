@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 	"github.com/cockroachdb/datadriven"
 
 	"github.com/pembadb/pemba/cluster"
+	"github.com/pembadb/pemba/cluster/badgerlog"
 	"github.com/pembadb/pemba/engine"
 	"github.com/pembadb/pemba/graph"
 )
@@ -33,6 +35,8 @@ type console struct {
 	requests int
 	watches  map[string]*watch
 	loads    map[string]*load
+	// damaged are the names of the files that a script damaged.
+	damaged map[string]bool
 }
 
 // Schema is what the clusters of scripts begin with.
@@ -50,7 +54,9 @@ definition document {
 // Run runs the script at path with a Cluster of its own.
 func Run(t testing.TB, path string) {
 	t.Helper()
-	c := &console{t: t, written: map[string]engine.Result{}, watches: map[string]*watch{}, loads: map[string]*load{}}
+	c := &console{
+		t: t, written: map[string]engine.Result{}, watches: map[string]*watch{}, loads: map[string]*load{}, damaged: map[string]bool{},
+	}
 	defer func() {
 		for _, l := range c.loads {
 			close(l.abort)
@@ -64,7 +70,7 @@ func Run(t testing.TB, path string) {
 		t.Helper()
 		reply, err := c.handle(d)
 		if err != nil {
-			reply += errorText(err)
+			reply += c.errorText(err)
 		}
 		return reply
 	})
@@ -194,6 +200,8 @@ var commands = map[string]command{
 	"delay":       (*console).delay,
 	"heal":        (*console).heal,
 	"clock":       (*console).setClock,
+	"disk":        (*console).disk,
+	"damage":      (*console).damage,
 	"write":       (*console).write,
 	"fill":        (*console).fill,
 	"check":       (*console).check,
@@ -242,11 +250,12 @@ var kinds = []error{
 }
 
 // around is what stands before an error and differs from run to run: the node that was
-// asked by another, and the directory of one that starts.
-var around = regexp.MustCompile(`^(start the node in [^ ]+: )?(join the cluster: )?(node [^ :]+: )*`)
+// asked by another, the directory of one that starts, and what a node was at when its log
+// failed, which the log may tell before.
+var around = regexp.MustCompile(`^(start the node in [^ ]+: )?(join the cluster: )?(node [^ :]+: )*(store [^:]+ in the log: )?`)
 
 // errorText shows an error so that it is the same in each run.
-func errorText(err error) string {
+func (c *console) errorText(err error) string {
 	var refusal *engine.Refusal
 	switch {
 	case errors.As(err, &refusal):
@@ -262,7 +271,32 @@ func errorText(err error) string {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return "error: the deadline passed\n"
 	}
-	return fmt.Sprintf("error: %s\n", around.ReplaceAllString(err.Error(), ""))
+	return fmt.Sprintf("error: %s\n", c.told(err))
+}
+
+// figures are what in words about a damaged log differs from run to run.
+var figures = regexp.MustCompile(`\b[0-9]+\b`)
+
+// told returns what a node says of an error, but for where a host keeps its data and the
+// figures of damage. Of a damaged table it returns which it is: whoever meets the damage
+// first has words of his own for it.
+func (c *console) told(err error) string {
+	err = graph.Damage(err)
+	text := around.ReplaceAllString(err.Error(), "")
+	for _, h := range c.Hosts() {
+		text = strings.ReplaceAll(text, h.dir, h.Name)
+	}
+	switch {
+	case graph.IsCorruptionError(err):
+		for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == ' ' || r == ':' || r == ',' }) {
+			if file := filepath.Base(word); c.damaged[file] {
+				return "the graph's data is damaged: " + strings.TrimSuffix(word, file) + "N.sst"
+			}
+		}
+	case badgerlog.IsCorruptionError(err):
+		return figures.ReplaceAllString(text, "…")
+	}
+	return text
 }
 
 // host returns the host that is named next.
@@ -351,11 +385,23 @@ func (c *console) form(args *call) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	small := args.flag("small-log")
+	deadline, err := args.duration("deadline", Deadline)
+	if err != nil {
+		return "", err
+	}
+	verify, err := args.number("verify", -1)
+	if err != nil {
+		return "", err
+	}
+	small, disk := args.flag("small-log"), args.flag("from-disk")
 	c.Cluster = New(c.t, patience)
 	c.configure = func(config *cluster.Config) {
 		config.WaitMax = wait
 		config.StateBytesPerSecond = int64(rate)
+		config.Log.StoreDeadline, config.VerifyBytesPerSecond = deadline, int64(verify)
+		if disk {
+			config.Graph.ResidentBytes = -1
+		}
 		if small {
 			config.SnapshotThreshold, config.TrailingLogs, config.SnapshotInterval = 16, 4, time.Millisecond
 		}
@@ -580,7 +626,7 @@ func (c *console) faultOf(args *call) (string, error) {
 	select {
 	case fault := <-h.Fault():
 		h.Stop()
-		return fmt.Sprintf("%s stopped: %v\n", h.Name, fault), nil
+		return fmt.Sprintf("%s stopped: %s\n", h.Name, c.told(fault)), nil
 	case <-time.After(Deadline):
 		c.t.Fatalf("%s met no fault within %v", h.Name, Deadline)
 		return "", nil

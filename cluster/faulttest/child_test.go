@@ -154,30 +154,41 @@ func runChild(settingsJSON string) int {
 		fmt.Fprintf(os.Stderr, "listen: %v\n", err)
 		return exitStart
 	}
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go serve(node, conn)
-		}
-	}()
+	go acceptAll(listener, func(conn net.Conn) { serve(node, conn) })
 	fmt.Printf("%s %d\n", listener.Addr(), time.Since(start).Microseconds())
+	return closeInTheEnd(node)
+}
+
+// closeInTheEnd closes the node of a child when its standard input ends, and returns
+// what the child exits with.
+func closeInTheEnd(node *cluster.Node) int {
 	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
 		fmt.Fprintf(os.Stderr, "standard input: %v\n", err)
 	}
-	closing, cancelClosing := context.WithTimeout(context.Background(), time.Minute)
-	defer cancelClosing()
-	if err := node.Close(closing); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := node.Close(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "close: %v\n", err)
 		return exitFatal
 	}
 	return 0
 }
 
+// acceptAll serves each connection in a goroutine of its own, and closes it then.
+func acceptAll(listener net.Listener, serve func(net.Conn)) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer func() { _ = conn.Close() }() // The parent sees the end either way.
+			serve(conn)
+		}()
+	}
+}
+
 func serve(node *cluster.Node, conn net.Conn) {
-	defer func() { _ = conn.Close() }() // The parent sees the end either way.
 	in := json.NewDecoder(bufio.NewReader(conn))
 	out := json.NewEncoder(conn)
 	for {
@@ -264,13 +275,22 @@ func count(node *cluster.Node, prefix string) (reply, error) {
 	}
 	defer s.Close()
 	answer := reply{Revision: s.Revision()}
-	var after []byte
-	for {
-		var tuples []graph.Tuple
-		tuples, after, err = s.Graph().Read(graph.Filter{ObjectType: "document", ObjectIDPrefix: prefix}, after, 10000)
-		answer.Count += len(tuples)
-		if after == nil || err != nil {
-			return answer, err
+	err = eachTuple(s.Graph(), graph.Filter{ObjectType: "document", ObjectIDPrefix: prefix}, func(*graph.Tuple) { answer.Count++ })
+	return answer, err
+}
+
+// eachTuple calls f with every tuple that a filter finds.
+func eachTuple(s *graph.Snapshot, filter graph.Filter, f func(*graph.Tuple)) error {
+	for after := []byte(nil); ; {
+		tuples, next, err := s.Read(filter, after, 10000)
+		if err != nil {
+			return err
+		}
+		for i := range tuples {
+			f(&tuples[i])
+		}
+		if after = next; next == nil {
+			return nil
 		}
 	}
 }
@@ -283,18 +303,8 @@ func scan(node *cluster.Node) (reply, error) {
 	}
 	defer s.Close()
 	answer := reply{Revision: s.Revision()}
-	var after []byte
-	for {
-		var tuples []graph.Tuple
-		tuples, after, err = s.Graph().Read(graph.Filter{}, after, 10000)
-		if err != nil {
-			return reply{}, err
-		}
-		for i := range tuples {
-			answer.Tuples = append(answer.Tuples, update{Document: tuples[i].Object.ID, Person: tuples[i].Subject.ID})
-		}
-		if after == nil {
-			return answer, nil
-		}
-	}
+	err = eachTuple(s.Graph(), graph.Filter{}, func(t *graph.Tuple) {
+		answer.Tuples = append(answer.Tuples, update{Document: t.Object.ID, Person: t.Subject.ID})
+	})
+	return answer, err
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -355,36 +354,21 @@ func tail(text string) string {
 }
 
 // A line is a connection to a node. It is used by one goroutine.
-type line struct {
-	conn net.Conn
-	in   *json.Decoder
-	out  *json.Encoder
+type line struct{ wire[question, answered] }
+
+func dialLine(socket string) (*line, error) {
+	w, err := dialWire[question, answered]("unix", socket)
+	return &line{w}, err
 }
 
-func (m *server) dial() (*line, error) {
-	conn, err := net.Dial("unix", m.settings.Socket)
-	if err != nil {
-		return nil, err
-	}
-	return &line{conn, json.NewDecoder(bufio.NewReader(conn)), json.NewEncoder(conn)}, nil
-}
+func (m *server) dial() (*line, error) { return dialLine(m.settings.Socket) }
 
 // ask sends a question and waits for its answer. After an error the line is of no use.
 func (l *line) ask(q question, within time.Duration) (answered, error) {
 	q.Patience = within
 	// The node has some time to say that its own is over.
-	if err := l.conn.SetDeadline(time.Now().Add(within + within/2)); err != nil {
-		return answered{}, err
-	}
-	if err := l.out.Encode(q); err != nil {
-		return answered{}, err
-	}
-	var a answered
-	err := l.in.Decode(&a)
-	return a, err
+	return l.wire.ask(q, within+within/2)
 }
-
-func (l *line) close() { _ = l.conn.Close() } // Nothing is lost.
 
 // ask asks on a line of its own.
 func (m *server) ask(q question) (answered, error) { return m.askWithin(q, 5*time.Second) }

@@ -3,7 +3,6 @@ package faulttest
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,14 +18,10 @@ func TestFullDisk(t *testing.T) {
 	if err := os.Mkdir(disk, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", disk).CombinedOutput(); err != nil {
-		t.Skipf("a small file system cannot be mounted here: %v\n%s", err, out)
+	if !canMount(t) {
+		t.Skip("no disk is filled")
 	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", disk).CombinedOutput(); err != nil {
-			t.Errorf("%v\n%s", err, out)
-		}
-	})
+	mountDisk(t, disk, size)
 	s := settings{DataDir: filepath.Join(disk, "data"), LogMemTable: 1 << 20, GraphMemTable: 1 << 20, SnapshotThreshold: 500, SnapshotInterval: 20 * time.Millisecond, TrailingLogs: 100}
 	p := start(t, s)
 	p.must(request{Op: "schema"})

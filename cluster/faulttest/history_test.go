@@ -267,22 +267,13 @@ func (h *history) compare(t *testing.T, db *graph.DB, present map[update]bool) {
 	}
 	defer s.Close()
 	count := 0
-	var after []byte
-	for {
-		var tuples []graph.Tuple
-		tuples, after, err = s.Read(graph.Filter{}, after, 10000)
-		if err != nil {
-			t.Fatal(err)
+	if err := eachTuple(s, graph.Filter{}, func(tuple *graph.Tuple) {
+		if u := (update{Document: tuple.Object.ID, Person: tuple.Subject.ID}); !present[u] {
+			t.Fatalf("%+v is stored, but no change made it", u)
 		}
-		for i := range tuples {
-			if u := (update{Document: tuples[i].Object.ID, Person: tuples[i].Subject.ID}); !present[u] {
-				t.Fatalf("%+v is stored, but no change made it", u)
-			}
-			count++
-		}
-		if after == nil {
-			break
-		}
+		count++
+	}); err != nil {
+		t.Fatal(err)
 	}
 	if count != len(present) {
 		t.Fatalf("%d tuples are stored, but the changes make %d", count, len(present))

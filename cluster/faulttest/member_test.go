@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -89,44 +88,21 @@ func runMember(settingsJSON string) int {
 		fmt.Fprintf(os.Stderr, "listen: %v\n", err)
 		return exitStart
 	}
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go (&member{node, clock}).serve(conn)
-		}
-	}()
+	go acceptAll(listener, (&member{node, clock}).serve)
 	fmt.Println("ready")
-	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
-		fmt.Fprintf(os.Stderr, "standard input: %v\n", err)
-	}
-	closing, cancelClosing := context.WithTimeout(context.Background(), patience)
-	defer cancelClosing()
-	if err := node.Close(closing); err != nil {
-		fmt.Fprintf(os.Stderr, "close: %v\n", err)
-		return exitFatal
-	}
-	return 0
+	return closeInTheEnd(node)
 }
 
 // joinBy asks the member at a socket to take a node in.
 func joinBy(socket string, j cluster.Joining) (cluster.Joined, error) {
-	conn, err := net.Dial("unix", socket)
+	l, err := dialLine(socket)
 	if err != nil {
 		return cluster.Joined{}, err
 	}
-	defer func() { _ = conn.Close() }() // It was only asked.
-	if err := json.NewEncoder(conn).Encode(question{Op: "add", Joining: &j, Patience: patience}); err != nil {
+	defer l.close()
+	a, err := l.ask(question{Op: "add", Joining: &j}, patience)
+	if err := errors.Join(err, a.err()); err != nil {
 		return cluster.Joined{}, err
-	}
-	var a answered
-	if err := json.NewDecoder(conn).Decode(&a); err != nil {
-		return cluster.Joined{}, err
-	}
-	if a.Error != "" {
-		return cluster.Joined{}, errors.New(a.Error)
 	}
 	return *a.Joined, nil
 }
@@ -205,7 +181,6 @@ type member struct {
 }
 
 func (m *member) serve(conn net.Conn) {
-	defer func() { _ = conn.Close() }() // The parent sees the end either way.
 	in := json.NewDecoder(bufio.NewReader(conn))
 	out := json.NewEncoder(conn)
 	for {
@@ -341,19 +316,10 @@ func (m *member) history(ctx context.Context, q question) (answered, error) {
 	}
 	defer s.Close()
 	a := answered{Revision: s.Revision()}
-	var after []byte
-	for {
-		var tuples []graph.Tuple
-		tuples, after, err = s.Graph().Read(graph.Filter{}, after, 10000)
-		if err != nil {
-			return a, err
-		}
-		for i := range tuples {
-			a.Tuples = append(a.Tuples, tuples[i].Object.ID+" "+tuples[i].Subject.ID)
-		}
-		if after == nil {
-			break
-		}
+	if err := eachTuple(s.Graph(), graph.Filter{}, func(t *graph.Tuple) {
+		a.Tuples = append(a.Tuples, t.Object.ID+" "+t.Subject.ID)
+	}); err != nil {
+		return a, err
 	}
 	watcher, err := m.node.Watch(graph.DefaultStore, q.From)
 	if err != nil {

@@ -154,36 +154,47 @@ func (p *process) complaint() string {
 	return strings.Join(lines, "\n")
 }
 
-// A client is one connection to a child.
-type client struct {
+// A wire is a connection to a child, which gets questions of one type and gives answers
+// of another. It is used by one goroutine.
+type wire[Q, A any] struct {
 	conn net.Conn
 	in   *json.Decoder
 	out  *json.Encoder
 }
 
-func (p *process) dial() (*client, error) {
-	conn, err := net.Dial("tcp", p.addr)
+func dialWire[Q, A any](network, addr string) (wire[Q, A], error) {
+	conn, err := net.Dial(network, addr)
 	if err != nil {
-		return nil, err
+		return wire[Q, A]{}, err
 	}
-	return &client{conn, json.NewDecoder(bufio.NewReader(conn)), json.NewEncoder(conn)}, nil
+	return wire[Q, A]{conn, json.NewDecoder(bufio.NewReader(conn)), json.NewEncoder(conn)}, nil
+}
+
+// ask sends a question and waits for its answer. After an error the wire is of no use.
+func (w *wire[Q, A]) ask(q Q, within time.Duration) (a A, err error) {
+	if err := w.conn.SetDeadline(time.Now().Add(within)); err != nil {
+		return a, err
+	}
+	if err := w.out.Encode(q); err != nil {
+		return a, err
+	}
+	err = w.in.Decode(&a)
+	return a, err
+}
+
+func (w *wire[Q, A]) close() { _ = w.conn.Close() } // Nothing is lost.
+
+// A client is one connection to a child that is a node by itself.
+type client struct{ wire[request, reply] }
+
+func (p *process) dial() (*client, error) {
+	w, err := dialWire[request, reply]("tcp", p.addr)
+	return &client{w}, err
 }
 
 // ask sends a request and waits for its reply. An error means that the process
 // is gone, or too slow to be alive.
-func (c *client) ask(q request) (reply, error) {
-	if err := c.conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		return reply{}, err
-	}
-	if err := c.out.Encode(q); err != nil {
-		return reply{}, err
-	}
-	var r reply
-	err := c.in.Decode(&r)
-	return r, err
-}
-
-func (c *client) close() { _ = c.conn.Close() } // Nothing is lost.
+func (c *client) ask(q request) (reply, error) { return c.wire.ask(q, patience) }
 
 // must asks on a connection of its own and expects no error.
 func (p *process) must(q request) reply {

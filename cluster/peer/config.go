@@ -116,7 +116,7 @@ func (c *Config) Validate() error {
 		if err != nil {
 			return fmt.Errorf("Addr %q must be host:port: %w", c.Addr, err)
 		}
-		if c.TLS == nil && !loopback(host) {
+		if c.TLS == nil && !IsLoopback(host) {
 			return fmt.Errorf("Addr %q is not a loopback address, and there is no TLS; anyone who reaches the port could change everything",
 				c.Addr)
 		}
@@ -161,8 +161,10 @@ func orDefault[T int | time.Duration](value *T, otherwise T) {
 	}
 }
 
-// loopback reports whether a host, as in host:port, is this machine only.
-func loopback(host string) bool {
+// IsLoopback reports whether a host, as in host:port, certainly is this machine only, so that
+// what is sent there needs no TLS. Names but localhost are not looked up: what they mean may
+// change between two looks.
+func IsLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

@@ -197,7 +197,6 @@ var serial atomic.Int64
 
 func newAuthority(t testing.TB) *authority {
 	t.Helper()
-	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

@@ -416,7 +416,7 @@ func TestPlainStaysHere(t *testing.T) {
 		if err := (tcp{}).check(at); err != nil {
 			t.Errorf("with TLS, at %s: %v", ip, err)
 		}
-		if loopback(ip) != here {
+		if IsLoopback(ip) != here {
 			t.Errorf("%s is loopback: %v", ip, !here)
 		}
 	}

@@ -246,3 +246,14 @@ func (t *Transport) Totals() Totals {
 	totals.ConnsIn, totals.HellosOpen = t.connsIn, t.hellos.Len()
 	return totals
 }
+
+// LastError is [Stats.LastError] of one peer.
+func (t *Transport) LastError(id string) string {
+	p := t.knownPeer(id)
+	if p == nil {
+		return ""
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lastError
+}

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -51,6 +53,9 @@ type Transport struct {
 	peers  map[string]*peer
 	totals Totals
 	logged time.Time // by mayLog
+	// warned says when a failure of TLS was last logged, by whom it was with. Invariant:
+	// len(warned) <= warnedMax.
+	warned map[string]time.Time
 }
 
 // target is a peer and where it is.
@@ -71,6 +76,7 @@ func Listen(config Config) (*Transport, error) {
 		conns:   map[*conn]struct{}{},
 		clients: map[target]*client{},
 		peers:   map[string]*peer{},
+		warned:  map[string]time.Time{},
 	}
 	if t.network == nil {
 		t.network = tcp{plain: config.TLS == nil}
@@ -281,11 +287,12 @@ func (t *Transport) greet(raw net.Conn, leave func()) {
 			return
 		}
 		secured := tls.Server(raw, config)
-		if err := secured.HandshakeContext(t.ctx); err != nil {
-			drop(err)
-			return
+		err = secured.HandshakeContext(t.ctx)
+		if err == nil {
+			err = checkProtocol(secured)
 		}
-		if err := checkProtocol(secured); err != nil {
+		if err != nil {
+			t.warnOfCaller(raw.RemoteAddr().String(), err)
 			drop(err)
 			return
 		}
@@ -361,6 +368,50 @@ func (t *Transport) mayLog() bool {
 	return true
 }
 
+// How often the failures of TLS with one address are logged, and of how many addresses
+// it is kept when that was: others than nodes may come, from many.
+const (
+	warnPause = time.Minute
+	warnedMax = 64
+)
+
+// mayWarn reports whether a failure of TLS with somebody may be logged now.
+func (t *Transport) mayWarn(with string, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if last, found := t.warned[with]; found && now.Sub(last) < warnPause {
+		return false
+	}
+	maps.DeleteFunc(t.warned, func(_ string, last time.Time) bool { return now.Sub(last) >= warnPause })
+	if len(t.warned) >= warnedMax {
+		return false
+	}
+	t.warned[with] = now
+	return true
+}
+
+// warnOfCaller logs a failure of TLS with one who connects.
+func (t *Transport) warnOfCaller(from string, err error) {
+	for _, mute := range [...]error{io.EOF, os.ErrDeadlineExceeded, syscall.ECONNRESET, net.ErrClosed} {
+		if errors.Is(err, mute) {
+			return // So goes who only looks whether the port is open, or was sent away.
+		}
+	}
+	host, _, splitErr := net.SplitHostPort(from) // Its port is another one each time.
+	if splitErr != nil {
+		host = from
+	}
+	if t.ctx.Err() == nil && t.mayWarn("from "+host, time.Now()) {
+		t.config.Logger.Warn("TLS failed with a peer that connects; are the certificates and authorities of both right?",
+			"from", from, "error", err.Error())
+	}
+}
+
+// A tlsError is a failure of TLS on a connection that was dialed.
+type tlsError struct{ error }
+
+func (e tlsError) Unwrap() error { return e.error }
+
 // doorFor returns where an accepted connection is to go.
 func (t *Transport) doorFor(c *conn) (*door, *refusal) {
 	t.mu.Lock()
@@ -400,7 +451,12 @@ func (t *Transport) dial(ctx context.Context, k kind, to target, owner *raftTran
 		if _, ok := errors.AsType[*RefusedError](err); ok {
 			p.out.Add(1)
 		} else {
+			_, ofTLS := errors.AsType[tlsError](err)
 			err = fmt.Errorf("connect to node %s at %s (%s): %w", to.id, to.addr, k, err)
+			if ofTLS && t.mayWarn("to "+to.id+" "+to.addr, time.Now()) {
+				t.config.Logger.Warn("TLS with a peer failed; are the certificates and authorities of both right?",
+					"peer", to.id, "addr", to.addr, "error", err.Error())
+			}
 		}
 		p.failed(err)
 		return nil, err
@@ -451,14 +507,14 @@ func (t *Transport) exchange(ctx context.Context, raw net.Conn, h hello, addr st
 	if t.config.TLS != nil {
 		config, err := clientTLS(t.config.TLS(), addr)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, tlsError{err}
 		}
 		secured := tls.Client(raw, config)
 		if err := secured.HandshakeContext(ctx); err != nil {
-			return nil, nil, err
+			return nil, nil, tlsError{err}
 		}
 		if err := checkProtocol(secured); err != nil {
-			return nil, nil, err
+			return nil, nil, tlsError{err}
 		}
 		stream = secured
 	}
@@ -466,8 +522,15 @@ func (t *Transport) exchange(ctx context.Context, raw net.Conn, h hello, addr st
 		return nil, nil, err
 	}
 	no, err := readAnswer(stream)
+	if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == remoteAlert {
+		// What a listener has against the certificate of a dialer comes after the handshake.
+		err = tlsError{err}
+	}
 	return stream, no, err
 }
+
+// remoteAlert is what crypto/tls calls an error that the other side sent.
+const remoteAlert = "remote error"
 
 // dialError says what an error means that came before an answer.
 func (t *Transport) dialError(ctx context.Context, start time.Time, err error) error {

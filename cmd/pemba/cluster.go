@@ -2,10 +2,14 @@ package main
 
 import (
 	"cmp"
+	"context"
+	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
 
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
@@ -134,6 +138,9 @@ func printCluster(cmd *cobra.Command, answer *pembav1.GetClusterResponse) error 
 			unwell = append(unwell, row{m.GetId() + " is not ready:", oneLine(s.GetNotReady())})
 		}
 	}
+	if len(answer.GetMembers()) == 0 {
+		return printf(cmd, "%s knows no node of the cluster yet: it joined, and no leader has reached it; ask a member, which has a line for it that says why\n", answer.GetNodeId())
+	}
 	if err := printTable(cmd, rows); err != nil {
 		return err
 	}
@@ -234,30 +241,81 @@ func newClusterTransfer() *cobra.Command {
 		Use:   "transfer [ID]",
 		Short: "Let another node lead",
 		Long: `Transfer hands the leadership on to the node of the id, or without one to the node that
-is furthest; before a leader is stopped, say. It takes an operator's key.`,
+is furthest; before a leader is stopped, say. It waits until the node that is asked
+follows the new leader, and fails where that takes longer than ` + transferPatience.String() + `. It takes an
+operator's key.`,
 		Example: "  pemba cluster transfer\n  pemba cluster transfer n2",
 		Args:    arguments(0, 1, "[ID]"),
 	}
 	conn.addServerFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return conn.call(cmd, func(ctx ctx, c *client.Client) error {
-			id := ""
+			who := func(ctx context.Context) (string, error) {
+				answer, err := c.Cluster.GetCluster(ctx, &pembav1.GetClusterRequest{})
+				return answer.GetLeaderId(), err
+			}
+			var id string
+			var leads func(leader string) bool
 			if len(args) > 0 {
 				id = args[0]
+				leads = func(leader string) bool { return leader == id }
+			} else {
+				before, err := who(ctx)
+				if err != nil {
+					return err
+				}
+				leads = func(leader string) bool { return leader != before }
 			}
 			if _, err := c.Cluster.TransferLeadership(ctx, &pembav1.TransferLeadershipRequest{Id: id}); err != nil {
 				return err
 			}
-			return conn.said(cmd, memberChangeJSON{ID: id, Done: "transferred"})
+			leader, err := awaitLeader(ctx, who, leads)
+			if err != nil {
+				return err
+			}
+			return conn.said(cmd, memberChangeJSON{ID: leader, Done: "transferred"})
 		})
 	}
 	return cmd
 }
 
-// A memberChangeJSON says what a command did with a node. ID is empty where it was
-// left to the leader.
+// transferPatience is how long a new leader may take to be elected and to be heard of, and
+// transferPause how often that is asked.
+const (
+	transferPatience = 10 * time.Second
+	transferPause    = 20 * time.Millisecond
+)
+
+// awaitLeader asks who leads until it is the right one. That the old leader has left,
+// which is when TransferLeadership returns, does not say that another was elected.
+func awaitLeader(ctx context.Context, who func(context.Context) (string, error), right func(leader string) bool) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, transferPatience, fmt.Errorf("waited longer than %v for it to be so", transferPatience))
+	defer cancel()
+	said := "nobody was asked who leads"
+	for {
+		leader, err := who(ctx)
+		switch {
+		case err == nil && leader != "" && right(leader):
+			return leader, nil
+		case err == nil && leader != "":
+			said = leader + " leads"
+		case err == nil:
+			said = "no node is known to lead"
+		case ctx.Err() == nil:
+			said = "the node that was asked does not answer: " + status.Convert(err).Message()
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("the leader has handed the leadership on, but %s: %w", said, context.Cause(ctx))
+		case <-time.After(transferPause):
+		}
+	}
+}
+
+// A memberChangeJSON says what a command did with a node, which after a transfer is the
+// one that leads.
 type memberChangeJSON struct {
-	ID        string `json:"id,omitempty"`
+	ID        string `json:"id"`
 	Done      string `json:"done"`
 	ClusterID string `json:"cluster_id,omitempty"`
 }
@@ -267,11 +325,8 @@ func (c *connection) said(cmd *cobra.Command, done memberChangeJSON) error {
 	if c.json() {
 		return printJSON(cmd, done)
 	}
-	switch {
-	case done.Done != "transferred":
-		return printf(cmd, "%s %s\n", done.Done, done.ID)
-	case done.ID == "":
-		return printf(cmd, "another node leads now\n")
+	if done.Done == "transferred" {
+		return printf(cmd, "%s leads now\n", done.ID)
 	}
-	return printf(cmd, "%s leads now\n", done.ID)
+	return printf(cmd, "%s %s\n", done.Done, done.ID)
 }

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,8 +21,9 @@ const recoverWarning = `Recovering makes this node a cluster of its own, with wh
 - The other nodes of the lost cluster are refused from now on; do not run them.
 - Of zookies of the lost cluster, "at least as fresh" is answered with all that there
   is; any other use of them is refused.
-Take the node with the highest committed revision. If more than half of the voters can
-still be started, start them instead: then nothing is lost.`
+Take the node whose last entry has the highest term and, of those, the highest index:
+it has everything that any of those left knows to be agreed. If more than half of the
+voters can still be started, start them instead: then nothing is lost.`
 
 func newClusterRecover() *cobra.Command {
 	var dataDir string
@@ -33,7 +37,7 @@ server. It is the last resort.
 
 ` + recoverWarning + `
 
-Without --yes it only says so. Afterwards the node is started again with serve, and
+Without --yes it only says so, and what the last entry of the node is. Afterwards the node is started again with serve, and
 other nodes join it with empty directories.`,
 		Example: "  pemba cluster recover --data-dir /var/lib/pemba --yes",
 		Args:    noArguments,
@@ -47,7 +51,7 @@ other nodes join it with empty directories.`,
 			return errors.New("--data-dir is missing: it names the data directory of the node to recover")
 		}
 		if !yes {
-			return fmt.Errorf("nothing was changed; --yes does it\n\n%s", recoverWarning)
+			return fmt.Errorf("nothing was changed; --yes does it\n\n%s\n%s", howFar(cmd.Context(), dataDir), recoverWarning)
 		}
 		logger, err := log.logger(cmd)
 		if err != nil {
@@ -59,7 +63,17 @@ other nodes join it with empty directories.`,
 		}
 		return printf(cmd, "%s is cluster %s now, was %s\nit holds everything up to revision %d, of %s\ngiven up: %s\n",
 			dataDir, hex.EncodeToString(recovered.ClusterID[:]), hex.EncodeToString(recovered.Was[:]),
-			recovered.Revision, recovered.Stamp, strings.Join(recovered.Lost, ", "))
+			recovered.Revision, recovered.Stamp, cmp.Or(strings.Join(recovered.Lost, ", "), "nobody"))
 	}
 	return cmd
+}
+
+// howFar says how far the data of a node goes, in lines, or why that cannot be told.
+func howFar(ctx context.Context, dataDir string) string {
+	found, err := cluster.Examine(ctx, cluster.Config{DataDir: dataDir, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return fmt.Sprintf("How far %s goes cannot be told: %v\n", dataDir, err)
+	}
+	return fmt.Sprintf("%s is node %s of cluster %s\nits last entry has term %d and index %d\nits newest change is of %s\n",
+		dataDir, found.NodeID, hex.EncodeToString(found.ClusterID[:]), found.LastTerm, found.LastIndex, found.Stamp)
 }

@@ -47,6 +47,9 @@ There are these examples: ` + strings.Join(examples.Names(), ", ") + `.`,
 	// The demo is there to be read; what a server logs would stand in between.
 	cmd.Flags().Lookup("log-level").DefValue, log.level = "warn", "warn"
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		ctx, stop := untilHangup(cmd.Context())
+		defer stop()
+		cmd.SetContext(ctx)
 		example, err := examples.Get(name)
 		if err != nil {
 			return err
@@ -124,14 +127,18 @@ func (r *running) ask(cmd *cobra.Command, example *examples.Example, started tim
 	if addr != fromEnv("PEMBA_ADDR", defaultAddr) {
 		to = " --addr " + addr // Without it another server would be asked.
 	}
+	for _, flag := range withoutTLS() {
+		to += " " + flag
+	}
 	for _, q := range example.Questions {
 		if err := printf(cmd, "\n%s\n  $ %s %s%s\n", q.Sentence, program, quoteCommand(q.Command), to); err != nil {
 			return err
 		}
 		var out, errs strings.Builder
 		args := append(strings.Fields(q.Command), "--addr", addr, "--key", "", "--store", "")
+		args = append(args, withoutTLS()...)
 		if execute(cmd.Context(), args, strings.NewReader(""), &out, &errs) != 0 {
-			return fmt.Errorf("example %s: %s", example.Name, strings.TrimSpace(errs.String()))
+			return fmt.Errorf("example %s: %s", example.Name, strings.TrimPrefix(strings.TrimSpace(errs.String()), "pemba: "))
 		}
 		if first == 0 {
 			first = time.Since(started)
@@ -145,6 +152,7 @@ func (r *running) ask(cmd *cobra.Command, example *examples.Example, started tim
 			suggestion = q.Command
 		}
 	}
+	asked := strings.Join(append([]string{addr}, withoutTLS()...), " ")
 	return printf(cmd, `
 The first answer came %d ms after the start. Ask more from a second shell:
 
@@ -152,7 +160,22 @@ The first answer came %d ms after the start. Ask more from a second shell:
   %s tuple read --addr %s
 
 The server stays up until you press Ctrl-C.
-`, first.Milliseconds(), program, quoteCommand(suggestion), addr, program, addr)
+`, first.Milliseconds(), program, quoteCommand(suggestion), asked, program, asked)
+}
+
+// withoutTLS are the flags by which a command reaches the servers of a demo, which speak
+// no TLS, where the environment says that it is to be spoken.
+func withoutTLS() []string {
+	var flags []string
+	if envIsTrue("PEMBA_TLS") {
+		flags = append(flags, "--tls=false")
+	}
+	for _, name := range []string{"ca-cert", "client-cert", "client-key"} {
+		if os.Getenv(envName(name)) != "" {
+			flags = append(flags, "--"+name+"=")
+		}
+	}
+	return flags
 }
 
 // elsewhere says which of the usual ports the server does not have, as a line.

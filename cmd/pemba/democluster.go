@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -35,7 +36,8 @@ type demoNode struct {
 	id, dir, grpcAddr, raftAddr string
 
 	process *exec.Cmd
-	ended   chan struct{}
+	ended   chan struct{} // Closed when the process has.
+	killed  bool          // The demo ended it, for all to see.
 	log     lockedBuffer
 }
 
@@ -74,6 +76,10 @@ func demoOfCluster(cmd *cobra.Command, example *examples.Example) (err error) {
 	}
 	d := &demoCluster{cmd: cmd, dir: dir}
 	defer func() { err = errors.Join(err, d.close()) }()
+	// Said before there is anything in it: who kills the demo is told nothing more.
+	if err := d.say("Three servers are started. They keep their data in %s, which is removed\nwhen the demo ends; killed outright (SIGKILL) it leaves the data there, and no server.\n\n", dir); err != nil {
+		return err
+	}
 	if err := d.play(cmd.Context(), example); err != nil {
 		if cmd.Context().Err() != nil {
 			return nil // It was interrupted.
@@ -85,7 +91,10 @@ func demoOfCluster(cmd *cobra.Command, example *examples.Example) (err error) {
 }
 
 func (d *demoCluster) play(ctx context.Context, example *examples.Example) error {
-	if err := errors.Join(d.chooseAddrs(), d.start(ctx)); err != nil {
+	if err := d.chooseAddrs(); err != nil {
+		return err
+	}
+	if err := d.start(ctx); err != nil {
 		return err
 	}
 	leader, err := d.leader(ctx, nil)
@@ -97,7 +106,7 @@ func (d *demoCluster) play(ctx context.Context, example *examples.Example) error
 		return fmt.Errorf("example %s: %w", example.Name, err)
 	}
 	if err := d.say("%s\nThree nodes on this machine are one cluster, and %s leads it. A schema of %d definitions\nand %d tuples were written by way of %s.\n\n  $ %s cluster status --addr %s\n",
-		example.Title, leader.id, definitions, tuples, d.nodes[1].id, program, leader.grpcAddr); err != nil {
+		example.Title, leader.id, definitions, tuples, d.nodes[1].id, program, leader.shownAddr()); err != nil {
 		return err
 	}
 	if err := d.status(ctx, leader); err != nil {
@@ -145,7 +154,12 @@ Kill one yourself, and ask the others from a second shell:
   kill -9 %d
 
 The cluster stays up until you press Ctrl-C.
-`, program, survivor.grpcAddr, next.process.Process.Pid)
+`, program, survivor.shownAddr(), next.process.Process.Pid)
+}
+
+// shownAddr is what follows --addr in a command that is shown for typing.
+func (n *demoNode) shownAddr() string {
+	return strings.Join(append([]string{n.grpcAddr}, withoutTLS()...), " ")
 }
 
 // chooseAddrs gives each node addresses that nobody has.
@@ -197,19 +211,48 @@ func (d *demoCluster) run(n *demoNode, how ...string) error {
 		"--raft-addr", n.raftAddr, "--log-level", "warn",
 	}, how...)
 	n.process = exec.Command(self, args...)
-	n.process.Env = demoEnvironment()
+	n.process.Env = append(demoEnvironment(), lifelineVariable+"=1")
+	if _, err := n.process.StdinPipe(); err != nil { // It is closed when either process ends.
+		return err
+	}
 	n.process.Stdout, n.process.Stderr = &n.log, &n.log
 	// Ctrl-C is for this process, which ends them in order.
 	n.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := n.process.Start(); err != nil {
 		return err
 	}
-	n.ended = make(chan struct{})
+	n.ended, n.killed = make(chan struct{}), false
 	go func(process *exec.Cmd, ended chan struct{}) {
 		defer close(ended)
 		_ = process.Wait() // That it was killed is what the demo is about.
 	}(n.process, n.ended)
 	return nil
+}
+
+// lifelineVariable is set for the servers that the demo starts. Each is held by a
+// lifeline, which is a standard input on which nothing is ever said: its other end is the
+// demo's alone, and is closed by the system however the demo ends. So the servers end
+// with it also when it is killed and cannot tell them.
+//
+// Linux can send a signal when a parent dies (PR_SET_PDEATHSIG). It was turned down: no
+// other system has it, and what it looks at is the thread that started the process, so
+// that one goroutine would have to hold that thread for as long as the demo lasts. A flag
+// of serve would be one for everybody to see and for nobody to use. The name has no
+// PEMBA_ in front, of which a server would say that it knows none such.
+const lifelineVariable = "_PEMBA_DEMO_LIFELINE"
+
+// followLifeline returns a context that also ends with the demo that started this
+// process, where one did.
+func followLifeline(ctx context.Context, lifeline io.Reader) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	if os.Getenv(lifelineVariable) != "" {
+		go func() {
+			// That reading fails is an end like any other.
+			_, _ = io.Copy(io.Discard, lifeline)
+			cancel(errors.New("the demo that started this server is gone"))
+		}()
+	}
+	return ctx, func() { cancel(nil) }
 }
 
 // demoEnvironment is this process's without what configures servers.
@@ -222,10 +265,24 @@ func demoEnvironment() []string {
 	})
 }
 
-// await waits until something is the case.
+// await waits until something is the case, as long as no node ends that was not killed.
 func (d *demoCluster) await(ctx context.Context, what string, holds func(context.Context) bool) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, demoPatience, fmt.Errorf("waited longer than %v for %s", demoPatience, what))
 	defer cancel()
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	for _, n := range d.nodes {
+		if n.process == nil || n.killed {
+			continue
+		}
+		go func(process *exec.Cmd, ended <-chan struct{}) {
+			select {
+			case <-ended:
+				fail(fmt.Errorf("%s ended (%v) while the demo waited for %s", n.id, process.ProcessState, what))
+			case <-ctx.Done():
+			}
+		}(n.process, n.ended)
+	}
 	for !holds(ctx) {
 		select {
 		case <-ctx.Done():
@@ -240,26 +297,32 @@ func (d *demoCluster) await(ctx context.Context, what string, holds func(context
 	return nil
 }
 
-// cluster asks a node for the members, nil when it does not answer.
-func (d *demoCluster) cluster(ctx context.Context, n *demoNode) *pembav1.GetClusterResponse {
+// ask asks a node for the members, by a connection that nothing of the environment is
+// meant for.
+func (d *demoCluster) ask(ctx context.Context, n *demoNode) (answer *pembav1.GetClusterResponse, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	c, err := client.Dial(ctx, client.Config{Addr: n.grpcAddr})
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	defer func() { _ = c.Close() }()
-	answer, err := c.Cluster.GetCluster(ctx, &pembav1.GetClusterRequest{})
+	defer func() { err = errors.Join(err, c.Close()) }()
+	return c.Cluster.GetCluster(ctx, &pembav1.GetClusterRequest{})
+}
+
+// cluster is the cluster as a node sees it, empty while that does not answer.
+func (d *demoCluster) cluster(ctx context.Context, n *demoNode) clusterJSON {
+	answer, err := d.ask(ctx, n)
 	if err != nil {
-		return nil
+		return clusterJSON{}
 	}
-	return answer
+	return newClusterJSON(answer)
 }
 
 // voters counts the nodes that have a vote and are ready, as one node sees them.
 func (d *demoCluster) voters(ctx context.Context, n *demoNode) int {
 	count := 0
-	for _, m := range newClusterJSON(d.cluster(ctx, n)).Members {
+	for _, m := range d.cluster(ctx, n).Members {
 		if m.Suffrage == "voter" && m.Error == "" && m.NotReady == "" {
 			count++
 		}
@@ -275,7 +338,7 @@ func (d *demoCluster) leader(ctx context.Context, not *demoNode) (*demoNode, err
 			if asked == not {
 				continue
 			}
-			id := newClusterJSON(d.cluster(ctx, asked)).LeaderID
+			id := d.cluster(ctx, asked).LeaderID
 			for _, n := range d.nodes {
 				if n.id == id && n != not {
 					found = n
@@ -302,9 +365,15 @@ func (d *demoCluster) others(not *demoNode) []*demoNode {
 
 // status prints what the command of that name does.
 func (d *demoCluster) status(ctx context.Context, n *demoNode) error {
-	var out, errs strings.Builder
-	if execute(ctx, []string{"cluster", "status", "--addr", n.grpcAddr, "--key", ""}, strings.NewReader(""), &out, &errs) != 0 {
-		return errors.New(strings.TrimSpace(errs.String()))
+	answer, err := d.ask(ctx, n)
+	if err != nil {
+		return fmt.Errorf("ask %s how the cluster is: %w", n.id, err)
+	}
+	var out strings.Builder
+	shown := &cobra.Command{}
+	shown.SetOut(&out)
+	if err := printCluster(shown, answer); err != nil {
+		return err
 	}
 	for line := range strings.Lines(out.String()) {
 		if err := d.say("  %s", line); err != nil {
@@ -340,6 +409,7 @@ func (d *demoCluster) writeThroughKill(ctx context.Context, by, victim *demoNode
 	}
 	for i := range demoWrites {
 		if i == demoKillAt {
+			victim.killed = true
 			if err := victim.process.Process.Kill(); err != nil {
 				return 0, 0, err
 			}

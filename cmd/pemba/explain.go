@@ -284,6 +284,10 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 			from = "--key"
 		}
 		return message + "; it was given by " + from
+	case "NOT_LEADER":
+		if strings.HasPrefix(cmd.CommandPath(), "pemba cluster ") {
+			return message + "; where more than half of the voters are lost for good, \"" + typed("pemba cluster recover --help") + "\" says what is left to do"
+		}
 	case engine.AlreadyExists.String():
 		if flag := cmd.Flags().Lookup("create"); flag != nil && metadata["tuple"] != "" {
 			return metadata["tuple"] + " exists already; leave out --create to replace what is there"
@@ -347,7 +351,7 @@ func inCommandWords(cmd *cobra.Command, message, reason string, metadata map[str
 
 // tlsHints name the flags that mend what is wrong with TLS.
 var tlsHints = map[client.TLSProblem]string{
-	client.TLSMissing:               "speak TLS with --tls, or with --ca-cert where its authority is one of your own; or it is the server's HTTP address" + wantsGRPC,
+	client.TLSMissing:               "speak TLS with --tls, or with --ca-cert where its authority is one of your own; or it is the server's HTTP address, or its address for other nodes" + wantsGRPC,
 	client.TLSUnwanted:              "leave out --tls, --ca-cert and --client-cert (PEMBA_TLS, PEMBA_CA_CERT, PEMBA_CLIENT_CERT) to speak without TLS",
 	client.UnknownAuthority:         "name a file with the certificate of the authority that signed the server's by --ca-cert or PEMBA_CA_CERT",
 	client.OtherServer:              "name the server in --addr or PEMBA_ADDR as its certificate does",

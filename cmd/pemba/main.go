@@ -37,7 +37,20 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	defer stop()
 	// The first signal asks for an orderly end; the second one kills.
 	context.AfterFunc(ctx, stop)
+	ctx, release := followLifeline(ctx, stdin)
+	defer release()
 	return execute(ctx, args, stdin, stdout, stderr)
+}
+
+// untilHangup returns a context that also ends when the terminal is closed: for what
+// would leave something behind, which a SIGHUP otherwise ends without a word. It comes
+// twice, from the kernel and from the shell, and so only the first one counts. Who was
+// started to outlive its terminal, as by nohup, still does.
+func untilHangup(ctx context.Context) (context.Context, context.CancelFunc) {
+	if signal.Ignored(syscall.SIGHUP) {
+		return context.WithCancel(ctx)
+	}
+	return signal.NotifyContext(ctx, syscall.SIGHUP)
 }
 
 // execute is run without the signals.

@@ -56,9 +56,11 @@ func newServe() *cobra.Command {
 		Use:   "serve",
 		Short: "Run a server",
 		Long: `Serve runs a server on a data directory. An empty directory becomes a cluster of
-one, which others can join with --bootstrap or --raft-addr, or with --join a node of
-the cluster whose members are named; a used one is resumed, whatever these flags say.
-Beyond this machine the nodes of a cluster need certificates for each other.
+one: with --bootstrap one that others can join, without any flag about other nodes one
+that stays alone. With --join it becomes a node of the cluster whose members are named.
+With --raft-addr and neither of the two it is refused, for it may be that of a node whose
+disk is not there. A used directory is resumed, whatever these flags say. Beyond this
+machine the nodes of a cluster need certificates for each other.
 
 Without a key the server listens on this machine only, and refuses to start on
 any other address. With keys, every call must present one of them. The keys of
@@ -147,6 +149,7 @@ func addLimitFlags(flags *pflag.FlagSet, l *api.Limits) {
 
 // addNodeFlags makes what can be set of the node itself a flag.
 func addNodeFlags(flags *pflag.FlagSet, c *cluster.Config) {
+	flags.Int64Var(&c.Graph.ResidentBytes, "resident-bytes", 0, "how much memory holds tuples and names of the newest state, beside the cache; 0 for 1 GiB, -1 for none")
 	flags.DurationVar(&c.ElectionTimeout, "election-timeout", 0, "how long a node waits for a leader before it offers itself, at random up to twice as long; 0 for 400ms, and for 50ms where there are no other nodes")
 	flags.DurationVar(&c.WaitMax, "wait-max", 0, "how long a read waits for its revision; 0 for 5s")
 	flags.DurationVar(&c.CollectPause, "collect-pause", 0, "the least time between two rounds that end tuples whose lifetime is over; 0 for 100ms")

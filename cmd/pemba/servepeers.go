@@ -21,6 +21,7 @@ import (
 	"github.com/pembadb/pemba/api/client"
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
 	"github.com/pembadb/pemba/cluster"
+	"github.com/pembadb/pemba/cluster/peer"
 )
 
 // raftPort is the default port for the other nodes of a cluster.
@@ -66,6 +67,7 @@ func (f *peerFlags) configure(c *cluster.Config) (*api.PeerTLS, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.NoBootstrap = advertise != "" && !f.bootstrap
 	if c.RaftAddr = advertise; listen != advertise {
 		c.RaftListenAddr = listen
 	}
@@ -110,7 +112,7 @@ func (f *peerFlags) addrs(hostname func() (string, error)) (listen, advertise st
 	}
 	if f.cert == "" {
 		for _, a := range [...]struct{ flag, addr, host string }{{"--raft-addr", listen, listenHost}, {"--raft-advertise", advertise, advertised}} {
-			if !isLoopbackHost(a.host) {
+			if !peer.IsLoopback(a.host) {
 				return "", "", fmt.Errorf("%s %s is an address of other machines too, and whoever reached it could change everything; "+
 					"give the nodes certificates (--peer-cert, --peer-key and --peer-ca), or use a loopback address such as 127.0.0.1:%s", a.flag, a.addr, advertisedPort)
 			}
@@ -133,13 +135,6 @@ func splitRaftAddr(flag, addr string) (host, port string, err error) {
 func isAnyHost(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "" || ip != nil && ip.IsUnspecified()
-}
-
-// isLoopbackHost reports whether a host certainly is this machine alone. Names are not
-// asked for: what they mean may change between two looks.
-func isLoopbackHost(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // joinPatience is how long a server that joins looks for a member that takes it in: the
@@ -222,6 +217,10 @@ func (j *joiner) join(ctx context.Context, node cluster.Joining) (cluster.Joined
 		var tried []error
 		for _, addr := range j.addrs {
 			joined, again, err := j.ask(ctx, addr, node)
+			if err != nil && ctx.Err() != nil {
+				// How the call ended says less than why: a signal, say.
+				return cluster.Joined{}, fmt.Errorf("%w: %w", context.Cause(ctx), err)
+			}
 			if err == nil || !again {
 				return joined, err
 			}
@@ -286,7 +285,7 @@ func joinHint(failure *client.DialError) string {
 	case failure.HTTP:
 		return "--join wants the gRPC addresses of members"
 	case failure.TLS == client.TLSMissing:
-		return "the member seems to speak TLS, and this server has no --tls-cert"
+		return "the member seems to speak TLS, and this server has no --tls-cert; or it is the member's --raft-addr, and --join wants the gRPC address"
 	case failure.TLS == client.TLSUnwanted:
 		return "the member seems not to speak TLS, and this server has a --tls-cert"
 	case failure.TLS == client.UnknownAuthority:

@@ -1,0 +1,86 @@
+package cluster
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/pembadb/pemba/graph"
+)
+
+// TestSettleAhead: a node whose clock is a year ahead, and that cannot find out, as of two
+// voters neither can, asks as of a moment that has not passed. The leader says so. It took
+// that moment for its own: no stamp was ever to be of before it, so that all lifetimes ended
+// and all requests were forgotten.
+func TestSettleAhead(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	nodes := openCluster(t, 2, func(c *Config) {
+		c.ElectionTimeout = 2 * time.Second // That n2 never leads: its stamps would be its clock's.
+		if c.NodeID == "n2" {
+			c.Now = func() time.Time { return time.Now().Add(year) }
+		}
+	})
+	writeSchema(t, nodes[0])
+	if !nodes[0].leads() {
+		t.Skip("n2 was elected, and its clock is wrong")
+	}
+	m := create(viewer("d", "anna"))
+	m.RequestID = []byte("once")
+	first := write(t, nodes[0], m)
+
+	ahead := Consistency{Mode: AsOf, Instant: graph.InstantOf(time.Now().Add(year / 2))}
+	s, err := nodes[1].Snapshot(testContext(t), graph.DefaultStore, ahead, graph.Overlay{})
+	if err == nil {
+		s.Close()
+	}
+	if !errors.Is(err, ErrInstantAhead) {
+		t.Errorf("n2 answers as of half a year from now with %v", err)
+	}
+	if again := write(t, nodes[0], m); !again.Repeated || again.Revision != first.Revision {
+		t.Errorf("the request is not known any more: %+v, and was %+v", again, first)
+	}
+	result := write(t, nodes[0], create(viewer("e", "anna")))
+	if off := time.Since(result.Instant.Time()).Abs(); off > year/4 {
+		t.Errorf("the stamp of a write of n1, whose clock is right, is %v off", off)
+	}
+	// What the clocks may be apart is no reason to refuse.
+	near := Consistency{Mode: AsOf, Instant: graph.InstantOf(time.Now().Add(ClockSkewMax / 2))}
+	s, err = nodes[1].Snapshot(testContext(t), graph.DefaultStore, near, graph.Overlay{})
+	if err != nil {
+		t.Fatalf("n2 answers as of some seconds from now with %v", err)
+	}
+	s.Close()
+}
+
+// TestSettleBehindStamps: where the clock was set back, what has a stamp has passed, however
+// far from the clock it is; and nothing behind it has, so that asking does not move the
+// stamps ahead bit by bit.
+func TestSettleBehindStamps(t *testing.T) {
+	c := newClock(time.Unix(1_700_000_000, 0))
+	config := testConfig(t, t.TempDir())
+	config.Now = c.Now
+	n := open(t, config)
+	writeSchema(t, n)
+	stamp := write(t, n, create(viewer("d", "anna"))).Instant
+	c.advance(-time.Hour)
+	if _, err := n.settleHere(testContext(t), stamp); err != nil {
+		t.Errorf("the moment of the newest stamp: %v", err)
+	}
+	if _, err := n.settleHere(testContext(t), stamp+1); !errors.Is(err, ErrInstantAhead) {
+		t.Errorf("the moment behind the newest stamp: %v", err)
+	}
+	// A proposal under way has its stamp before anybody applied it.
+	next, proposal := n.stamps.take(c.instant())
+	if next != stamp+1 {
+		t.Fatalf("a proposal has the stamp %d, and %d was asked about", next, stamp)
+	}
+	n.endStamp(proposal)
+	next, proposal = n.stamps.take(stamp + 10)
+	if latest := n.latestStamp(); latest != next {
+		t.Errorf("the latest stamp is %d, and a proposal has %d", latest, next)
+	}
+	n.endStamp(proposal)
+	if latest := n.latestStamp(); latest != stamp {
+		t.Errorf("the latest stamp is %d, and %d is applied", latest, stamp)
+	}
+}
