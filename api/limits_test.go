@@ -108,6 +108,7 @@ func TestLimitsAreDocumented(t *testing.T) {
 	for by, want := range map[string]string{
 		"`tuples_max` of a store": unbounded, "`calls_per_second` of a store": unbounded,
 		"`history` of a store": kept, "`log` of a store": kept,
+		"`--resident-bytes`": fmt.Sprintf("%d GiB; -1 for none", graph.DefaultResidentBytes>>30),
 	} {
 		if got := set[by]; got != want {
 			t.Errorf("docs/limits.md: %s is %q; it is %q", by, got, want)

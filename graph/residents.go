@@ -15,9 +15,8 @@ import (
 	"github.com/pembadb/pemba/graph/resident"
 )
 
-// defaultResidentBytes is how much adjacency is kept in memory if nothing else is asked
-// for.
-const defaultResidentBytes = 1 << 30
+// DefaultResidentBytes bounds what is kept in memory where Config.ResidentBytes is zero.
+const DefaultResidentBytes = 1 << 30
 
 // residents keeps the adjacency of all stores in memory, as far as there is room. One
 // goroutine reads the stores through when the DB was opened; behind that it fills in what
@@ -60,7 +59,7 @@ func newResidents(db *DB) *residents {
 		missing: make(chan missingList, missingMax), over: make(chan struct{}, 1),
 	}
 	if rs.limit == 0 {
-		rs.limit = defaultResidentBytes
+		rs.limit = DefaultResidentBytes
 	}
 	if rs.limit < 0 {
 		return rs

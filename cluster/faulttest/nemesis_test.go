@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -231,7 +232,8 @@ func (n *nemesis) fill(m *server, amount float64) {
 	}
 	_ = file.Close() // What it holds is of no use.
 	n.undo = append(n.undo, func() {
-		if err := os.Remove(path); err != nil {
+		// Of two that fill one disk, the later one has made the file anew.
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			n.t.Error(err)
 		}
 	})
