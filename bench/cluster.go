@@ -13,14 +13,15 @@ import (
 	"time"
 
 	pembav1 "github.com/pembadb/pemba/api/pemba/v1"
+	"github.com/pembadb/pemba/cluster"
 )
 
 // The defaults of the run with several nodes. The three settings are those that a node
 // has by itself; they are given to it so that the report says what was measured.
 const (
-	electionTimeout     = 300 * time.Millisecond
-	commitPause         = 5 * time.Millisecond
-	stateBytesPerSecond = 64 << 20
+	electionTimeout     = cluster.DefaultElectionTimeout
+	commitPause         = cluster.DefaultCommitPause
+	stateBytesPerSecond = cluster.DefaultStateBytesPerSecond
 
 	fullTuples, quickTuples = 5_000_000, 1_000_000
 	fullKills, quickKills   = 10, 3

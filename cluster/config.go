@@ -193,7 +193,7 @@ const aloneAddr = "127.0.0.1:7000"
 // withDefaults returns c with each zero value replaced by its default.
 func (c Config) withDefaults() Config {
 	if c.CommitPause == 0 {
-		c.CommitPause = 2 * time.Millisecond
+		c.CommitPause = DefaultCommitPause
 	}
 	if c.MemberPause == 0 {
 		c.MemberPause = 250 * time.Millisecond
@@ -205,7 +205,7 @@ func (c Config) withDefaults() Config {
 		c.ChecksumPause = checksumPauseDefault
 	}
 	if c.StateBytesPerSecond == 0 {
-		c.StateBytesPerSecond = 20 << 20
+		c.StateBytesPerSecond = DefaultStateBytesPerSecond
 	}
 	if c.MaxAppendEntries == 0 {
 		c.MaxAppendEntries = 512
@@ -338,11 +338,16 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// The election timeouts of a node without and with a port for peers.
+// What a node has by itself where Config names nothing: with a port for peers the
+// ElectionTimeout, the CommitPause and the StateBytesPerSecond.
 const (
-	aloneElectionTimeout = 50 * time.Millisecond
-	peersElectionTimeout = 400 * time.Millisecond
+	DefaultElectionTimeout     = 400 * time.Millisecond
+	DefaultCommitPause         = 2 * time.Millisecond
+	DefaultStateBytesPerSecond = 20 << 20
 )
+
+// aloneElectionTimeout is that of a node without a port for peers.
+const aloneElectionTimeout = 50 * time.Millisecond
 
 // validateAddr says what is wrong with an address that others are to dial.
 func validateAddr(addr string) error {

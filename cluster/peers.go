@@ -29,7 +29,7 @@ type peers struct {
 // electionTimeout is Config.ElectionTimeout with its default.
 func (n *Node) electionTimeout() time.Duration {
 	if n.peers != nil {
-		return cmp.Or(n.config.ElectionTimeout, peersElectionTimeout)
+		return cmp.Or(n.config.ElectionTimeout, DefaultElectionTimeout)
 	}
 	return cmp.Or(n.config.ElectionTimeout, aloneElectionTimeout)
 }

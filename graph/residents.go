@@ -164,7 +164,14 @@ func (rs *residents) apply(b *pebble.Batch, revision Revision) error {
 
 // addName takes over a record of spaceNumber.
 func (rs *residents) addName(st *store, key []byte, n Number) {
-	st.named.Load().Add(uint32(getShape(key[storeEnd:])), string(key[storeEnd+3:]), uint64(n))
+	for {
+		named := st.named.Load()
+		named.Add(uint32(getShape(key[storeEnd:])), string(key[storeEnd+3:]), uint64(n))
+		if st.named.Load() == named {
+			return
+		}
+		// Those were given up meanwhile, and what came in their place may be completed.
+	}
 }
 
 // qualified says that a tuple's value has what Edge or the tuple's life depends on.
@@ -401,6 +408,9 @@ func (rs *residents) readNames(st *store, s still, stop chan struct{}) error {
 
 // look says whether to go on reading.
 func (rs *residents) look(stop chan struct{}) error {
+	if err := rs.db.listener.err(); err != nil {
+		return err // Else what Pebble does not get would be asked of it for ever.
+	}
 	if rs.total.Load() > rs.limit-rs.limit/10 {
 		return errNoRoom
 	}
@@ -522,6 +532,9 @@ func (s *Snapshot) findResident(k edgeKey) (found, known bool) {
 	g := s.resident
 	kind, none, ok := kindOf(g, k.relation, k.subject)
 	if !ok || k.object > resident.NumberMax || k.number > resident.NumberMax {
+		if !ok && !none {
+			s.askResident(k.relation, k.subject, forward, k.object)
+		}
 		return false, none
 	}
 	end := resident.End{Direction: resident.Forward, Kind: kind, Number: uint32(k.object)}
@@ -537,7 +550,7 @@ func (s *Snapshot) findResident(k edgeKey) (found, known bool) {
 }
 
 func (s *Snapshot) askResident(relation, subject Shape, d direction, number Number) {
-	if s.resident.Partial() {
+	if s.resident.Partial() && number <= resident.NumberMax && relation != 0 && subject != 0 {
 		s.db.residents.ask(missingList{s.stored, relation, subject, d, number})
 	}
 }
@@ -553,6 +566,9 @@ func (s *Snapshot) edgesResident(dst []Edge, d direction, k edgeKey, limit int) 
 		end.Direction = resident.Reverse
 	}
 	if !ok || near > resident.NumberMax || from > resident.NumberMax {
+		if !ok && !none {
+			s.askResident(k.relation, k.subject, d, near)
+		}
 		return dst, none, nil
 	}
 	end.Number = uint32(near)

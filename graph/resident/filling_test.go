@@ -154,3 +154,22 @@ func TestShedUnwantedFirst(t *testing.T) {
 		t.Error("no graph had segments of several depths")
 	}
 }
+
+// TestShedWhileLoading holds that what was given up before everything was filled in is not
+// taken for what is not there.
+func TestShedWhileLoading(t *testing.T) {
+	var total atomic.Int64
+	g := New(1, &total)
+	for i := range uint64(100) {
+		g.Fill(1, 1, 2, Forward, i, []Far{{Number: 9}})
+	}
+	g.Shed(0)
+	g.Complete()
+	kind := g.Kind(1, 2)
+	if a := g.Find(1, End{Forward, kind, 7}, 9); a != Unknown {
+		t.Errorf("an edge that was given up is answered %d", a)
+	}
+	if g.Numbered() || !g.Partial() {
+		t.Errorf("numbered %t, partial %t", g.Numbered(), g.Partial())
+	}
+}

@@ -556,7 +556,7 @@ func (g *Graph) stopLoading() {
 }
 
 // Shed gives up lists that were not asked for lately, until the graph takes at most so
-// many bytes.
+// many bytes. A graph that is still being filled in is not completed then.
 func (g *Graph) Shed(bytes int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -570,6 +570,9 @@ func (g *Graph) Shed(bytes int64) {
 		looked += span
 		if s.used == 0 || s.wanted.Swap(false) && first {
 			continue
+		}
+		if g.loading {
+			g.stopLoading() // Else Complete would take what goes for what is not there.
 		}
 		empty := newSegment(slotsMin, s.depth, false)
 		d.replace(uint64(i)<<d.shift, s.depth, empty)

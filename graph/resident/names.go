@@ -216,8 +216,8 @@ func nameAt(b []byte) (number uint64, typ uint32, id []byte) {
 	return number, uint32(t), id[:length]
 }
 
-// Add gives a name its number, where numbers come about in their order. One that is
-// there already is left as it is.
+// Add gives a name its number, where numbers come about in their order. A name that is
+// there already must have the same.
 func (n *Names) Add(typ uint32, id string, number uint64) { n.add(typ, id, number, true) }
 
 // Keep is Add for a name among many that are not kept. ID does not know it: the table
@@ -230,6 +230,9 @@ func (n *Names) add(typ uint32, id string, number uint64, numbered bool) {
 	h := n.hash(typ, id)
 	s := n.directory.Load().segment(h)
 	if _, found := s.find(h, typ, id); found {
+		if numbered {
+			n.setNumber(typ, number, h) // It may have been kept without.
+		}
 		return
 	}
 	for s.used+1 > len(s.slots)*7/8 {

@@ -51,7 +51,7 @@ func TestNames(t *testing.T) {
 	n.Complete()
 	for i := range count {
 		typ, id := name(i)
-		n.Add(typ, id, 7) // changes nothing
+		n.Add(typ, id, number(i)) // changes nothing
 		if got, found, known := n.Find(typ, id); got != number(i) || !found || !known {
 			t.Fatalf("name %d: %d, %t, %t", i, got, found, known)
 		}
@@ -83,5 +83,23 @@ func TestNames(t *testing.T) {
 	n.Forget()
 	if total.Load() != 0 {
 		t.Fatalf("%d bytes are left", total.Load())
+	}
+}
+
+// TestKeptNames holds that a name which was kept by itself gets its place among the numbers
+// when it comes with all others.
+func TestKeptNames(t *testing.T) {
+	n := NewNames(new(atomic.Int64))
+	n.Keep(1, "a", 1<<30)
+	if number, found, known := n.Find(1, "a"); number != 1<<30 || !found || !known {
+		t.Errorf("the kept name: %d, %t, %t", number, found, known)
+	}
+	if _, ok := n.ID(1, 1<<30); ok || n.Bytes() > 4096 {
+		t.Errorf("a kept name is in the table of numbers, which takes %d bytes", n.Bytes())
+	}
+	n.Keep(1, "b", 3)
+	n.Add(1, "b", 3)
+	if id, ok := n.ID(1, 3); id != "b" || !ok {
+		t.Errorf("the number 3 is that of %q (%t)", id, ok)
 	}
 }
