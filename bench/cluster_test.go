@@ -73,7 +73,7 @@ func TestRunClusters(t *testing.T) {
 	if m := found["cluster/write/callers=16/leader calls"]; m.Rounds != 2 || m.Base == nil || m.Base.Median <= 0 || m.Ratio == nil || m.Echo != nil || m.Parameters["nodes"] != 3.0 {
 		t.Errorf("a line is wrong: %+v", m)
 	}
-	for _, want := range []string{"p50/base", "follower waits 300ms to 600ms", "the leader of 3 nodes killed 1 times"} {
+	for _, want := range []string{"p50/base", "follower waits 400ms to 800ms", "the leader of 3 nodes killed 1 times"} {
 		if !strings.Contains(table.String(), want) {
 			t.Errorf("the table does not show %q:\n%s", want, &table)
 		}
