@@ -317,6 +317,11 @@ func TestExhausted(t *testing.T) {
 	if err := db.CheckInvariants(); err != nil {
 		t.Fatal(err)
 	}
+	// What has a number that cannot be kept in memory takes no memory by its number.
+	metrics, err := db.Metrics()
+	if err != nil || metrics.ResidentBytes > 1<<20 {
+		t.Errorf("a few tuples take %d bytes in memory, %v", metrics.ResidentBytes, err)
+	}
 }
 
 // TestConcurrent reads while it commits. Each commit moves one tuple from one

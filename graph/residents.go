@@ -667,25 +667,24 @@ func (st *store) checkResident(v *view) error {
 			return err
 		}
 	}
-	kept := 0
-	complete, err := st.resident.Each(func(relation, subject uint32, d resident.Direction, number uint64, far []resident.Element) error {
+	complete, err := st.resident.Each(func(relation, subject uint32, d resident.Direction, number uint64, far []resident.Element, known bool) error {
 		at := list{Shape(relation), Shape(subject), forward, Number(number)}
 		if d == resident.Reverse {
 			at.direction = reverse
 		}
-		if !slices.Equal(far, stored[at]) {
+		if known && !slices.Equal(far, stored[at]) {
 			return corruptf("in memory are %v, stored are %v", far, stored[at])
 		}
-		if len(far) > 0 {
-			kept++
-		}
+		delete(stored, at)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	if complete && kept != len(stored) {
-		return corruptf("in memory are all of %d lists, stored are %d", kept, len(stored))
+	for at := range stored {
+		if complete && at.number <= resident.NumberMax {
+			return corruptf("the list of %d to %d, direction %d, number %d is stored, and not in memory, where all is said to be", at.relation, at.subject, at.direction, at.number)
+		}
 	}
 	named := st.named.Load()
 	return scan(v.pebble, appendStore(nil, spaceNumber, st.id), func(key, value []byte) error {

@@ -24,7 +24,7 @@ func awaitResident(t testing.TB, db *DB) {
 		complete := true
 		db.mu.Lock()
 		for _, st := range db.stores {
-			all, err := st.resident.Each(func(uint32, uint32, resident.Direction, uint64, []resident.Element) error { return nil })
+			all, err := st.resident.Each(func(uint32, uint32, resident.Direction, uint64, []resident.Element, bool) error { return nil })
 			if err != nil {
 				t.Error(err)
 			}

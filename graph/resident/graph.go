@@ -582,8 +582,9 @@ func (g *Graph) Shed(bytes int64) {
 }
 
 // Each calls f with every list that the graph has, in no order: for those who compare
-// it with what is stored. complete says whether an end without a list has no edges.
-func (g *Graph) Each(f func(relation, subject uint32, direction Direction, number uint64, far []Element) error) (complete bool, err error) {
+// it with what is stored. Of a list that is not known the graph only knows that it cannot
+// tell. complete says whether an end without a list has no edges.
+func (g *Graph) Each(f func(relation, subject uint32, direction Direction, number uint64, far []Element, known bool) error) (complete bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	names := make([][2]uint32, g.kinds.Load().count+1)
@@ -598,12 +599,12 @@ func (g *Graph) Each(f func(relation, subject uint32, direction Direction, numbe
 		complete = complete && s.complete.Load()
 		for j := 0; j < len(s.slots); j += 2 {
 			key, l := s.slots[j], list(s.slots[j+1])
-			if key == 0 || l == cold {
+			if key == 0 {
 				continue
 			}
 			end := endOf(key)
 			n := names[end.Kind]
-			if err := f(n[0], n[1], end.Direction, uint64(end.Number), s.elements(nil, l)); err != nil {
+			if err := f(n[0], n[1], end.Direction, uint64(end.Number), s.elements(nil, l), l != cold); err != nil {
 				return complete, fmt.Errorf("the resident list of %d to %d, direction %d, number %d: %w", n[0], n[1], end.Direction, end.Number, err)
 			}
 		}

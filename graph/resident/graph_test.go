@@ -190,7 +190,7 @@ func compare(t *testing.T, g *Graph, m *model, revision uint64) {
 		isTrue(t, ok)
 		equal(t, elements[middle:min(middle+3, len(elements))], got, end)
 	}
-	complete, err := g.Each(func(relation, subject uint32, d Direction, number uint64, far []Element) error {
+	complete, err := g.Each(func(relation, subject uint32, d Direction, number uint64, far []Element, _ bool) error {
 		end := End{d, g.Kind(relation, subject), uint32(number)}
 		if !slices.Equal(want[end], far) && len(far) > 0 {
 			return fmt.Errorf("%v, want %v", far, want[end])

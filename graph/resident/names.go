@@ -192,8 +192,12 @@ func (n *Names) ID(typ uint32, number uint64) (id string, ok bool) {
 	}
 }
 
-// setNumber notes the hash of the name that has a number.
+// setNumber notes the hash of the name that has a number. A number beyond NumberMax is
+// not noted: the table would be as long as the number is high.
 func (n *Names) setNumber(typ uint32, number, h uint64) {
+	if number > NumberMax {
+		return
+	}
 	tables := *n.numbers.Load()
 	if int(typ) >= len(tables) || tables[typ] == nil {
 		grown := make([]*numberTable, max(len(tables), int(typ)+1))
