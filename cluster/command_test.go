@@ -56,6 +56,7 @@ func commandsOfAllKinds() []command {
 		{Store: 1, Schema: &graph.WriteSchema{}, RequestID: []byte{0}},
 		{Store: 1, Stage: &graph.Stage{Operation: graph.StageCommit, ID: graph.StageID{1}, Chunk: 1}, RequestID: make([]byte, graph.MaxRequestIDLength)},
 		{StartChecksum: &graph.StartChecksum{}},
+		{Settle: &graph.Settle{}},
 		{Renew: &graph.Renew{ClusterID: [16]byte{3, 2, 1}}, RequestID: []byte("again")},
 	} {
 		commands = append(commands, command{Stamp: 1_700_000_000_000_000, Mutation: &m})

@@ -50,6 +50,8 @@ type Node struct {
 	confirms confirms
 	// questions are those to the leader, shared like confirms.
 	questions confirms
+	// settlings are the entries that as-of readers share.
+	settlings confirms
 	// following says whom this node follows; nil while it has no Raft.
 	following atomic.Pointer[following]
 	// joined is the id of the cluster that the node joined, nil when it joined none.

@@ -34,8 +34,8 @@ const (
 	Linearizable
 	// AsOf is the state as it was at a moment, Consistency.Instant, with the
 	// lifetimes and the schema of that moment. It holds every change of that moment
-	// and before: asked again, the answer is the same, as long as the store keeps
-	// its past and, where nothing was changed since, the leader stays.
+	// and before: asked again, anywhere and whoever leads, the answer is the same, as
+	// long as the store keeps its past.
 	AsOf
 )
 
@@ -257,8 +257,23 @@ func (n *Node) settleHere(ctx context.Context, at graph.Instant) (graph.Revision
 		if err != nil {
 			return 0, err
 		}
+		if n.db().Applied().Stamp <= at {
+			return n.settlings.wait(ctx, n.config.WaitMax, n.proposeSettle)
+		}
 	}
 	return n.confirms.wait(ctx, n.config.WaitMax, n.confirm)
+}
+
+// proposeSettle makes an entry whose stamp is behind all that is settled, so that a next
+// leader, who knows nothing of what was asked of this one, gives no stamp that is not.
+// That the entry was agreed to says also that this node led when it was asked to.
+func (n *Node) proposeSettle() (graph.Revision, error) {
+	result, err := n.proposeUpkeep(&graph.Mutation{Settle: &graph.Settle{}})
+	if errors.Is(err, ErrOutcomeUnknown) && !errors.Is(err, ErrFailed) {
+		// It changes nothing, so that the next leader may be asked in any case.
+		err = fmt.Errorf("%w: %s", ErrNotLeader, err.Error())
+	}
+	return result.Revision, err
 }
 
 // latestStamp returns the latest of the stamps that are applied and of those that may come
@@ -352,9 +367,9 @@ func (n *Node) waitUntil(ctx context.Context, reached func() bool, late error) e
 // fall from one entry to the next, so a node that has applied one of later has them
 // all. Otherwise the leader first sees to it that no proposal from now on gets such a
 // stamp, waits for those under way that have one, and only then makes sure that it
-// still leads; what it has applied by then holds them. (A leader that follows this
-// one, or a restart of it with a clock that was set back, begins with what was
-// applied, and knows nothing of moments that were only asked about.)
+// still leads; what it has applied by then holds them. A leader that follows this one, or
+// a restart of it with a clock that was set back, begins with what was applied. So where
+// no entry of behind the moment is, one is made (proposeSettle), which readers share.
 func (n *Node) snapshotAsOf(ctx context.Context, store graph.StoreID, c Consistency, overlay graph.Overlay) (*engine.Snapshot, error) {
 	if err := n.Await(ctx, c); err != nil {
 		return nil, err

@@ -53,8 +53,9 @@ func TestSettleAhead(t *testing.T) {
 }
 
 // TestSettleBehindStamps: where the clock was set back, what has a stamp has passed, however
-// far from the clock it is; and nothing behind it has, so that asking does not move the
-// stamps ahead bit by bit.
+// far from the clock it is. Behind it nothing has; what is asked for at the very newest
+// stamp makes an entry of a microsecond later, which takes longer than that, so that
+// asking moves no stamps ahead of the clock.
 func TestSettleBehindStamps(t *testing.T) {
 	c := newClock(time.Unix(1_700_000_000, 0))
 	config := testConfig(t, t.TempDir())
@@ -66,21 +67,29 @@ func TestSettleBehindStamps(t *testing.T) {
 	if _, err := n.settleHere(testContext(t), stamp); err != nil {
 		t.Errorf("the moment of the newest stamp: %v", err)
 	}
-	if _, err := n.settleHere(testContext(t), stamp+1); !errors.Is(err, ErrInstantAhead) {
+	settled := n.db().Applied().Stamp
+	if settled != stamp+1 {
+		t.Fatalf("behind the newest stamp %d, which was asked about, the newest is %d", stamp, settled)
+	}
+	// It was asked about before.
+	if _, err := n.settleHere(testContext(t), stamp); err != nil || n.db().Applied().Stamp != settled {
+		t.Errorf("asked again: %v, and the newest stamp is %d", err, n.db().Applied().Stamp)
+	}
+	if _, err := n.settleHere(testContext(t), settled+1); !errors.Is(err, ErrInstantAhead) {
 		t.Errorf("the moment behind the newest stamp: %v", err)
 	}
 	// A proposal under way has its stamp before anybody applied it.
 	next, proposal := n.stamps.take(c.instant())
-	if next != stamp+1 {
+	if next != settled {
 		t.Fatalf("a proposal has the stamp %d, and %d was asked about", next, stamp)
 	}
 	n.endStamp(proposal)
-	next, proposal = n.stamps.take(stamp + 10)
+	next, proposal = n.stamps.take(settled + 10)
 	if latest := n.latestStamp(); latest != next {
 		t.Errorf("the latest stamp is %d, and a proposal has %d", latest, next)
 	}
 	n.endStamp(proposal)
-	if latest := n.latestStamp(); latest != stamp {
-		t.Errorf("the latest stamp is %d, and %d is applied", latest, stamp)
+	if latest := n.latestStamp(); latest != settled {
+		t.Errorf("the latest stamp is %d, and %d is applied", latest, settled)
 	}
 }

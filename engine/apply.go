@@ -130,13 +130,16 @@ func (e *Engine) judge(m *graph.Mutation, commit *graph.Commit, result *Result) 
 		return nil
 	}
 	if err := m.Validate(); err != nil && (len(m.Updates) == 0 || m.StoreChange != nil || m.Prune != nil || m.CounterChange != nil ||
-		m.StartChecksum != nil || m.Renew != nil) {
+		m.StartChecksum != nil || m.Renew != nil || m.Settle != nil) {
 		// What is wrong with an update is told below, with its place.
 		result.Refusal = refuseMalformed("", err)
 		return nil
 	}
 	if m.StartChecksum != nil {
 		commit.StartChecksum = m.StartChecksum
+		return nil
+	}
+	if m.Settle != nil {
 		return nil
 	}
 	if m.Renew != nil {

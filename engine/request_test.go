@@ -83,6 +83,7 @@ func TestRepeatedRequests(t *testing.T) {
 		{graph.Mutation{Store: 1, Stage: &graph.Stage{Operation: graph.StageCollect}}, engine.Result{}},
 		{graph.Mutation{Store: 1, CounterChange: &graph.CounterChange{Operation: graph.RegisterCounter, Name: "all", Filter: filter}}, engine.Result{}},
 		{graph.Mutation{StartChecksum: &graph.StartChecksum{}}, engine.Result{}},
+		{graph.Mutation{Settle: &graph.Settle{}}, engine.Result{}},
 		{graph.Mutation{Renew: &graph.Renew{ClusterID: [16]byte{2}}}, engine.Result{}},
 	} {
 		e.Now += 1_000_000

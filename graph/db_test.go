@@ -94,6 +94,7 @@ func TestValidateMutation(t *testing.T) {
 		{Mutation{Renew: &Renew{}}, "cluster id"},
 		{Mutation{Store: 1, Renew: &Renew{ClusterID: [16]byte{1}}}, "mutation's store"},
 		{Mutation{Store: 1, StartChecksum: &StartChecksum{}}, "mutation's store"},
+		{Mutation{Store: 1, Settle: &Settle{}}, "mutation's store"},
 		{Mutation{StartChecksum: &StartChecksum{}, Renew: &Renew{ClusterID: [16]byte{1}}}, "asks 2 things"},
 		{Mutation{Renew: &Renew{ClusterID: [16]byte{1}}, Preconditions: []Precondition{{}}}, "preconditions with updates and delete only"},
 		{Mutation{Store: 1, Prune: &Prune{}, RequestID: make([]byte, MaxRequestIDLength+1)}, "request id"},

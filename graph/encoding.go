@@ -39,6 +39,7 @@ const (
 	asksStartChecksum
 	asksRenew
 	asksReplaces // Of a Schema.
+	asksSettle
 	asksLaterEnd
 )
 
@@ -161,6 +162,9 @@ func (m *Mutation) asksLater() (later byte) {
 	if m.Schema != nil && m.Schema.Replaces != nil {
 		later |= asksReplaces
 	}
+	if m.Settle != nil {
+		later |= asksSettle
+	}
 	return later
 }
 
@@ -257,6 +261,9 @@ func DecodeMutation(b []byte) (*Mutation, error) {
 		} else {
 			m.Schema.Replaces = &replaced
 		}
+	}
+	if later&asksSettle != 0 {
+		m.Settle = &Settle{}
 	}
 	if d.err == "" && len(d.b) > 0 {
 		d.fail(fmt.Sprintf("%d bytes are left over", len(d.b)))

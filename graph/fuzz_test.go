@@ -85,6 +85,7 @@ func mutations(tb testing.TB) []*Mutation {
 		{Store: 7, CounterChange: &CounterChange{Operation: RegisterCounter, Name: "viewers", Filter: filter}},
 		{Store: 7, CounterChange: &CounterChange{Operation: UnregisterCounter, Name: "viewers"}},
 		{StartChecksum: &StartChecksum{}},
+		{Settle: &Settle{}},
 		{Renew: &Renew{ClusterID: [16]byte{3, 15: 4}}, RecordedActor: "person:hanna"},
 		{},
 	}

@@ -51,11 +51,11 @@ type Precondition struct {
 
 // A Mutation is one atomic request for change, as it stands in the log. Exactly
 // one of Updates, Delete, Schema, Collect, Init, StoreChange, Prune, Stage,
-// CounterChange, StartChecksum and Renew says what is asked, but that Updates go
-// with a Stage of StageUpdates.
+// CounterChange, StartChecksum, Renew and Settle says what is asked, but that Updates
+// go with a Stage of StageUpdates.
 type Mutation struct {
 	// Store is what is changed. It is zero where the mutation makes its store, or
-	// names none: with Init, CreateStore, StartChecksum and Renew.
+	// names none: with Init, CreateStore, StartChecksum, Renew and Settle.
 	Store StoreID
 
 	// RequestID tells this request for change from all others of the cluster, so
@@ -93,6 +93,8 @@ type Mutation struct {
 	StartChecksum *StartChecksum
 	// Renew gives the cluster another id.
 	Renew *Renew
+	// Settle has time pass, and changes nothing.
+	Settle *Settle
 
 	// RecordedActor is on whose behalf the caller says the change is made; it
 	// is recorded, not judged.
@@ -129,6 +131,10 @@ type Init struct{ ClusterID [16]byte }
 // StartChecksum makes its revision the one that Applied.ChecksumSince says. It is
 // for data that an older program began; Init does the same.
 type StartChecksum struct{}
+
+// Settle gives its revision the entry's stamp, and no more: since stamps never fall, no
+// revision behind it is of an earlier moment, whichever node leads.
+type Settle struct{}
 
 // Renew gives a cluster another id than it has and ever had, and makes the one that
 // it has an Ancestor. It is for what goes on with the data of a cluster that is

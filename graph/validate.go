@@ -274,7 +274,7 @@ func (m *Mutation) Validate() error {
 	staged := m.Stage != nil && m.Stage.Operation == StageUpdates
 	for _, set := range []bool{
 		len(m.Updates) > 0 && !staged, m.Delete != nil, m.Schema != nil, m.Collect != nil, m.Init != nil,
-		m.StoreChange != nil, m.Prune != nil, m.Stage != nil, m.CounterChange != nil, m.StartChecksum != nil, m.Renew != nil,
+		m.StoreChange != nil, m.Prune != nil, m.Stage != nil, m.CounterChange != nil, m.StartChecksum != nil, m.Renew != nil, m.Settle != nil,
 	} {
 		if set {
 			kinds++
@@ -282,15 +282,15 @@ func (m *Mutation) Validate() error {
 	}
 	if kinds != 1 {
 		return invalid("mutation", "", fmt.Sprintf("asks %d things", kinds),
-			"one of updates, delete, schema, collect, init, store change, prune, stage, counter change, start checksum and renew")
+			"one of updates, delete, schema, collect, init, store change, prune, stage, counter change, start checksum, renew and settle")
 	}
 	if err := ValidateRequestID(m.RequestID); err != nil {
 		return err
 	}
-	storeless := m.Init != nil || (m.StoreChange != nil && m.StoreChange.Operation == CreateStore) || m.StartChecksum != nil || m.Renew != nil
+	storeless := m.Init != nil || (m.StoreChange != nil && m.StoreChange.Operation == CreateStore) || m.StartChecksum != nil || m.Renew != nil || m.Settle != nil
 	if (m.Store == 0) != storeless {
 		return invalid("mutation's store", fmt.Sprint(m.Store), "does not go with what is asked",
-			"zero for init, start checksum, renew and to create a store, else a store")
+			"zero for init, start checksum, renew, settle and to create a store, else a store")
 	}
 	if len(m.Preconditions) > 0 && (len(m.Updates) == 0 || staged) && m.Delete == nil {
 		return invalid("mutation", "", "has preconditions", "preconditions with updates and delete only")

@@ -174,6 +174,9 @@ func (c *console) check(args *call) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if name := args.value("as"); name != "" {
+		c.written[name] = engine.Result{Instant: consistency.Instant}
+	}
 	unsure := args.flag("unsure")
 	questions := args.lines()
 	if err := args.end(); err != nil {

@@ -78,9 +78,9 @@
 //	write HOST [create|delete] [as=NAME] [request=ID] [within=D] [unsure] TUPLE...
 //	fill HOST count=N [batch=N] [length=N]
 //	check HOST [linearizable | at-least=NAME | exactly=NAME | as-of=NAME|now]
-//	        [within=D] [unsure] TUPLE...
+//	        [as=NAME] [within=D] [unsure] TUPLE...
 //	        NAME is of a write, or last; or with at-least never, for a revision that
-//	        nobody was given
+//	        nobody was given; as keeps the moment of as-of=now
 //	changes HOST                    the change log
 //	agree [HOST...]                 all have the same tuples and the same change log
 //	watch HOST as=NAME              follows the changes from the last write on; the

@@ -109,7 +109,7 @@ type moment struct {
 }
 
 // momentsMax bounds the moments that are asked for again in the end.
-const momentsMax = 40
+const momentsMax = 400
 
 func newWorld(t testing.TB, seed uint64) *world {
 	w := &world{
@@ -140,6 +140,12 @@ func newWorld(t testing.TB, seed uint64) *world {
 		t.Fatal(err, result.Refusal)
 	}
 	w.cluster.Agree(hosts...)
+	// As far apart as they may be, so that a next leader's clock is of before what was
+	// asked about of the last one; and all behind what is there.
+	w.cluster.Clock(cluster.ClockSkewMax)
+	for i, h := range hosts {
+		h.SetClock(time.Duration(i-len(hosts)/2) * cluster.ClockSkewMax / time.Duration(2*len(hosts)))
+	}
 	return w
 }
 
@@ -371,13 +377,18 @@ func (w *world) read(ctx context.Context, h *Host, node *cluster.Node, call stri
 		write := known[random.IntN(len(known))]
 		atLeast = write.value
 		switch call {
+		case "as of":
+			c.Mode, c.Instant = cluster.AsOf, write.result.Instant
+			if random.IntN(2) == 0 {
+				// A moment of which nothing need have been written, by a clock that is not
+				// that of the others.
+				c.Instant, atLeast = graph.InstantOf(w.cluster.clock.of(h.Name)), 0
+			}
 		case "at least":
 			c.Mode, c.Revision = cluster.AtLeast, write.result.Revision
 		case "exactly":
 			c.Mode, c.Revision = cluster.Exactly, write.result.Revision
 			atMost = write.value
-		case "as of":
-			c.Mode, c.Instant = cluster.AsOf, write.result.Instant
 		}
 	}
 	value, revision, err := w.value(ctx, node, key, c)
@@ -397,6 +408,8 @@ func (w *world) read(ctx context.Context, h *Host, node *cluster.Node, call stri
 		w.seen[h.Name][key] = max(w.seen[h.Name][key], value)
 	case call == "as of" && len(w.moments) < momentsMax:
 		w.moments = append(w.moments, moment{c.Instant, key, value})
+	case call == "as of":
+		w.moments[random.IntN(momentsMax)] = moment{c.Instant, key, value}
 	}
 	return nil
 }

@@ -299,12 +299,8 @@ func (l *ledger) judgeMoment(v *verdict, o *operation, changes []change, made ma
 		return 1
 	})
 	if first := slices.IndexFunc(changes, func(c change) bool { return c.Revision > o.revision }); first >= 0 && first < end {
-		// Where clocks were set, the next leader may give a stamp that was read already:
-		// see cluster.AsOf. What was acknowledged before the read is in it even then.
 		missed := changes[first]
-		if w := made[missed.Tag]; !l.clocksSet || w != nil && w.end < o.start {
-			v.complain("a read as of a moment misses %+v, and the next are %+v:\n  %v\n  %v", missed, changes[first+1:min(first+3, len(changes))], o, w)
-		}
+		v.complain("a read as of a moment misses %+v, and the next are %+v:\n  %v\n  %v", missed, changes[first+1:min(first+3, len(changes))], o, made[missed.Tag])
 	}
 	if end == 0 || changes[end-1].Revision < o.revision {
 		// What changes nothing that is logged, such as a schema, has a revision too.

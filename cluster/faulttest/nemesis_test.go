@@ -181,7 +181,6 @@ func (n *nemesis) begin(f fault) {
 		if f.amount < 0.5 {
 			by = -time.Hour
 		}
-		n.l.noteClock()
 		n.command(m, question{Op: "clock", By: by})
 		n.undo = append(n.undo, func() { n.command(m, question{Op: "clock"}) })
 	case moveLeadership:

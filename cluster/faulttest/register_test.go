@@ -93,9 +93,7 @@ type ledger struct {
 	// time between two.
 	acknowledged int
 	last, gap    time.Duration
-	// clocksSet says that the nemesis set clocks.
-	clocksSet bool
-	watchers  []*follower
+	watchers     []*follower
 }
 
 func newLedger(name string) *ledger {
@@ -150,13 +148,6 @@ func (l *ledger) record(o *operation) {
 			l.revisions, l.moments = l.revisions[1:], l.moments[1:]
 		}
 	}
-}
-
-// noteClock is called before a clock is set.
-func (l *ledger) noteClock() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.clocksSet = true
 }
 
 // key chooses a register.
