@@ -27,16 +27,15 @@ func (s *Snapshot) Check(ctx context.Context, q Check) (Answer, error) {
 	if object == graph.WildcardNumber {
 		return Answer{}, refuse(WildcardSubject, "object.id", "a wildcard is no object to ask about; name one")
 	}
-	w := checkWalks.Get().(*checkWalk)
+	w := walks.Get().(*walk)
 	defer w.release()
-	w.begin(s.question(ctx, q.Budget), checkAlgebra{})
-	w.context = q.Context
-	w.algebra = checkAlgebra{w: w, subject: subject}
+	w.begin(s.question(ctx, q.Budget))
+	w.context, w.subject = q.Context, subject
 	v, err := w.evaluate(n, object)
 	if err != nil {
 		return Answer{}, err
 	}
-	if v.failed {
+	if v.failed() {
 		return Answer{}, w.fault
 	}
 	answer := Answer{Verdict: v.verdict()}
@@ -114,31 +113,28 @@ func (s *Snapshot) subject(field string, subject graph.Subject) (subjectNumbers,
 	return subjectNumbers{shape: n.shape, number: number}, nil
 }
 
-// A checkWalk is the walk of a check and of LookupResources.
-type checkWalk struct{ walk[value, checkAlgebra] }
-
-// checkWalks keeps the memory of walks between questions, so that a check in a
+// walks keeps the memory of walks between questions, so that a check in a
 // steady state allocates nothing.
-var checkWalks = sync.Pool{New: func() any { return new(checkWalk) }}
+var walks = sync.Pool{New: func() any { return new(walk) }}
 
 // walkCellsMax is how much a walk may keep between questions; what grew larger
 // is given back.
 const walkCellsMax = 1 << 14
 
-func (w *walk[V, A]) begin(q question, algebra A) {
+func (w *walk) begin(q question) {
 	if w.question == nil {
 		w.question = new(question)
 	}
 	q.edges = w.edges[:0]
 	*w.question = q
-	w.algebra = algebra
+	w.subject, w.sets = subjectNumbers{}, nil
 	w.cells, w.stack = w.cells[:0], w.stack[:0]
 	w.table.reset()
 	w.low, w.solving = 0, false
 }
 
 // forgetAll drops what was evaluated. No name is open.
-func (w *walk[V, A]) forgetAll() {
+func (w *walk) forgetAll() {
 	w.memory -= int64(len(w.cells)) * cellBytes
 	clear(w.cells)
 	w.cells = w.cells[:0]
@@ -146,94 +142,16 @@ func (w *walk[V, A]) forgetAll() {
 }
 
 // release drops what the question held. A sync.Pool may then keep the walk.
-func (w *checkWalk) release() {
+func (w *walk) release() {
 	w.done()
 	edges := w.edges
 	*w.question = question{}
-	w.algebra = checkAlgebra{}
+	w.sets = nil
 	if cap(w.cells) > walkCellsMax || cap(edges) > walkCellsMax {
 		return
 	}
 	clear(w.cells)
 	clear(edges[:cap(edges)])
 	w.edges = edges[:0]
-	checkWalks.Put(w)
-}
-
-// A checkAlgebra collects one value for one subject.
-type checkAlgebra struct {
-	w       *checkWalk
-	subject subjectNumbers
-}
-
-func (checkAlgebra) add(a value, _ bool, b value) (value, bool) { return a.or(b), false }
-func (checkAlgebra) denied() value                              { return denied }
-func (checkAlgebra) undefined() value                           { return undefined }
-func (checkAlgebra) or(a, b value) value                        { return a.or(b) }
-func (checkAlgebra) and(a, b value) value                       { return a.and(b) }
-func (checkAlgebra) except(a, b value) value                    { return a.except(b) }
-func (checkAlgebra) guard(c, v value) value                     { return c.and(v) }
-func (checkAlgebra) isAllowed(v value) bool                     { return v.isAllowed() }
-func (checkAlgebra) isDenied(v value) bool                      { return v.isDenied() }
-func (checkAlgebra) isSettled(v value) bool                     { return v.isSettled() }
-func (checkAlgebra) equal(a, b value) bool                      { return a.equal(b) }
-func (checkAlgebra) splice(low, high value) value               { return value{low: low.low, high: high.high} }
-func (checkAlgebra) size(value) int64                           { return 0 }
-func (checkAlgebra) bare(v value) value                         { return v.bare() }
-
-func (c checkAlgebra) reflexive(n *name, object graph.Number) value {
-	if !c.subject.plain && n.shape == c.subject.shape && object == c.subject.number {
-		return allowed
-	}
-	return denied
-}
-
-func (c checkAlgebra) self(typ *objectType, object graph.Number) value {
-	if c.subject.plain && typ.shape == c.subject.shape && object == c.subject.number {
-		return allowed
-	}
-	return denied
-}
-
-func (c checkAlgebra) direct(n *name, object graph.Number) (value, error) {
-	v := denied
-	for i := range n.stored {
-		s := &n.stored[i]
-		if s.shape != c.subject.shape {
-			continue
-		}
-		if s.concrete {
-			x, err := c.tuple(n, object, s.shape, c.subject.number)
-			if err != nil {
-				return v, err
-			}
-			v = v.or(x)
-		}
-		if s.wildcard && c.subject.plain && !v.isAllowed() {
-			x, err := c.tuple(n, object, s.shape, graph.WildcardNumber)
-			if err != nil {
-				return v, err
-			}
-			v = v.or(x)
-		}
-	}
-	return v, nil
-}
-
-// tuple gives the value of one stored tuple.
-func (c checkAlgebra) tuple(n *name, object graph.Number, shape graph.Shape, number graph.Number) (value, error) {
-	if err := c.w.step(); err != nil {
-		return denied, err
-	}
-	e, found, err := c.w.graph.Find(n.shape, object, shape, number)
-	if err != nil || !found {
-		return denied, err
-	}
-	parent := c.w.traceTuple(n, object, e)
-	v, err := c.w.condition(e)
-	if err != nil {
-		return denied, err
-	}
-	c.w.traceClose(parent, v)
-	return v, nil
+	walks.Put(w)
 }

@@ -163,7 +163,7 @@ func (x *expansion) arrow(n *name, op *operation, object graph.Number) (*Tree, e
 		return nil, err
 	}
 	for _, target := range op.targets {
-		err := x.each(op.name, object, target.shape, func(e graph.Edge) (bool, error) {
+		err := x.each(op.name, object, target.shape, func(e *graph.Edge) (bool, error) {
 			var child *Tree
 			var err error
 			if target.name != nil {
@@ -198,7 +198,7 @@ func (x *expansion) arrow(n *name, op *operation, object graph.Number) (*Tree, e
 }
 
 // verdict gives what the caveat of an edge says; an edge without one holds.
-func (x *expansion) verdict(e graph.Edge) (TupleVerdict, error) {
+func (x *expansion) verdict(e *graph.Edge) (TupleVerdict, error) {
 	if e.Caveat == 0 {
 		return TupleVerdict{Verdict: allowed.verdict()}, nil
 	}
@@ -228,7 +228,7 @@ func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 	var found []judgedTuple
 	judged := false
 	for _, s := range n.stored {
-		add := func(e graph.Edge) (bool, error) {
+		add := func(e *graph.Edge) (bool, error) {
 			id := graph.Wildcard
 			if e.Number != graph.WildcardNumber {
 				var err error
@@ -251,7 +251,7 @@ func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 				return nil, err
 			}
 			if found {
-				if _, err := add(e); err != nil {
+				if _, err := add(&e); err != nil {
 					return nil, err
 				}
 			}
@@ -278,7 +278,7 @@ func (x *expansion) leaf(n *name, object graph.Number) (*Tree, error) {
 
 // tuple gives the tuple of an edge of relation n on object, to the subject with
 // the given id and the shape s, which n stores.
-func (x *expansion) tuple(object graph.Object, n *name, s *storedShape, id string, e graph.Edge) (graph.Tuple, error) {
+func (x *expansion) tuple(object graph.Object, n *name, s *storedShape, id string, e *graph.Edge) (graph.Tuple, error) {
 	_, relation := x.graph.ShapeName(s.shape)
 	t := graph.Tuple{
 		Object: object, Relation: n.name,

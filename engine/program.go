@@ -51,6 +51,9 @@ type name struct {
 	stored []storedShape
 	// relation says that the schema declares a relation, which tuples store.
 	relation bool
+	// leaf says that its subjects are those that its tuples name, and no others: to look
+	// again costs no more than to remember.
+	leaf bool
 	// feeds lists where a subject of this name becomes a subject of another:
 	// the edges that LookupResources walks.
 	feeds []feed
@@ -174,6 +177,7 @@ func compileProgram(s *schema.Schema, version graph.SchemaVersion, snapshot *gra
 			return nil, err
 		}
 		n.rewrite = op
+		n.leaf = op.kind == TraceTuple && n.storedCost() == 1
 	}
 	f := feeder{program: p, feeds: map[fed]bool{}, selves: map[*name]bool{}, arrows: map[fedArrow]bool{}}
 	for _, n := range p.names {

@@ -70,11 +70,10 @@ func (s *Snapshot) resources(ctx context.Context, q LookupResources, found func(
 	if err != nil {
 		return err
 	}
-	w := checkWalks.Get().(*checkWalk)
+	w := walks.Get().(*walk)
 	defer w.release()
-	w.begin(s.question(ctx, q.Budget), checkAlgebra{})
-	w.context = q.Context
-	w.algebra = checkAlgebra{w: w, subject: subject}
+	w.begin(s.question(ctx, q.Budget))
+	w.context, w.subject = q.Context, subject
 
 	candidates, err := w.candidates(n)
 	if err != nil {
@@ -93,7 +92,7 @@ func (s *Snapshot) resources(ctx context.Context, q LookupResources, found func(
 		if err != nil {
 			return err
 		}
-		if v.failed {
+		if v.failed() {
 			return w.fault
 		}
 		verdict := v.verdict()
@@ -108,8 +107,8 @@ func (s *Snapshot) resources(ctx context.Context, q LookupResources, found func(
 }
 
 // candidates finds the objects on which the walk's subject may have n, sorted.
-func (w *checkWalk) candidates(n *name) ([]graph.Number, error) {
-	subject := w.algebra.subject
+func (w *walk) candidates(n *name) ([]graph.Number, error) {
+	subject := w.subject
 	leads := leadingTo(w.program, n)
 	var (
 		seen    index
@@ -138,9 +137,16 @@ func (w *checkWalk) candidates(n *name) ([]graph.Number, error) {
 		if !leads[to.index] {
 			return nil
 		}
-		return w.eachEdge(func(dst []graph.Edge, from graph.Number) ([]graph.Edge, error) {
-			return w.graph.Objects(dst, shape, number, via.shape, from, edgesChunk)
-		}, func(e graph.Edge) (bool, error) { return true, arrive(to, e.Number) })
+		edges := w.objectsOf(shape, number, via)
+		for {
+			e, err := edges.next()
+			if err != nil || e == nil {
+				return err
+			}
+			if err := arrive(to, e.Number); err != nil {
+				return err
+			}
+		}
 	}
 
 	if subject.plain {

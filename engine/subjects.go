@@ -15,7 +15,7 @@ import (
 // positions are the same on every node. An error of yield ends the lookup and
 // is returned.
 func (s *Snapshot) LookupSubjects(ctx context.Context, q LookupSubjects, yield func(FoundSubject) error) error {
-	return s.subjects(ctx, q, func(w *subjectsWalk, set *subjectSet) error { return w.yield(q, set, yield) })
+	return s.subjects(ctx, q, func(w *walk, set *subjectSet) error { return w.yieldSubjects(q, set, yield) })
 }
 
 // CountSubjects returns how many subjects LookupSubjects yields for the same
@@ -23,15 +23,15 @@ func (s *Snapshot) LookupSubjects(ctx context.Context, q LookupSubjects, yield f
 // what holds for the wildcard; nil when it is not yielded. It evaluates as much,
 // but reads no names.
 func (s *Snapshot) CountSubjects(ctx context.Context, q LookupSubjects) (counts Counts, wildcard *Verdict, err error) {
-	err = s.subjects(ctx, q, func(w *subjectsWalk, set *subjectSet) error {
-		if set.rest.failed {
+	err = s.subjects(ctx, q, func(w *walk, set *subjectSet) error {
+		if set.rest.failed() {
 			return w.fault
 		}
 		if v := set.rest.verdict(); v.Decision != Denied {
 			wildcard = &v
 		}
 		for _, m := range set.members {
-			if m.value.failed {
+			if m.value.failed() {
 				return w.fault
 			}
 			if m.named.verdict().Decision != Denied {
@@ -48,7 +48,7 @@ func (s *Snapshot) CountSubjects(ctx context.Context, q LookupSubjects) (counts 
 
 // subjects evaluates the question and hands what it comes to, which is good
 // until then returns.
-func (s *Snapshot) subjects(ctx context.Context, q LookupSubjects, then func(*subjectsWalk, *subjectSet) error) error {
+func (s *Snapshot) subjects(ctx context.Context, q LookupSubjects, then func(*walk, *subjectSet) error) error {
 	p, err := s.program()
 	if err != nil {
 		return err
@@ -76,27 +76,22 @@ func (s *Snapshot) subjects(ctx context.Context, q LookupSubjects, then func(*su
 	if object == graph.WildcardNumber {
 		return refuse(WildcardSubject, "object.id", "a wildcard is no object to ask about; name one")
 	}
-	w := new(subjectsWalk)
-	w.begin(s.question(ctx, q.Budget), subjectsAlgebra{})
+	w := new(walk)
+	w.begin(s.question(ctx, q.Budget))
 	defer w.done()
 	w.context = q.Context
-	w.algebra = subjectsAlgebra{w: w, target: target}
-	set, err := w.evaluate(n, object)
+	w.sets = &subjectSets{w: w, target: target}
+	v, err := w.evaluate(n, object)
 	if err != nil {
 		return err
 	}
-	return then(w, set)
+	return then(w, v.set())
 }
 
 // A subjectShape is the shape of the subjects that a lookup collects.
 type subjectShape struct {
 	shape graph.Shape
 	plain bool
-}
-
-// A subjectsWalk is the walk of LookupSubjects.
-type subjectsWalk struct {
-	walk[*subjectSet, subjectsAlgebra]
 }
 
 // A subjectSet is a value for every subject of one shape: for those in members
@@ -124,9 +119,23 @@ type member struct {
 }
 
 var (
-	emptySet     = &subjectSet{}
-	undefinedSet = &subjectSet{rest: undefined}
+	emptySet = &subjectSet{}
+
+	// nobody is emptySet as a value.
+	nobody          = emptySet.value()
+	undefinedForAll = (&subjectSet{rest: undefined}).value()
 )
+
+// value is the set as what a walk of sets computes with.
+func (s *subjectSet) value() value { return value{more: &more{subjects: s}} }
+
+// set is the set that value made a value of.
+func (v value) set() *subjectSet {
+	if v.more == nil {
+		return emptySet
+	}
+	return v.more.subjects
+}
 
 func (s *subjectSet) member(number graph.Number) member {
 	if m, ok := s.members[number]; ok {
@@ -135,22 +144,19 @@ func (s *subjectSet) member(number graph.Number) member {
 	return member{value: s.rest, covered: s.rest}
 }
 
-// A subjectsAlgebra collects a value for every subject of a shape. All
+// subjectSets collect a value for every subject of a shape. All
 // operations work subject by subject, so that each of them gets what a check
 // for it alone would compute. Sets are not changed once made.
-type subjectsAlgebra struct {
-	w      *subjectsWalk
+type subjectSets struct {
+	w      *walk
 	target subjectShape
 }
 
 // memberBytes is the estimate of what a member of a set takes.
 const memberBytes = 224
 
-func (subjectsAlgebra) denied() *subjectSet    { return emptySet }
-func (subjectsAlgebra) undefined() *subjectSet { return undefinedSet }
-
 // combine makes a set subject by subject.
-func (a subjectsAlgebra) combine(s, t *subjectSet, rest value, f func(m, n member) member) *subjectSet {
+func (a *subjectSets) combine(s, t *subjectSet, rest value, f func(m, n member) member) *subjectSet {
 	set := &subjectSet{rest: rest, members: make(map[graph.Number]member, max(len(s.members), len(t.members)))}
 	for number, m := range s.members {
 		set.members[number] = f(m, t.member(number))
@@ -175,7 +181,7 @@ func (q *question) grown(members int) {
 	q.memory += int64(members) * memberBytes
 }
 
-func (a subjectsAlgebra) or(s, t *subjectSet) *subjectSet {
+func (a *subjectSets) or(s, t *subjectSet) *subjectSet {
 	switch {
 	case t == emptySet:
 		return s
@@ -194,7 +200,7 @@ func (m member) or(n member) member {
 
 // add merges t into an owned set: it costs what t has, not what was gathered so
 // far, unless t holds a wildcard.
-func (a subjectsAlgebra) add(s *subjectSet, owned bool, t *subjectSet) (*subjectSet, bool) {
+func (a *subjectSets) add(s *subjectSet, owned bool, t *subjectSet) (*subjectSet, bool) {
 	switch {
 	case t == emptySet:
 		return s, owned
@@ -210,7 +216,7 @@ func (a subjectsAlgebra) add(s *subjectSet, owned bool, t *subjectSet) (*subject
 	return s, true
 }
 
-func (a subjectsAlgebra) and(s, t *subjectSet) *subjectSet {
+func (a *subjectSets) and(s, t *subjectSet) *subjectSet {
 	if s == emptySet || t == emptySet {
 		return emptySet
 	}
@@ -224,7 +230,7 @@ func (a subjectsAlgebra) and(s, t *subjectSet) *subjectSet {
 	})
 }
 
-func (a subjectsAlgebra) except(s, t *subjectSet) *subjectSet {
+func (a *subjectSets) except(s, t *subjectSet) *subjectSet {
 	if s == emptySet || t == emptySet {
 		return s
 	}
@@ -238,37 +244,24 @@ func (a subjectsAlgebra) except(s, t *subjectSet) *subjectSet {
 		}
 		// Where the wildcard itself is taken away, the subjects that were
 		// spared have only their name left to stand in the answer.
-		if spared := x.covered; t.rest.high.truth != no {
-			x.named.low = x.named.low.or(spared.low)
-			if t.rest.low.truth != no {
-				x.named.high = x.named.high.or(spared.high)
+		if t.rest.highTruth() != no {
+			low, high := x.named.low().or(x.covered.low()), x.named.high()
+			if t.rest.lowTruth() != no {
+				high = high.or(x.covered.high())
 			}
+			x.named = valueBetween(low, high, x.named.failed())
 		}
 		return x
 	})
 }
 
-func (a subjectsAlgebra) guard(c value, s *subjectSet) *subjectSet {
+func (a *subjectSets) guard(c value, s *subjectSet) *subjectSet {
 	if c.isAllowed() {
 		return s
 	}
 	return a.combine(s, emptySet, c.and(s.rest), func(m, _ member) member {
 		return member{value: c.and(m.value), named: c.and(m.named), covered: c.and(m.covered), cut: m.cut}
 	})
-}
-
-// isAllowed is never true: however many subjects a set holds, another branch
-// may name one more.
-func (subjectsAlgebra) isAllowed(*subjectSet) bool { return false }
-
-func (subjectsAlgebra) size(s *subjectSet) int64 { return int64(len(s.members)) * memberBytes }
-
-func (subjectsAlgebra) isDenied(s *subjectSet) bool {
-	return s.all(func(v value) bool { return v.isDenied() })
-}
-
-func (subjectsAlgebra) isSettled(s *subjectSet) bool {
-	return s.all(func(v value) bool { return v.isSettled() })
 }
 
 func (s *subjectSet) all(f func(value) bool) bool {
@@ -283,7 +276,7 @@ func (s *subjectSet) all(f func(value) bool) bool {
 	return true
 }
 
-func (subjectsAlgebra) equal(s, t *subjectSet) bool {
+func (s *subjectSet) equal(t *subjectSet) bool {
 	if !s.rest.equal(t.rest) {
 		return false
 	}
@@ -303,37 +296,37 @@ func (subjectsAlgebra) equal(s, t *subjectSet) bool {
 	return true
 }
 
-func (a subjectsAlgebra) splice(low, high *subjectSet) *subjectSet {
-	return a.combine(low, high, value{low: low.rest.low, high: high.rest.high}, func(m, n member) member {
+func (a *subjectSets) splice(low, high *subjectSet) *subjectSet {
+	return a.combine(low, high, splice(low.rest, high.rest), func(m, n member) member {
 		return member{
-			value:   value{low: m.value.low, high: n.value.high},
-			named:   value{low: m.named.low, high: n.named.high},
-			covered: value{low: m.covered.low, high: n.covered.high},
+			value:   splice(m.value, n.value),
+			named:   splice(m.named, n.named),
+			covered: splice(m.covered, n.covered),
 		}
 	})
 }
 
-func (a subjectsAlgebra) bare(s *subjectSet) *subjectSet {
+func (a *subjectSets) bare(s *subjectSet) *subjectSet {
 	return a.combine(s, emptySet, s.rest.bare(), func(m, _ member) member {
 		return member{value: m.value.bare(), named: m.named.bare(), covered: m.covered.bare()}
 	})
 }
 
-func (a subjectsAlgebra) reflexive(n *name, object graph.Number) *subjectSet {
+func (a *subjectSets) reflexive(n *name, object graph.Number) *subjectSet {
 	if a.target.plain || n.shape != a.target.shape {
 		return emptySet
 	}
 	return &subjectSet{members: map[graph.Number]member{object: {value: allowed, named: allowed}}}
 }
 
-func (a subjectsAlgebra) self(typ *objectType, object graph.Number) *subjectSet {
+func (a *subjectSets) self(typ *objectType, object graph.Number) *subjectSet {
 	if !a.target.plain || typ.shape != a.target.shape {
 		return emptySet
 	}
 	return &subjectSet{members: map[graph.Number]member{object: {value: allowed, named: allowed}}}
 }
 
-func (a subjectsAlgebra) direct(n *name, object graph.Number) (*subjectSet, error) {
+func (a *subjectSets) direct(n *name, object graph.Number) (*subjectSet, error) {
 	for i := range n.stored {
 		s := &n.stored[i]
 		if s.shape != a.target.shape {
@@ -346,13 +339,13 @@ func (a subjectsAlgebra) direct(n *name, object graph.Number) (*subjectSet, erro
 				return emptySet, err
 			}
 			if found {
-				if set.rest, err = a.w.condition(e); err != nil {
+				if set.rest, err = a.w.condition(&e); err != nil {
 					return emptySet, err
 				}
 			}
 		}
 		if s.concrete {
-			err := a.w.each(n, object, s.shape, func(e graph.Edge) (bool, error) {
+			err := a.w.each(n, object, s.shape, func(e *graph.Edge) (bool, error) {
 				v, err := a.w.condition(e)
 				if err == nil && !v.isDenied() {
 					set.members[e.Number] = member{value: v.or(set.rest), named: v, covered: set.rest}
@@ -370,9 +363,9 @@ func (a subjectsAlgebra) direct(n *name, object graph.Number) (*subjectSet, erro
 }
 
 // yield gives the results of a finished walk.
-func (w *subjectsWalk) yield(q LookupSubjects, set *subjectSet, yield func(FoundSubject) error) error {
+func (w *walk) yieldSubjects(q LookupSubjects, set *subjectSet, yield func(FoundSubject) error) error {
 	hangs := func(v value) error {
-		if v.failed {
+		if v.failed() {
 			return w.fault
 		}
 		return nil

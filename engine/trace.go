@@ -22,18 +22,13 @@ import (
 // shown, the trace therefore goes on to the branches behind it, until one proves
 // the name. There is one: the low of the well-founded model is found by proofs.
 
-// judge gives the node the verdict of a value. What walks other than that of a
-// check collect has none; they write no traces.
-func (t *Trace) judge(v any) {
-	x, ok := v.(value)
-	if !ok {
+// judge gives the node the verdict of a value.
+func (t *Trace) judge(x value) {
+	t.Verdict, t.AtMost = x.low().verdict(), x.high().verdict()
+	if x.lowTruth() == x.highTruth() {
 		return
 	}
-	t.Verdict, t.AtMost = x.low.verdict(), x.high.verdict()
-	if x.low.truth == x.high.truth {
-		return
-	}
-	if x.low.truth == no {
+	if x.lowTruth() == no {
 		t.Verdict = Verdict{}
 	} else {
 		t.note("at least; whether more is undefined")
@@ -116,7 +111,7 @@ func (q *question) traceUnder(t *Trace) (parent *Trace) {
 
 // traceAnswer writes the trace of a name whose value is known to be v. No name is
 // open.
-func (w *checkWalk) traceAnswer(n *name, object graph.Number, v value) (*Trace, error) {
+func (w *walk) traceAnswer(n *name, object graph.Number, v value) (*Trace, error) {
 	above := &Trace{}
 	w.trace, w.shown = above, make(map[int32]*Trace)
 	_, err := w.nameOf(n, object)
@@ -125,7 +120,7 @@ func (w *checkWalk) traceAnswer(n *name, object graph.Number, v value) (*Trace, 
 		return nil, err
 	}
 	root := above.Children[0]
-	if v.low.truth == no && v.high.truth != no {
+	if v.lowTruth() == no && v.highTruth() != no {
 		root.note("denied because it is undefined: a cycle leads through what an exclusion takes away")
 	}
 	return root, nil
@@ -133,7 +128,7 @@ func (w *checkWalk) traceAnswer(n *name, object graph.Number, v value) (*Trace, 
 
 // traceName is nameOf for a walk that writes a trace: it finds the value without
 // one, and then shows how it follows. A name is shown once.
-func (w *walk[V, A]) traceName(n *name, object graph.Number) (V, error) {
+func (w *walk) traceName(n *name, object graph.Number) (value, error) {
 	trace := w.trace
 	w.trace = nil
 	v, err := w.evaluate(n, object)
@@ -177,7 +172,7 @@ func (w *walk[V, A]) traceName(n *name, object graph.Number) (V, error) {
 
 // traceOperation begins the node of an operation and returns the one to go back
 // to.
-func (w *walk[V, A]) traceOperation(kind TraceKind, op *operation) *Trace {
+func (w *walk) traceOperation(kind TraceKind, op *operation) *Trace {
 	if w.trace == nil {
 		return nil
 	}
@@ -185,7 +180,7 @@ func (w *walk[V, A]) traceOperation(kind TraceKind, op *operation) *Trace {
 }
 
 // traceTuple begins the node of a stored tuple.
-func (w *walk[V, A]) traceTuple(relation *name, object graph.Number, e graph.Edge) *Trace {
+func (w *walk) traceTuple(relation *name, object graph.Number, e *graph.Edge) *Trace {
 	if w.trace == nil {
 		return nil
 	}
@@ -203,7 +198,7 @@ func (w *walk[V, A]) traceTuple(relation *name, object graph.Number, e graph.Edg
 }
 
 // traceClose ends the current node with its verdict.
-func (w *walk[V, A]) traceClose(parent *Trace, v V) {
+func (w *walk) traceClose(parent *Trace, v value) {
 	if parent != nil {
 		w.trace.judge(v)
 		w.memory += w.trace.Verdict.shownBytes() + w.trace.AtMost.shownBytes()
@@ -214,7 +209,7 @@ func (w *walk[V, A]) traceClose(parent *Trace, v V) {
 	}
 }
 
-func (w *walk[V, A]) traceText(note string) {
+func (w *walk) traceText(note string) {
 	if w.trace != nil {
 		w.trace.note(note)
 	}

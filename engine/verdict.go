@@ -91,29 +91,88 @@ func (b bound) equal(c bound) bool {
 // Exclusion takes its low from the high of what it subtracts and the other way
 // round, which is what keeps an undefined name from ever turning into allowed,
 // on either side of any number of exclusions.
+//
+// Where subjects are looked up, a value stands for one of every subject (sets).
+//
+// Values are copied at each step, so they take two words: nearly all are yes or no,
+// and say so in one comparison.
 type value struct {
-	low, high bound
-	// failed says that low and high differ because a caveat could not be
-	// evaluated: such an answer is an error, not a denial.
-	// Invariant: failed only if low.truth != high.truth.
-	failed bool
+	truths truths
+	// more is what cannot be said in truths; nil for nothing, as where low and high
+	// are both yes or both no.
+	more *more
+}
+
+// truths are the truths of a value's low, in the lowest two bits, and high, in the next,
+// and failedBit: low and high differ because a caveat could not be evaluated, and such an
+// answer is an error, not a denial.
+// Invariant: failedBit only if low and high differ.
+type truths uint8
+
+const (
+	highShift = 2
+	failedBit = truths(1 << 4)
+
+	bothNo  = truths(no) | truths(no)<<highShift
+	bothYes = truths(yes) | truths(yes)<<highShift
+	noToYes = truths(no) | truths(yes)<<highShift
+)
+
+// more is what low and high wait for, or the value of every subject of a walk that looks
+// them up. It is not changed once made.
+type more struct {
+	low, high *missing
+	subjects  *subjectSet
 }
 
 var (
-	denied    = value{}
-	allowed   = value{low: bound{truth: yes}, high: bound{truth: yes}}
-	undefined = value{high: bound{truth: yes}}
-	failed    = value{high: bound{truth: yes}, failed: true}
+	denied    = value{truths: bothNo}
+	allowed   = value{truths: bothYes}
+	undefined = value{truths: noToYes}
+	failed    = value{truths: noToYes | failedBit}
 )
 
 func conditional(names []string) value {
 	b := bound{maybe, &missing{names}}
-	return value{low: b, high: b}
+	return valueBetween(b, b, false)
+}
+
+// valueBetween is the value of two bounds. It has failed if a part of it has and it
+// matters.
+func valueBetween(low, high bound, failed bool) value {
+	v := value{truths: truths(low.truth) | truths(high.truth)<<highShift}
+	if failed && low.truth != high.truth {
+		v.truths |= failedBit
+	}
+	if low.missing != nil || high.missing != nil {
+		v.more = &more{low: low.missing, high: high.missing}
+	}
+	return v
+}
+
+func (v value) lowTruth() truth  { return truth(v.truths & 3) }
+func (v value) highTruth() truth { return truth(v.truths >> highShift & 3) }
+func (v value) failed() bool     { return v.truths&failedBit != 0 }
+
+func (v value) low() bound {
+	b := bound{truth: v.lowTruth()}
+	if v.more != nil {
+		b.missing = v.more.low
+	}
+	return b
+}
+
+func (v value) high() bound {
+	b := bound{truth: v.highTruth()}
+	if v.more != nil {
+		b.missing = v.more.high
+	}
+	return b
 }
 
 // isAllowed and isDenied say that nothing can change the value any more.
-func (v value) isAllowed() bool { return v.low.truth == yes && v.high.truth == yes }
-func (v value) isDenied() bool  { return v.low.truth == no && v.high.truth == no }
+func (v value) isAllowed() bool { return v.truths == bothYes }
+func (v value) isDenied() bool  { return v.truths == bothNo }
 
 // isSettled says that the value is no or yes whatever comes of the names that
 // are still open. A maybe is never settled while names are open, even where low
@@ -121,10 +180,9 @@ func (v value) isDenied() bool  { return v.low.truth == no && v.high.truth == no
 // may turn out to wait for.
 func (v value) isSettled() bool { return v.isAllowed() || v.isDenied() }
 
-// combined is a value made of v and w: it has failed if one of them has and it
-// matters.
+// combined is a value made of v and w.
 func combined(v, w value, low, high bound) value {
-	return value{low, high, (v.failed || w.failed) && low.truth != high.truth}
+	return valueBetween(low, high, v.failed() || w.failed())
 }
 
 // Nearly all values are yes or no, which or and and need not take apart.
@@ -136,7 +194,7 @@ func (v value) or(w value) value {
 	case w.isDenied(), v.isAllowed():
 		return v
 	}
-	return combined(v, w, v.low.or(w.low), v.high.or(w.high))
+	return combined(v, w, v.low().or(w.low()), v.high().or(w.high()))
 }
 
 func (v value) and(w value) value {
@@ -146,24 +204,27 @@ func (v value) and(w value) value {
 	case w.isAllowed(), v.isDenied():
 		return v
 	}
-	return combined(v, w, v.low.and(w.low), v.high.and(w.high))
+	return combined(v, w, v.low().and(w.low()), v.high().and(w.high()))
 }
 
 func (v value) except(w value) value {
-	return combined(v, w, v.low.and(w.high.not()), v.high.and(w.low.not()))
+	return combined(v, w, v.low().and(w.high().not()), v.high().and(w.low().not()))
+}
+
+// splice takes the low of one value and the high of another.
+func splice(low, high value) value {
+	return valueBetween(low.low(), high.high(), false)
 }
 
 func (v value) equal(w value) bool {
-	return v.low.equal(w.low) && v.high.equal(w.high) && v.failed == w.failed
+	return v.truths == w.truths && (v.more == w.more || v.low().equal(w.low()) && v.high().equal(w.high()))
 }
 
 // bare is the truths alone.
-func (v value) bare() value {
-	return value{low: bound{truth: v.low.truth}, high: bound{truth: v.high.truth}}
-}
+func (v value) bare() value { return value{truths: v.truths &^ failedBit} }
 
 // verdict gives the answer.
-func (v value) verdict() Verdict { return v.low.verdict() }
+func (v value) verdict() Verdict { return v.low().verdict() }
 
 // shownBytes estimates what a verdict takes that is shown in a tree or a trace: the
 // names of what is missing, which are written out for each.

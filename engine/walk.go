@@ -10,57 +10,10 @@ import (
 	"github.com/pembadb/pemba/schema"
 )
 
-// An algebra is what a walk computes with. The walk knows the shape of rewrites
-// and of the graph; the algebra knows what is collected on the way: for a check
-// one value for one subject, for LookupSubjects a value for every subject.
-//
-// Union and intersection are commutative and associative, and monotone in both
-// bounds of a value; exclusion is monotone in its base and swaps the bounds of
-// what it subtracts.
-type algebra[V any] interface {
-	// denied is the value of a name that nobody has, undefined that of a name
-	// that is being evaluated further up.
-	denied() V
-	undefined() V
-
-	// direct is the value of the tuples stored on n of object for plain
-	// subjects, and for usersets taken as subjects themselves.
-	direct(n *name, object graph.Number) (V, error)
-	// reflexive is the value of n#object for itself as a subject: a userset is
-	// a member of itself.
-	reflexive(n *name, object graph.Number) V
-	// self is the value of the leaf self.
-	self(typ *objectType, object graph.Number) V
-
-	or(a, b V) V
-	// add is or, for unions of many: it may change a if a is owned, that is, was
-	// returned by add as owned, and nobody else has it.
-	add(a V, owned bool, b V) (sum V, sumOwned bool)
-	and(a, b V) V
-	except(a, b V) V
-	// guard is v where the condition holds.
-	guard(condition value, v V) V
-
-	// isAllowed and isDenied say that v can change no more by union or by
-	// intersection; isSettled says that v is the same whatever comes of the
-	// names that are open.
-	isAllowed(v V) bool
-	isDenied(v V) bool
-	isSettled(v V) bool
-
-	// size is the estimate, in bytes, of what v takes beyond a cell.
-	size(v V) int64
-
-	equal(a, b V) bool
-	// splice takes the low of one value and the high of another, bare drops the
-	// missing parameters of both.
-	splice(low, high V) V
-	bare(v V) V
-}
-
 // A walk evaluates names of objects over one snapshot for one question. It is
-// the one evaluator: Check, both lookups and Apply differ only in the algebra
-// they hand it.
+// the one evaluator: Check, LookupResources and Apply have it find one value for one
+// subject, and LookupSubjects a value for every subject (sets). What it computes with
+// is the same for both (algebra.go).
 //
 // # Cycles
 //
@@ -85,11 +38,14 @@ type algebra[V any] interface {
 //
 // A component of n names is solved in at most O(n) alternations of at most O(n)
 // rounds; nothing is exponential, whatever the shape of the data.
-type walk[V any, A algebra[V]] struct {
+type walk struct {
 	*question
-	algebra A
+	// subject is who is asked about, where sets is nil.
+	subject subjectNumbers
+	// sets makes the walk one for every subject; else it is nil.
+	sets *subjectSets
 
-	cells []cell[V]
+	cells []cell
 	// table finds the cell of a name and object; stack holds the cells that are
 	// open or provisional, in the order they were opened.
 	table index
@@ -102,10 +58,10 @@ type walk[V any, A algebra[V]] struct {
 }
 
 // A cell is what the walk knows of one name of one object.
-type cell[V any] struct {
+type cell struct {
 	name   *name
 	object graph.Number
-	value  V
+	value  value
 	// position is the cell's place on the stack and low the lowest place it
 	// depends on. Invariant, while open or provisional: 0 <= low <= position <
 	// len(stack).
@@ -268,7 +224,7 @@ func (q *question) ascend(bytes int64) {
 
 // condition gives how far an edge holds by its caveat. That the caveat failed
 // becomes the question's fault, unless another did before.
-func (q *question) condition(e graph.Edge) (value, error) {
+func (q *question) condition(e *graph.Edge) (value, error) {
 	if e.Caveat == 0 {
 		return allowed, nil
 	}
@@ -288,7 +244,7 @@ func (q *question) condition(e graph.Edge) (value, error) {
 // judge evaluates the caveat that an edge carries. The value is failed, and
 // failure says why, when it could not be evaluated; an error is a fault of the
 // node or the end of the caller's context.
-func (q *question) judge(e graph.Edge) (caveat *schema.Caveat, v value, failure *Refusal, err error) {
+func (q *question) judge(e *graph.Edge) (caveat *schema.Caveat, v value, failure *Refusal, err error) {
 	caveat = q.program.caveats[e.Caveat]
 	if caveat == nil {
 		return nil, denied, nil, fmt.Errorf("engine: a tuple carries caveat %q, which the schema of revision %d does not declare",
@@ -312,7 +268,7 @@ func (q *question) judge(e graph.Edge) (caveat *schema.Caveat, v value, failure 
 }
 
 // evaluate gives the value of n of object, final.
-func (w *walk[V, A]) evaluate(n *name, object graph.Number) (V, error) {
+func (w *walk) evaluate(n *name, object graph.Number) (value, error) {
 	w.low = 0
 	return w.nameOf(n, object)
 }
@@ -322,12 +278,15 @@ func key(n *name, object graph.Number) uint64 { return uint64(n.index)<<40 | uin
 
 // nameOf gives the value of n of object: final if its cell is, else as far as
 // it is known while the names it depends on are open.
-func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
+func (w *walk) nameOf(n *name, object graph.Number) (value, error) {
 	if w.trace != nil {
 		return w.traceName(n, object)
 	}
 	if err := w.step(); err != nil {
-		return w.algebra.denied(), err
+		return w.denied(), err
+	}
+	if n.leaf && w.sets == nil && w.shown == nil {
+		return w.body(n, object)
 	}
 	key := key(n, object)
 	at, found := w.table.find(key)
@@ -343,24 +302,24 @@ func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
 		}
 	} else {
 		at = int32(len(w.cells))
-		w.cells = append(w.cells, cell[V]{})
+		w.cells = append(w.cells, cell{})
 		w.table.insert(key, at)
 		if err := w.hold(cellBytes); err != nil {
-			return w.algebra.denied(), err
+			return w.denied(), err
 		}
 	}
 	if w.solving {
-		return w.algebra.denied(), fmt.Errorf("engine: solving a cycle opened %s#%s, which exploring it had not", n.typ.name, n.name)
+		return w.denied(), fmt.Errorf("engine: solving a cycle opened %s#%s, which exploring it had not", n.typ.name, n.name)
 	}
 
 	position := int32(len(w.stack))
 	w.stack = append(w.stack, at)
-	w.cells[at] = cell[V]{
-		name: n, object: object, value: w.algebra.undefined(),
+	w.cells[at] = cell{
+		name: n, object: object, value: w.undefined(),
 		position: position, low: position, state: open,
 	}
 	if err := w.descend(nameBytes); err != nil {
-		return w.algebra.denied(), err
+		return w.denied(), err
 	}
 	outer := w.low
 	w.low = position
@@ -378,7 +337,7 @@ func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
 	w.low = outer
 	c := &w.cells[at]
 	switch {
-	case w.algebra.isSettled(v), low == position && position == int32(len(w.stack))-1 && !c.reached:
+	case w.isSettled(v), low == position && position == int32(len(w.stack))-1 && !c.reached:
 		c.value, c.state = v, final
 		w.forgetAbove(position)
 	case low < position:
@@ -395,13 +354,13 @@ func (w *walk[V, A]) nameOf(n *name, object graph.Number) (V, error) {
 }
 
 // body is the equation of a name: its rewrite, and itself.
-func (w *walk[V, A]) body(n *name, object graph.Number) (V, error) {
-	reflexive := w.algebra.reflexive(n, object)
-	if w.algebra.isAllowed(reflexive) {
+func (w *walk) body(n *name, object graph.Number) (value, error) {
+	reflexive := w.reflexive(n, object)
+	if w.isAllowed(reflexive) {
 		w.traceText("a userset is a member of itself")
 		return reflexive, nil
 	}
-	var v V
+	var v value
 	var err error
 	if n.rewrite.kind == TraceTuple {
 		v, err = w.stored(n, object)
@@ -411,13 +370,13 @@ func (w *walk[V, A]) body(n *name, object graph.Number) (V, error) {
 	if err != nil {
 		return v, err
 	}
-	return w.algebra.or(reflexive, v), nil
+	return w.or(reflexive, v), nil
 }
 
 // forgetAbove takes the cell at position and everything above it off the stack;
 // what lies above depends on it and on names further down, and is opened anew
 // if asked for again.
-func (w *walk[V, A]) forgetAbove(position int32) {
+func (w *walk) forgetAbove(position int32) {
 	for _, at := range w.stack[position+1:] {
 		w.cells[at].state = forgotten
 	}
@@ -425,7 +384,7 @@ func (w *walk[V, A]) forgetAbove(position int32) {
 }
 
 // solve finds the values of the component on the stack from position up.
-func (w *walk[V, A]) solve(position int32) error {
+func (w *walk) solve(position int32) error {
 	w.cycles++
 	members := append([]int32(nil), w.stack[position:]...)
 	w.solving = true
@@ -437,7 +396,7 @@ func (w *walk[V, A]) solve(position int32) error {
 	// The members opened last come first: what they find moves all the way down
 	// a chain in one round. What a round made and threw away is not held.
 	held := w.memory
-	round := func(keep func(old, new V) V) (changed bool, err error) {
+	round := func(keep func(old, new value) value) (changed bool, err error) {
 		for again := true; again; {
 			again = false
 			w.memory = held
@@ -447,7 +406,7 @@ func (w *walk[V, A]) solve(position int32) error {
 					return false, err
 				}
 				old := w.cells[at].value
-				if v = keep(old, v); !w.algebra.equal(old, v) {
+				if v = keep(old, v); !w.equal(old, v) {
 					w.cells[at].value = v
 					again, changed = true, true
 				}
@@ -455,8 +414,8 @@ func (w *walk[V, A]) solve(position int32) error {
 		}
 		return changed, nil
 	}
-	values := func() []V {
-		vs := make([]V, len(members))
+	values := func() []value {
+		vs := make([]value, len(members))
 		for i, at := range members {
 			vs[i] = w.cells[at].value
 		}
@@ -464,47 +423,47 @@ func (w *walk[V, A]) solve(position int32) error {
 	}
 	// Missing parameters are left out until the truths stand: members copy them
 	// from each other, and would keep handing round what no longer matters.
-	denied := w.algebra.denied()
-	low := func(old, new V) V { return w.algebra.splice(w.algebra.bare(new), old) }
-	high := func(old, new V) V { return w.algebra.splice(old, w.algebra.bare(new)) }
-	set := func(with func(old V) V) {
+	denied := w.denied()
+	low := func(old, new value) value { return w.splice(w.bare(new), old) }
+	high := func(old, new value) value { return w.splice(old, w.bare(new)) }
+	set := func(with func(old value) value) {
 		for _, at := range members {
 			w.cells[at].value = with(w.cells[at].value)
 		}
 	}
 
-	set(func(V) V { return denied })
-	for before := []V(nil); ; {
+	set(func(value) value { return denied })
+	for before := []value(nil); ; {
 		// The high, from nothing, with exclusions reading the low.
-		set(func(old V) V { return w.algebra.splice(old, denied) })
+		set(func(old value) value { return w.splice(old, denied) })
 		if _, err := round(high); err != nil {
 			return err
 		}
 		// The low, from nothing, with exclusions reading the high.
-		set(func(old V) V { return w.algebra.splice(denied, old) })
+		set(func(old value) value { return w.splice(denied, old) })
 		if _, err := round(low); err != nil {
 			return err
 		}
 		after := values()
-		if before != nil && equalAll(w.algebra.equal, before, after) {
+		if before != nil && equalAll(w.equal, before, after) {
 			break
 		}
 		before = after
 	}
 	// Now the missing parameters, from none up.
-	if _, err := round(func(_, new V) V { return new }); err != nil {
+	if _, err := round(func(_, new value) value { return new }); err != nil {
 		return err
 	}
 	w.memory = held
 	for _, at := range members {
 		w.cells[at].state, w.cells[at].solved = final, true
-		w.memory += w.algebra.size(w.cells[at].value)
+		w.memory += w.size(w.cells[at].value)
 	}
 	w.stack = w.stack[:position]
 	return nil
 }
 
-func equalAll[V any](equal func(a, b V) bool, a, b []V) bool {
+func equalAll(equal func(a, b value) bool, a, b []value) bool {
 	for i := range a {
 		if !equal(a[i], b[i]) {
 			return false
@@ -515,12 +474,12 @@ func equalAll[V any](equal func(a, b V) bool, a, b []V) bool {
 
 // enough says that a union which has come to v needs no further branch. A trace
 // needs one that proves it.
-func (w *walk[V, A]) enough(v V) bool {
-	return w.algebra.isAllowed(v) && (w.trace == nil || w.trace.proved())
+func (w *walk) enough(v value) bool {
+	return w.isAllowed(v) && (w.trace == nil || w.trace.proved())
 }
 
 // operate gives the value of one operation on object.
-func (w *walk[V, A]) operate(op *operation, object graph.Number) (V, error) {
+func (w *walk) operate(op *operation, object graph.Number) (value, error) {
 	switch op.kind {
 	case TraceName:
 		return w.nameOf(op.name, object)
@@ -533,11 +492,11 @@ func (w *walk[V, A]) operate(op *operation, object graph.Number) (V, error) {
 		}
 		return v, err
 	case TraceNil:
-		w.traceClose(w.traceOperation(TraceNil, op), w.algebra.denied())
-		return w.algebra.denied(), nil
+		w.traceClose(w.traceOperation(TraceNil, op), w.denied())
+		return w.denied(), nil
 	}
 	parent := w.traceOperation(op.kind, op)
-	var v V
+	var v value
 	err := w.descend(operationBytes)
 	if err != nil {
 		return v, err
@@ -546,45 +505,45 @@ func (w *walk[V, A]) operate(op *operation, object graph.Number) (V, error) {
 	switch op.kind {
 	case TraceSelf:
 		// The leaf needs the type, which the name above knows.
-		v = w.algebra.self(op.typ, object)
+		v = w.self(op.typ, object)
 	case TraceArrow:
 		v, err = w.arrow(op, object)
 	case TraceUnion:
-		v = w.algebra.denied()
+		v = w.denied()
 		owned := false
 		for _, c := range op.children {
-			var x V
+			var x value
 			if x, err = w.operate(c, object); err != nil {
 				return v, err
 			}
-			if v, owned = w.algebra.add(v, owned, x); w.enough(v) {
+			if v, owned = w.add(v, owned, x); w.enough(v) {
 				break
 			}
 		}
 	case TraceIntersection:
 		for i, c := range op.children {
-			var x V
+			var x value
 			if x, err = w.operate(c, object); err != nil {
 				return v, err
 			}
 			if i == 0 {
 				v = x
 			} else {
-				v = w.algebra.and(v, x)
+				v = w.and(v, x)
 			}
-			if w.algebra.isDenied(v) {
+			if w.isDenied(v) {
 				break
 			}
 		}
 	case TraceExclusion:
 		v, err = w.operate(op.children[0], object)
 		for _, c := range op.children[1:] {
-			if err != nil || w.algebra.isDenied(v) {
+			if err != nil || w.isDenied(v) {
 				break
 			}
-			var x V
+			var x value
 			if x, err = w.operate(c, object); err == nil {
-				v = w.algebra.except(v, x)
+				v = w.except(v, x)
 			}
 		}
 	default:
@@ -598,8 +557,8 @@ func (w *walk[V, A]) operate(op *operation, object graph.Number) (V, error) {
 }
 
 // stored gives the value of the tuples on relation n of object.
-func (w *walk[V, A]) stored(n *name, object graph.Number) (V, error) {
-	v, err := w.algebra.direct(n, object)
+func (w *walk) stored(n *name, object graph.Number) (value, error) {
+	v, err := w.direct(n, object)
 	if err != nil {
 		return v, err
 	}
@@ -612,16 +571,23 @@ func (w *walk[V, A]) stored(n *name, object graph.Number) (V, error) {
 		if w.enough(v) {
 			break
 		}
-		err := w.each(n, object, s.shape, func(e graph.Edge) (bool, error) {
+		edges := w.subjectsOf(n, object, s.shape)
+		for {
+			e, err := edges.next()
+			if err != nil {
+				return v, err
+			}
+			if e == nil {
+				break
+			}
 			x, err := w.through(n, object, e, s.userset)
 			if err != nil {
-				return false, err
+				return v, err
 			}
-			v, owned = w.algebra.add(v, owned, x)
-			return !w.enough(v), nil
-		})
-		if err != nil {
-			return v, err
+			if v, owned = w.add(v, owned, x); w.enough(v) {
+				edges.end()
+				break
+			}
 		}
 	}
 	return v, nil
@@ -630,34 +596,42 @@ func (w *walk[V, A]) stored(n *name, object graph.Number) (V, error) {
 // arrow gives the value of an arrow: what target gives on the objects that the
 // relation leads to. A tuple whose caveat does not hold contributes nothing to
 // a union and denies an intersection, as it does in the language this follows.
-func (w *walk[V, A]) arrow(op *operation, object graph.Number) (V, error) {
-	v, owned, first := w.algebra.denied(), false, true
+func (w *walk) arrow(op *operation, object graph.Number) (value, error) {
+	v, owned, first := w.denied(), false, true
 	for i := range op.targets {
 		t := &op.targets[i]
 		if t.name == nil && !op.all {
 			continue
 		}
-		more := true
-		err := w.each(op.name, object, t.shape, func(e graph.Edge) (bool, error) {
+		edges := w.subjectsOf(op.name, object, t.shape)
+		for {
+			e, err := edges.next()
+			if err != nil {
+				return v, err
+			}
+			if e == nil {
+				break
+			}
 			x, err := w.through(op.name, object, e, t.name)
 			if err != nil {
-				return false, err
+				return v, err
 			}
+			enough := false
 			switch {
 			case !op.all:
-				v, owned = w.algebra.add(v, owned, x)
-				more = !w.enough(v)
+				v, owned = w.add(v, owned, x)
+				enough = w.enough(v)
 			case first:
 				v, first = x, false
-				more = !w.algebra.isDenied(v)
+				enough = w.isDenied(v)
 			default:
-				v = w.algebra.and(v, x)
-				more = !w.algebra.isDenied(v)
+				v = w.and(v, x)
+				enough = w.isDenied(v)
 			}
-			return more, nil
-		})
-		if err != nil || !more {
-			return v, err
+			if enough {
+				edges.end()
+				return v, nil
+			}
 		}
 	}
 	return v, nil
@@ -665,9 +639,9 @@ func (w *walk[V, A]) arrow(op *operation, object graph.Number) (V, error) {
 
 // through gives the value of n on the far end of an edge of relation#object,
 // where the edge's caveat holds; n is nil where the far end has no such name.
-func (w *walk[V, A]) through(relation *name, object graph.Number, e graph.Edge, n *name) (V, error) {
+func (w *walk) through(relation *name, object graph.Number, e *graph.Edge, n *name) (value, error) {
 	parent := w.traceTuple(relation, object, e)
-	v := w.algebra.denied()
+	v := w.denied()
 	condition, err := w.condition(e)
 	if err != nil {
 		return v, err
@@ -677,7 +651,7 @@ func (w *walk[V, A]) through(relation *name, object graph.Number, e graph.Edge, 
 			return v, err
 		}
 		if e.Caveat != 0 {
-			v = w.algebra.guard(condition, v)
+			v = w.guard(condition, v)
 		}
 	}
 	if n == nil {
@@ -689,50 +663,102 @@ func (w *walk[V, A]) through(relation *name, object graph.Number, e graph.Edge, 
 
 // each calls f with the edges of relation#object to concrete subjects of shape,
 // in order of number, until it returns false.
-func (q *question) each(relation *name, object graph.Number, shape graph.Shape, f func(graph.Edge) (bool, error)) error {
-	return q.eachEdge(func(dst []graph.Edge, from graph.Number) ([]graph.Edge, error) {
-		return q.graph.Subjects(dst, relation.shape, object, shape, max(from, graph.WildcardNumber+1), edgesChunk)
-	}, f)
+func (q *question) each(relation *name, object graph.Number, shape graph.Shape, f func(*graph.Edge) (bool, error)) error {
+	edges := q.subjectsOf(relation, object, shape)
+	for {
+		e, err := edges.next()
+		if err != nil || e == nil {
+			return err
+		}
+		if more, err := f(e); err != nil || !more {
+			edges.end()
+			return err
+		}
+	}
 }
 
-// eachEdge calls f with the edges that read appends, chunk by chunk, until it
-// returns false.
-func (q *question) eachEdge(read func(dst []graph.Edge, from graph.Number) ([]graph.Edge, error), f func(graph.Edge) (bool, error)) error {
-	base, contexts := len(q.edges), int64(0)
-	defer func() {
-		q.edges = q.edges[:base]
-		q.memory -= contexts
-	}()
-	for from := graph.Number(0); ; {
-		edges, err := read(q.edges[:base], from)
-		if err != nil {
-			return err
+// An edgeReader reads edges of one end, chunk by chunk. It is ended when it has no more;
+// one that is left before that must be ended, in the reverse order in which readers of
+// a question began, unless the question ends with an error.
+type edgeReader struct {
+	q *question
+	// object is the near end of relation and shape, the subject's if it is reverse.
+	relation, shape graph.Shape
+	object          graph.Number
+	reverse         bool
+	// The chunk lies in q.edges from base up to end, and at is the next one of it.
+	base, at, count int
+	// contexts is what the contexts of the chunk are counted for.
+	contexts int64
+	// from is where the next chunk begins.
+	from graph.Number
+	last bool // The chunk is the last one.
+}
+
+// subjectsOf reads the edges of relation#object to concrete subjects of a shape, in order
+// of number.
+func (q *question) subjectsOf(relation *name, object graph.Number, shape graph.Shape) edgeReader {
+	return edgeReader{q: q, relation: relation.shape, shape: shape, object: object, from: graph.WildcardNumber + 1, base: len(q.edges)}
+}
+
+// objectsOf reads the edges of a subject to the objects of a relation, in order of number.
+func (q *question) objectsOf(shape graph.Shape, subject graph.Number, relation *name) edgeReader {
+	return edgeReader{q: q, relation: relation.shape, shape: shape, object: subject, reverse: true, base: len(q.edges)}
+}
+
+// next returns the next edge, which is good until the next call, or nil when there is
+// none. It counts a step.
+func (r *edgeReader) next() (*graph.Edge, error) {
+	for r.at == r.count {
+		if r.last {
+			r.end()
+			return nil, nil
 		}
-		q.edges = edges
-		count := len(edges) - base
-		q.memory -= contexts
-		contexts = 0
-		for _, e := range edges[base:] {
-			contexts += int64(len(e.Context))
+		if err := r.read(); err != nil {
+			return nil, err
 		}
-		if err := q.hold(contexts); err != nil {
-			return err
-		}
-		for i := range count {
-			// Deeper levels may move the slice, but not change what lies below
-			// them.
-			e := q.edges[base+i]
-			if err := q.step(); err != nil {
-				return err
-			}
-			more, err := f(e)
-			if err != nil || !more {
-				return err
-			}
-		}
-		if count < edgesChunk {
-			return nil
-		}
-		from = q.edges[base+count-1].Number + 1
 	}
+	if err := r.q.step(); err != nil {
+		return nil, err
+	}
+	// Deeper levels may move the slice, but not change what lies below them.
+	e := &r.q.edges[:r.base+r.count][r.base+r.at]
+	r.at++
+	return e, nil
+}
+
+func (r *edgeReader) read() error {
+	q := r.q
+	var err error
+	var edges []graph.Edge
+	if r.reverse {
+		edges, err = q.graph.Objects(q.edges[:r.base], r.shape, r.object, r.relation, r.from, edgesChunk)
+	} else {
+		edges, err = q.graph.Subjects(q.edges[:r.base], r.relation, r.object, r.shape, r.from, edgesChunk)
+	}
+	if err != nil {
+		return err
+	}
+	q.edges = edges
+	r.at, r.count = 0, len(edges)-r.base
+	r.last = r.count < edgesChunk
+	if r.count > 0 {
+		r.from = edges[len(edges)-1].Number + 1
+	}
+	q.memory -= r.contexts
+	r.contexts = 0
+	for i := range edges[r.base:] {
+		r.contexts += int64(len(edges[r.base+i].Context))
+	}
+	if r.contexts == 0 {
+		return nil
+	}
+	return q.hold(r.contexts)
+}
+
+// end gives back what the chunk takes.
+func (r *edgeReader) end() {
+	r.q.edges = r.q.edges[:r.base]
+	r.q.memory -= r.contexts
+	r.contexts = 0
 }
