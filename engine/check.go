@@ -31,6 +31,9 @@ func (s *Snapshot) Check(ctx context.Context, q Check) (Answer, error) {
 	defer w.release()
 	w.begin(s.question(ctx, q.Budget))
 	w.context, w.subject = q.Context, subject
+	if q.Trace {
+		w.nesting.state = notKnown // A trace shows the way through the usersets.
+	}
 	v, err := w.evaluate(n, object)
 	if err != nil {
 		return Answer{}, err
@@ -128,6 +131,7 @@ func (w *walk) begin(q question) {
 	q.edges = w.edges[:0]
 	*w.question = q
 	w.subject, w.sets = subjectNumbers{}, nil
+	w.nesting.reset()
 	w.cells, w.stack = w.cells[:0], w.stack[:0]
 	w.table.reset()
 	w.low, w.solving = 0, false

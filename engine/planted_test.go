@@ -58,8 +58,23 @@ var planted = []struct{ name, file, text, bug string }{
 	},
 	{
 		"a lookup does not start from the wildcard", "resources.go",
-		"subject.shape, graph.WildcardNumber); err != nil {",
-		"subject.shape, subject.number); err != nil {",
+		"s.shape, graph.WildcardNumber, seed.exact); err != nil {",
+		"s.shape, c.subject.number, seed.exact); err != nil {",
+	},
+	{
+		"a lookup takes what a caveat leads to for certain", "resources.go",
+		"certain && e.Caveat == 0); err != nil {",
+		"certain); err != nil {",
+	},
+	{
+		"a lookup takes one of all that an arrow asks for certain", "program.go",
+		"		exact = exact && !op.all\n",
+		"",
+	},
+	{
+		"a lookup takes the first operand of an intersection for certain", "program.go",
+		"		// One operand is enough, since a subject must come through all.\n		f.feed(n, op.children[0], false)\n",
+		"		f.feed(n, op.children[0], exact)\n",
 	},
 	{
 		"a set is added to though others have it", "subjects.go",
@@ -85,6 +100,31 @@ var planted = []struct{ name, file, text, bug string }{
 		"an intersection arrow passes over objects that lack the name", "walk.go",
 		"		if t.name == nil && !op.all {\n",
 		"		if t.name == nil {\n",
+	},
+	{
+		"nesting takes a tuple with a caveat for one without", "nesting.go",
+		"		if e.Caveat != 0 {\n",
+		"		if false {\n",
+	},
+	{
+		"nesting takes the first usersets for all", "nesting.go",
+		"		x.state = notKnown\n		return\n",
+		"		return\n",
+	},
+	{
+		"nesting forgets the wildcard", "nesting.go",
+		"				if s.wildcard {\n",
+		"				if s.wildcard && !s.concrete {\n",
+	},
+	{
+		"nesting holds of names that take something away", "nesting.go",
+		"	default:\n		return nil, false\n",
+		"	case TraceExclusion:\n		return nestingParts(parts, op.children[0])\n	default:\n		return nil, false\n",
+	},
+	{
+		"nesting looks among what was read first", "nesting.go",
+		"		if !edges.last {\n			edges.end()\n			break\n",
+		"		if !edges.last {\n			edges.end()\n			return v, true, nil\n",
 	},
 	{
 		"a tree forgets the caveats of its tuples", "expand.go",
@@ -142,7 +182,7 @@ const (
 
 // plantedTests are asked one after another, what takes seconds before what takes
 // minutes.
-var plantedTests = []string{"^(TestTangles|TestTraces|TestWide)$", "^TestTwin$"}
+var plantedTests = []string{"^(TestTangles|TestTraces|TestWide|TestNesting|TestNestingExceptions)$", "^TestTwin$"}
 
 // TestPlantedBugs builds the tests of this package with one bug at a time and
 // asks that the twin or the scripts find it: a test that no bug can fail would

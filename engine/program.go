@@ -25,8 +25,10 @@ type program struct {
 	// direct lists, for the shape of a plain subject, the relations that store
 	// it; selves the names of its type whose rewrite holds the object itself.
 	// They are where LookupResources starts.
-	direct map[graph.Shape][]*name
-	selves map[graph.Shape][]*name
+	direct map[graph.Shape][]seed
+	selves map[graph.Shape][]seed
+	// leading holds, by name, what leadingTo found, for a schema of few names.
+	leading sync.Map
 	// derived holds a func() any by the key of Snapshot.Derived, which makes the value
 	// once, for the first who needs it; only that method writes it.
 	derived sync.Map
@@ -54,6 +56,8 @@ type name struct {
 	// leaf says that its subjects are those that its tuples name, and no others: to look
 	// again costs no more than to remember.
 	leaf bool
+	// nests says that a subject has it by tuples and unions alone: see nesting.
+	nests bool
 	// feeds lists where a subject of this name becomes a subject of another:
 	// the edges that LookupResources walks.
 	feeds []feed
@@ -112,6 +116,12 @@ type arrowTarget struct {
 	name *name
 }
 
+// A seed is a name in whose rewrite subjects of a type stand. It is exact as a feed is.
+type seed struct {
+	name  *name
+	exact bool
+}
+
 // A feed says how holders of one name come to hold another.
 type feed struct {
 	to *name
@@ -120,6 +130,9 @@ type feed struct {
 	// are names of the same object.
 	via   *name
 	shape graph.Shape
+	// exact says that who has the first name has the second, where no caveat stands
+	// between: nothing else is asked, and nothing is taken away.
+	exact bool
 }
 
 func compileProgram(s *schema.Schema, version graph.SchemaVersion, snapshot *graph.Snapshot) (*program, error) {
@@ -127,8 +140,8 @@ func compileProgram(s *schema.Schema, version graph.SchemaVersion, snapshot *gra
 		schema: s, version: version,
 		types:   make(map[string]*objectType, len(s.Definitions)),
 		caveats: make(map[graph.CaveatNumber]*schema.Caveat, len(s.Caveats)),
-		direct:  make(map[graph.Shape][]*name),
-		selves:  make(map[graph.Shape][]*name),
+		direct:  make(map[graph.Shape][]seed),
+		selves:  make(map[graph.Shape][]seed),
 	}
 	for _, c := range s.Caveats {
 		number := snapshot.Caveat(c.Name)
@@ -179,9 +192,10 @@ func compileProgram(s *schema.Schema, version graph.SchemaVersion, snapshot *gra
 		n.rewrite = op
 		n.leaf = op.kind == TraceTuple && n.storedCost() == 1
 	}
-	f := feeder{program: p, feeds: map[fed]bool{}, selves: map[*name]bool{}, arrows: map[fedArrow]bool{}}
+	p.markNesting()
+	f := feeder{program: p, feeds: map[fed]bool{}, selves: map[seed]bool{}, arrows: map[fedArrow]bool{}}
 	for _, n := range p.names {
-		f.feed(n, n.rewrite)
+		f.feed(n, n.rewrite, true)
 	}
 	return p, nil
 }
@@ -337,7 +351,7 @@ type feeder struct {
 	*program
 	// feeds, selves and arrows hold what is entered already.
 	feeds  map[fed]bool
-	selves map[*name]bool
+	selves map[seed]bool
 	arrows map[fedArrow]bool
 }
 
@@ -345,6 +359,7 @@ type feeder struct {
 type fedArrow struct {
 	to *name
 	arrow
+	exact bool
 }
 
 // A fed is a feed with the name it starts from.
@@ -357,22 +372,23 @@ type fed struct {
 // n. It names at least every way in which a subject can come to hold n; a
 // subject that arrives may still lack it (the other operands of an
 // intersection, what an exclusion takes away), so what LookupResources finds
-// this way is checked.
-func (f *feeder) feed(n *name, op *operation) {
+// this way is checked where the way is not exact. exact is said of op.
+func (f *feeder) feed(n *name, op *operation, exact bool) {
 	switch op.kind {
 	case TraceTuple:
 		for _, s := range op.name.stored {
 			if s.userset != nil {
-				f.add(s.userset, feed{to: n, via: op.name, shape: s.shape})
-			} else if seed := (fed{feed: feed{to: n, shape: s.shape}}); !f.feeds[seed] {
-				f.feeds[seed] = true
-				f.direct[s.shape] = append(f.direct[s.shape], n)
+				f.add(s.userset, feed{to: n, via: op.name, shape: s.shape, exact: exact})
+			} else if direct := (fed{feed: feed{to: n, shape: s.shape, exact: exact}}); !f.feeds[direct] {
+				f.feeds[direct] = true
+				f.direct[s.shape] = append(f.direct[s.shape], seed{n, exact})
 			}
 		}
 	case TraceName:
-		f.add(op.name, feed{to: n})
+		f.add(op.name, feed{to: n, exact: exact})
 	case TraceArrow:
-		key := fedArrow{n, arrow{op.name, op.target}}
+		exact = exact && !op.all
+		key := fedArrow{n, arrow{op.name, op.target}, exact}
 		if f.arrows[key] {
 			return
 		}
@@ -381,22 +397,22 @@ func (f *feeder) feed(n *name, op *operation) {
 		// feeds would take most of the time of a schema of many arrows.
 		for _, t := range op.targets {
 			if t.name != nil {
-				t.name.feeds = append(t.name.feeds, feed{to: n, via: op.name, shape: t.shape})
+				t.name.feeds = append(t.name.feeds, feed{to: n, via: op.name, shape: t.shape, exact: exact})
 			}
 		}
 	case TraceUnion:
 		for _, c := range op.children {
-			f.feed(n, c)
+			f.feed(n, c, exact)
 		}
 	case TraceIntersection:
 		// One operand is enough, since a subject must come through all.
-		f.feed(n, op.children[0])
+		f.feed(n, op.children[0], false)
 	case TraceExclusion:
-		f.feed(n, op.children[0])
+		f.feed(n, op.children[0], false)
 	case TraceSelf:
-		if !f.selves[n] {
-			f.selves[n] = true
-			f.program.selves[n.typ.shape] = append(f.program.selves[n.typ.shape], n)
+		if self := (seed{n, exact}); !f.selves[self] {
+			f.selves[self] = true
+			f.program.selves[n.typ.shape] = append(f.program.selves[n.typ.shape], self)
 		}
 	}
 }

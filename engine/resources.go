@@ -13,8 +13,9 @@ import (
 // of yield ends the lookup and is returned.
 //
 // It walks backwards from the subject along everything that could lead to the
-// name, and checks what it arrives at. The checks share one walk, so that a
-// group or folder on many ways is evaluated once.
+// name. What it arrives at by unions alone, past no caveat, is a result; the rest is
+// checked. The checks share one walk, so that a group or folder on many ways is
+// evaluated once.
 func (s *Snapshot) LookupResources(ctx context.Context, q LookupResources, yield func(Resource) error) error {
 	given := 0
 	return s.resources(ctx, q, func(object graph.Number, position Position, verdict Verdict) (more bool, err error) {
@@ -79,7 +80,8 @@ func (s *Snapshot) resources(ctx context.Context, q LookupResources, found func(
 	if err != nil {
 		return err
 	}
-	for _, object := range candidates {
+	for _, c := range candidates {
+		object := c.object()
 		position := Position(object) + 1
 		if position <= q.After {
 			continue
@@ -88,7 +90,12 @@ func (s *Snapshot) resources(ctx context.Context, q LookupResources, found func(
 			// What was evaluated for other objects only saves work.
 			w.forgetAll()
 		}
-		v, err := w.evaluate(n, object)
+		v := allowed
+		if c.certain() {
+			err = w.step()
+		} else {
+			v, err = w.evaluate(n, object)
+		}
 		if err != nil {
 			return err
 		}
@@ -106,93 +113,158 @@ func (s *Snapshot) resources(ctx context.Context, q LookupResources, found func(
 	return nil
 }
 
-// candidates finds the objects on which the walk's subject may have n, sorted.
-func (w *walk) candidates(n *name) ([]graph.Number, error) {
-	subject := w.subject
-	leads := leadingTo(w.program, n)
-	var (
-		seen    index
-		queue   []place
-		results []graph.Number
-		arrived int64
-	)
-	seen.reset()
-	arrive := func(to *name, object graph.Number) error {
-		if !leads[to.index] {
-			return nil
-		}
-		key := uint64(to.index)<<40 | uint64(object)
-		if _, found := seen.find(key); found {
-			return nil
-		}
-		seen.insert(key, 0)
-		queue = append(queue, place{to, object})
-		if to == n {
-			results = append(results, object)
-		}
-		arrived++
-		return w.hold(placeBytes)
-	}
-	follow := func(to, via *name, shape graph.Shape, number graph.Number) error {
-		if !leads[to.index] {
-			return nil
-		}
-		edges := w.objectsOf(shape, number, via)
-		for {
-			e, err := edges.next()
-			if err != nil || e == nil {
-				return err
-			}
-			if err := arrive(to, e.Number); err != nil {
-				return err
-			}
-		}
-	}
+// A candidate is an object on which a subject may have a name, shifted left by one, and in
+// the lowest bit whether it certainly has. Candidates are ordered as their objects are.
+type candidate uint64
 
-	if subject.plain {
-		for _, to := range w.program.direct[subject.shape] {
-			if err := follow(to, to, subject.shape, subject.number); err != nil {
-				return nil, err
-			}
-			if err := follow(to, to, subject.shape, graph.WildcardNumber); err != nil {
-				return nil, err
-			}
-		}
-		for _, to := range w.program.selves[subject.shape] {
-			if err := arrive(to, subject.number); err != nil {
-				return nil, err
-			}
-		}
-	} else {
-		for _, to := range w.program.names {
-			if to.shape == subject.shape {
-				if err := arrive(to, subject.number); err != nil {
-					return nil, err
-				}
-			}
-		}
+func (c candidate) object() graph.Number { return graph.Number(c >> 1) }
+func (c candidate) certain() bool        { return c&1 != 0 }
+
+// candidates finds the objects on which the walk's subject may have n, sorted.
+func (w *walk) candidates(n *name) ([]candidate, error) {
+	c := candidateWalk{walk: w, n: n, leads: w.program.leadingTo(n)}
+	c.seen.reset()
+	if err := c.begin(); err != nil {
+		return nil, err
 	}
-	for len(queue) > 0 {
-		at := queue[len(queue)-1]
-		queue = queue[:len(queue)-1]
+	// All that is certain comes first, so that no place is found to be so later.
+	for len(c.sure)+len(c.unsure) > 0 {
+		var at place
+		certain := len(c.sure) > 0
+		if certain {
+			at = c.sure[len(c.sure)-1]
+			c.sure = c.sure[:len(c.sure)-1]
+		} else {
+			at = c.unsure[len(c.unsure)-1]
+			c.unsure = c.unsure[:len(c.unsure)-1]
+			if !c.enter(at, false) {
+				continue
+			}
+		}
 		if err := w.step(); err != nil {
 			return nil, err
 		}
-		for _, f := range at.name.feeds {
+		for i := range at.name.feeds {
+			f := &at.name.feeds[i]
 			var err error
 			if f.via == nil {
-				err = arrive(f.to, at.object)
+				err = c.arrive(f.to, at.object, certain && f.exact)
 			} else {
-				err = follow(f.to, f.via, f.shape, at.object)
+				err = c.follow(f.to, f.via, f.shape, at.object, certain && f.exact)
 			}
 			if err != nil {
 				return nil, err
 			}
 		}
 	}
-	slices.Sort(results)
+	slices.Sort(c.results)
 	// Of all this only the results are kept.
-	return results, w.hold(int64(len(results))*resultBytes - arrived*placeBytes)
+	return c.results, w.hold(int64(len(c.results))*resultBytes - c.arrived*placeBytes)
+}
+
+// A candidateWalk goes backwards from a subject to the objects on which it may have n.
+type candidateWalk struct {
+	*walk
+	n     *name
+	leads []bool
+	seen  index
+	// sure are places that were entered and are to be gone on from; unsure are those to
+	// be entered, if they are not by then.
+	sure, unsure []place
+	results      []candidate
+	// arrived counts what is held for places.
+	arrived int64
+}
+
+// begin arrives at what the subject is named on.
+func (c *candidateWalk) begin() error {
+	if !c.subject.plain {
+		for _, to := range c.program.names {
+			if to.shape == c.subject.shape {
+				if err := c.arrive(to, c.subject.number, true); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	for _, seed := range c.program.direct[c.subject.shape] {
+		to := seed.name
+		for i := range to.stored {
+			s := &to.stored[i]
+			if s.shape == c.subject.shape && s.concrete {
+				if err := c.follow(to, to, s.shape, c.subject.number, seed.exact); err != nil {
+					return err
+				}
+			}
+			if s.shape == c.subject.shape && s.wildcard {
+				if err := c.follow(to, to, s.shape, graph.WildcardNumber, seed.exact); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	for _, to := range c.program.selves[c.subject.shape] {
+		if err := c.arrive(to.name, c.subject.number, to.exact); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// arrive notes that the subject may have a name of an object.
+func (c *candidateWalk) arrive(to *name, object graph.Number, certain bool) error {
+	if !c.leads[to.index] {
+		return nil
+	}
+	at := place{to, object}
+	switch {
+	case !certain:
+		if _, found := c.seen.find(key(to, object)); found {
+			return nil
+		}
+		c.unsure = append(c.unsure, at)
+	case c.enter(at, true):
+		c.sure = append(c.sure, at)
+	default:
+		return nil
+	}
+	c.arrived++
+	return c.hold(placeBytes)
+}
+
+// enter reports whether a place was not entered yet.
+func (c *candidateWalk) enter(at place, certain bool) bool {
+	key := key(at.name, at.object)
+	if _, found := c.seen.find(key); found {
+		return false
+	}
+	c.seen.insert(key, 0)
+	if at.name == c.n {
+		result := candidate(at.object) << 1
+		if certain {
+			result |= 1
+		}
+		c.results = append(c.results, result)
+	}
+	return true
+}
+
+// follow arrives at the objects whose tuples on via name the subject of a shape and number.
+func (c *candidateWalk) follow(to, via *name, shape graph.Shape, number graph.Number, certain bool) error {
+	if !c.leads[to.index] {
+		return nil
+	}
+	edges := c.objectsOf(shape, number, via)
+	for {
+		e, err := edges.next()
+		if err != nil || e == nil {
+			return err
+		}
+		if err := c.arrive(to, e.Number, certain && e.Caveat == 0); err != nil {
+			return err
+		}
+	}
 }
 
 // placeBytes is the estimate of what a place takes while candidates are looked
@@ -202,8 +274,23 @@ const (
 	resultBytes = 16
 )
 
+// leadingNamesMax is how many names a schema may have for what leads to them to be kept:
+// it is as much as the square of it in all.
+const leadingNamesMax = 1 << 10
+
 // leadingTo marks, by index, the names from which feeds lead to n.
-func leadingTo(p *program, n *name) []bool {
+func (p *program) leadingTo(n *name) []bool {
+	if leads, ok := p.leading.Load(n); ok {
+		return leads.([]bool) //nolint:forcetypeassert // Nothing else is stored.
+	}
+	leads := findLeading(p, n)
+	if len(p.names) <= leadingNamesMax {
+		p.leading.Store(n, leads)
+	}
+	return leads
+}
+
+func findLeading(p *program, n *name) []bool {
 	sources := make([][]*name, len(p.names))
 	for _, from := range p.names {
 		for _, f := range from.feeds {

@@ -14,8 +14,11 @@ func TestStats(t *testing.T) {
 	e := newEnv(t, `
 caveat weekday(day string) { day != "sunday" }
 definition person {}
-definition group { relation member: person | person with weekday | group#member }`,
-		"group:a#member@person:anne[weekday]", "group:a#member@group:b#member", "group:b#member@group:a#member")
+definition group {
+	relation member: person | person with weekday | group#whole
+	permission whole = member & member
+}`,
+		"group:a#member@person:anne[weekday]", "group:a#member@group:b#whole", "group:b#member@group:a#whole")
 	s := snapshot(t, e)
 	before := e.Engine.Stats()
 	if before.Questions != 0 || before.Steps != 0 {

@@ -44,6 +44,8 @@ type walk struct {
 	subject subjectNumbers
 	// sets makes the walk one for every subject; else it is nil.
 	sets *subjectSets
+	// nesting is of the subject.
+	nesting nesting
 
 	cells []cell
 	// table finds the cell of a name and object; stack holds the cells that are
@@ -570,6 +572,16 @@ func (w *walk) stored(n *name, object graph.Number) (value, error) {
 		}
 		if w.enough(v) {
 			break
+		}
+		if s.userset.nests && w.sets == nil && w.shown == nil {
+			x, ok, err := w.nested(n, object, s)
+			if err != nil {
+				return v, err
+			}
+			if ok {
+				v = v.or(x)
+				continue
+			}
 		}
 		edges := w.subjectsOf(n, object, s.shape)
 		for {

@@ -1,0 +1,292 @@
+package engine
+
+import "github.com/pembadb/pemba/graph"
+
+// What nests in each other, groups above all, is answered from the other end: the walk
+// finds once which usersets its subject is in, by way of the reverse adjacency, and asks
+// a relation that holds usersets whether it holds one of those. How deep they nest, and
+// how many a relation holds, then costs nothing at each object that is met on the way up
+// a tree: a person is in few groups, and a document may name a thousand.
+//
+// This is exact for names that nest (name.nests): their subjects are those that tuples
+// name, and those of others that nest, and nothing is taken away or asked besides. For
+// such names the well-founded model is the closure of the tuples, cycles or not. Where a
+// caveat stands on the way, or there are very many, nothing is known, and the walk goes
+// down into the usersets as it does for all other names.
+
+// A nesting is the usersets that a walk's subject is in.
+type nesting struct {
+	state nestingState
+	// within holds them, of names that nest, and what leads to them; table finds them.
+	within []place
+	table  index
+}
+
+type nestingState uint8
+
+const (
+	// notLooked: nobody asked yet.
+	notLooked nestingState = iota
+	// known: within is all of them.
+	known
+	// notKnown: it cannot be told in this way.
+	notKnown
+)
+
+// nestingMax bounds the usersets of one subject that are held. Whoever is in more is
+// looked for from above.
+const nestingMax = 256
+
+// nestingFinds is how many edges are looked up one by one before reading them is tried.
+const nestingFinds = 8
+
+func (x *nesting) reset() {
+	x.state = notLooked
+	x.within = x.within[:0]
+}
+
+// markNesting marks the names that nest: those that tuples hold as usersets, and what
+// these are made of, where it is made of tuples and unions alone.
+func (p *program) markNesting() {
+	// What a name is made of, nil where there is something else in it.
+	made := make(map[*name][]*name, len(p.names))
+	for _, n := range p.names {
+		if parts, ok := nestingParts(nil, n.rewrite); ok {
+			made[n] = parts
+		}
+	}
+	for again := true; again; {
+		again = false
+		for n, parts := range made {
+			for _, part := range parts {
+				if _, ok := made[part]; !ok {
+					delete(made, n)
+					again = true
+					break
+				}
+			}
+		}
+	}
+	var mark func(n *name)
+	mark = func(n *name) {
+		if parts, ok := made[n]; ok && !n.nests {
+			n.nests = true
+			for _, part := range parts {
+				mark(part)
+			}
+		}
+	}
+	for _, n := range p.names {
+		for i := range n.stored {
+			if userset := n.stored[i].userset; userset != nil {
+				mark(userset)
+			}
+		}
+	}
+}
+
+// nestingParts appends the names whose subjects are those of an operation; ok is false
+// where it is more than a union of them and of tuples.
+func nestingParts(parts []*name, op *operation) (_ []*name, ok bool) {
+	switch op.kind {
+	case TraceNil:
+	case TraceTuple:
+		for i := range op.name.stored {
+			if userset := op.name.stored[i].userset; userset != nil {
+				parts = append(parts, userset)
+			}
+		}
+	case TraceName:
+		parts = append(parts, op.name)
+	case TraceUnion:
+		for _, c := range op.children {
+			if parts, ok = nestingParts(parts, c); !ok {
+				return nil, false
+			}
+		}
+	default:
+		return nil, false
+	}
+	return parts, true
+}
+
+// nested gives the value of the usersets of s on n of object, from what the subject is
+// within. ok is false if it cannot be told so.
+func (w *walk) nested(n *name, object graph.Number, s *storedShape) (v value, ok bool, err error) {
+	x := &w.nesting
+	if x.state == notLooked {
+		// Many objects hold none.
+		edges := w.subjectsOf(n, object, s.shape)
+		e, err := edges.next()
+		if err != nil || e == nil {
+			return denied, true, err
+		}
+		edges.end()
+		if err := w.findNesting(); err != nil {
+			return denied, false, err
+		}
+	}
+	if x.state == notKnown {
+		return denied, false, nil
+	}
+	v = denied
+	looked := 0
+	for i := range x.within {
+		m := &x.within[i]
+		if m.name != s.userset {
+			continue
+		}
+		if looked++; looked > nestingFinds {
+			return w.nestedAmong(n, object, s, v)
+		}
+		y, err := w.tuple(n, object, s.shape, m.object)
+		if err != nil {
+			return v, false, err
+		}
+		if v = v.or(y); v.isAllowed() {
+			break
+		}
+	}
+	return v, true, nil
+}
+
+// nestedAmong is nested for a subject that is in many usersets: where the object holds
+// few they are looked for among them, and else the other way round.
+func (w *walk) nestedAmong(n *name, object graph.Number, s *storedShape, v value) (value, bool, error) {
+	x := &w.nesting
+	edges := w.subjectsOf(n, object, s.shape)
+	for {
+		e, err := edges.next()
+		if err != nil {
+			return v, false, err
+		}
+		if e == nil {
+			return v, true, nil
+		}
+		if !edges.last {
+			edges.end()
+			break
+		}
+		if _, found := x.table.find(key(s.userset, e.Number)); !found {
+			continue
+		}
+		condition, err := w.condition(e)
+		if err != nil {
+			return v, false, err
+		}
+		if v = v.or(condition); v.isAllowed() {
+			edges.end()
+			return v, true, nil
+		}
+	}
+	for i := range x.within {
+		if m := &x.within[i]; m.name == s.userset {
+			y, err := w.tuple(n, object, s.shape, m.object)
+			if err != nil {
+				return v, false, err
+			}
+			if v = v.or(y); v.isAllowed() {
+				break
+			}
+		}
+	}
+	return v, true, nil
+}
+
+// findNesting finds the usersets that the subject is in.
+func (w *walk) findNesting() error {
+	x := &w.nesting
+	x.state = known
+	x.table.reset()
+	if w.subject.plain {
+		for _, seed := range w.program.direct[w.subject.shape] {
+			to := seed.name
+			if !to.nests {
+				continue
+			}
+			for i := range to.stored {
+				s := &to.stored[i]
+				if s.shape != w.subject.shape {
+					continue
+				}
+				if s.concrete {
+					if err := w.nestUnder(to, to, s.shape, w.subject.number); err != nil {
+						return err
+					}
+				}
+				if s.wildcard {
+					if err := w.nestUnder(to, to, s.shape, graph.WildcardNumber); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	} else {
+		for _, to := range w.program.names {
+			if to.shape == w.subject.shape {
+				w.nest(to, w.subject.number)
+			}
+		}
+	}
+	for at := 0; at < len(x.within) && x.state == known; at++ {
+		m := x.within[at]
+		if err := w.step(); err != nil {
+			return err
+		}
+		for i := range m.name.feeds {
+			f := &m.name.feeds[i]
+			switch {
+			case !f.to.nests:
+			case f.via == nil:
+				w.nest(f.to, m.object)
+			default:
+				if err := w.nestUnder(f.to, f.via, f.shape, m.object); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// nestUnder notes that the subject has to of the objects whose tuples on via name the
+// subject of a shape and number.
+func (w *walk) nestUnder(to, via *name, shape graph.Shape, number graph.Number) error {
+	if w.nesting.state != known {
+		return nil
+	}
+	edges := w.objectsOf(shape, number, via)
+	for {
+		e, err := edges.next()
+		if err != nil || e == nil {
+			return err
+		}
+		if e.Caveat != 0 {
+			w.nesting.state = notKnown
+		} else {
+			w.nest(to, e.Number)
+		}
+		if w.nesting.state != known {
+			edges.end()
+			return nil
+		}
+	}
+}
+
+// nest notes that the subject has a name of an object, if it nests.
+func (w *walk) nest(n *name, object graph.Number) {
+	x := &w.nesting
+	if !n.nests {
+		return
+	}
+	key := key(n, object)
+	if _, found := x.table.find(key); found {
+		return
+	}
+	if len(x.within) == nestingMax {
+		x.state = notKnown
+		return
+	}
+	x.table.insert(key, int32(len(x.within)))
+	x.within = append(x.within, place{n, object})
+}

@@ -1,0 +1,116 @@
+package engine_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/pembadb/pemba/engine"
+)
+
+const nestingSchema = `
+use wildcards
+caveat open(gate bool) { gate }
+definition person {}
+definition team { relation member: person | person:* | team#member }
+definition group {
+	relation direct: person | person with open | team#member | group#member
+	relation owner: person
+	permission member = direct + owner
+	relation banned: person
+	permission left = direct - banned
+}
+definition document {
+	relation viewer: person | group#member | group#member with open | group#left | team#member
+	permission view = viewer
+}`
+
+// TestNesting asks whether subjects that are in many usersets, or in few, are on objects
+// that hold many, or few, around each bound at which it is found out in another way: by
+// looking for each userset that the subject is in, by reading those of the object, or by
+// going down into them.
+func TestNesting(t *testing.T) {
+	counts := []int{0, 1, 2, 7, 8, 9, 63, 64, 65, 128, 254, 255, 256, 257, 300}
+	const groups = 400
+	random := rand.New(rand.NewPCG(3, 4))
+	var tuples []string
+	member := map[int]map[int]bool{}
+	for _, k := range counts {
+		member[k] = map[int]bool{}
+		for i, g := range random.Perm(groups)[:k] {
+			member[k][g] = true
+			switch relation := [...]string{"direct", "owner"}[i%2]; {
+			case i%7 == 3:
+				// By way of a team in a team, one for each, which counts twice.
+				tuples = append(tuples, fmt.Sprintf("group:g%d#direct@team:of%d-%d#member", g, k, g),
+					fmt.Sprintf("team:of%d-%d#member@person:p%d", k, g, k))
+			default:
+				tuples = append(tuples, fmt.Sprintf("group:g%d#%s@person:p%d", g, relation, k))
+			}
+		}
+	}
+	holds := map[int][]int{}
+	for _, e := range counts {
+		for _, g := range random.Perm(groups)[:e] {
+			holds[e] = append(holds[e], g)
+			tuples = append(tuples, fmt.Sprintf("document:d%d#viewer@group:g%d#member", e, g))
+		}
+	}
+	s := snapshot(t, newEnv(t, nestingSchema, tuples...))
+	allowed := 0
+	for _, k := range counts {
+		for _, e := range counts {
+			want := engine.Denied
+			for _, g := range holds[e] {
+				if member[k][g] {
+					want = engine.Allowed
+				}
+			}
+			if want == engine.Allowed {
+				allowed++
+			}
+			mustCheck(t, s, fmt.Sprintf("document:d%d#view@person:p%d", e, k), want)
+		}
+		for g := range groups {
+			if want := engine.Denied; g%5 == 0 {
+				if member[k][g] {
+					want = engine.Allowed
+				}
+				mustCheck(t, s, fmt.Sprintf("group:g%d#member@person:p%d", g, k), want)
+			}
+		}
+	}
+	if all := len(counts) * len(counts); allowed < all/4 || allowed > all*3/4 {
+		t.Errorf("%d of %d documents are allowed: too much alike", allowed, all)
+	}
+}
+
+// TestNestingExceptions: caveats on the way to a userset and from it, wildcards, usersets
+// as subjects, cycles, and usersets of names that take something away.
+func TestNestingExceptions(t *testing.T) {
+	s := snapshot(t, newEnv(t, nestingSchema,
+		"group:a#direct@person:anne", "group:b#direct@group:a#member", "group:a#direct@group:b#member",
+		"group:c#direct@person:cato[open]", "group:d#direct@group:c#member",
+		"team:all#member@person:*", "group:every#direct@team:all#member",
+		"group:l#direct@person:anne", "group:l#direct@person:bob", "group:l#banned@person:bob",
+		"document:a#viewer@group:b#member", "document:gated#viewer@group:b#member[open]",
+		`document:shut#viewer@group:b#member[open:{"gate":false}]`, `document:opened#viewer@group:b#member[open:{"gate":true}]`,
+		"document:c#viewer@group:d#member", "document:every#viewer@group:every#member",
+		"document:left#viewer@group:l#left", "document:team#viewer@team:all#member",
+	))
+	for question, want := range map[string]engine.Decision{
+		"document:a#view@person:anne": engine.Allowed, "document:a#view@person:bob": engine.Denied,
+		"document:a#view@group:a#member": engine.Allowed, "document:a#view@group:b#member": engine.Allowed,
+		"document:a#view@group:c#member": engine.Denied, "document:a#view@group:a#direct": engine.Allowed,
+		"document:a#view@group:a#owner": engine.Allowed, "document:a#view@group:a#left": engine.Denied,
+		"document:gated#view@person:anne": engine.Conditional, "document:gated#view@person:bob": engine.Denied,
+		"document:shut#view@person:anne": engine.Denied, "document:opened#view@person:anne": engine.Allowed,
+		"document:c#view@person:cato": engine.Conditional, "document:a#view@person:cato": engine.Denied,
+		"document:every#view@person:cato": engine.Allowed, "document:every#view@person:nobody": engine.Allowed,
+		"document:every#view@group:a#member": engine.Denied, "document:team#view@person:nobody": engine.Allowed,
+		"document:left#view@person:anne": engine.Allowed, "document:left#view@person:bob": engine.Denied,
+		"group:b#member@person:anne": engine.Allowed, "group:b#left@group:a#member": engine.Allowed,
+	} {
+		mustCheck(t, s, question, want)
+	}
+}
