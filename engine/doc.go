@@ -14,7 +14,8 @@
 // The values are denied, conditional and allowed: a tuple may carry a caveat,
 // whose parameters may be missing. Where data has cycles the value is that of
 // the well-founded model (type walk explains how it is found, type value what
-// is computed with).
+// is computed with). What nests, such as groups in groups, is answered from the
+// subject's end (type nesting).
 //
 // # Nouns
 //
