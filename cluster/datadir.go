@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -364,8 +363,12 @@ func (d *dataDir) loadState() error {
 // gone and another one is there. A node makes the first before it is sent any, and
 // removes it when STATE names another.
 func (d *dataDir) checkFirstState() error {
+	// It may be a link to a folder elsewhere.
+	if _, err := os.Stat(d.folder(stateFolder)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	states, err := d.states()
-	if err != nil || len(states) == 0 || slices.Contains(states, stateFolder) {
+	if err != nil || len(states) == 0 {
 		return err
 	}
 	return fmt.Errorf("data directory %s: the folder %s is there, but neither the folder %s nor the file %s that would name another one: "+

@@ -127,6 +127,9 @@ func TestCallError(t *testing.T) {
 		if errors.Is(err, ErrOutcomeUnknown) != c.made || errors.Is(err, ErrNotLeader) == c.made {
 			t.Errorf("%s: %v", c.name, err)
 		}
+		if _, is := status.FromError(err); is || strings.Contains(err.Error(), "rpc error") {
+			t.Errorf("%s: what gRPC puts around it is in %v", c.name, err)
+		}
 	}
 	config := peerConfig(t, "n1")
 	n := open(t, config)

@@ -42,6 +42,14 @@ func (i *installer) want(token stateToken) {
 	nudge(i.wake)
 }
 
+// wantsFromOther reports whether another node than the one given has told of its state since
+// a token was last taken.
+func (i *installer) wantsFromOther(node string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.wanted != nil && i.wanted.node != node
+}
+
 func (i *installer) take() *stateToken {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -127,7 +135,9 @@ func (n *Node) fetchState(ctx context.Context, token stateToken) (folder string,
 		if f.records() > before {
 			try = 0 // It comes on.
 		}
-		if ctx.Err() != nil || f.lasting(err) || try == fetchTriesMax {
+		// Where another node leads by now, the one that has the log behind this state may
+		// never be heard of again, and the one that leads may wait for this node.
+		if ctx.Err() != nil || f.lasting(err) || n.installer.wantsFromOther(token.node) || try == fetchTriesMax {
 			return "", header, fmt.Errorf("fetch the state from %s: %w", token.node, err)
 		}
 		n.config.Logger.Info("the sending of the state broke; going on", "node", n.dir.nodeID, "from", token.node, "error", err)

@@ -1,10 +1,18 @@
 package cluster
 
 import (
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
 )
+
+// transferStuck is how long Raft may refuse entries because of a transfer of the
+// leadership that is none of this node's: in hashicorp/raft a transfer that meets the end
+// of a replication can leave its mark for good (its issue 696). A transfer itself ends
+// within an election timeout.
+const transferStuck = 30 * time.Second
 
 // watchLeadership keeps Node.leading. On each election that this node wins it
 // proposes a barrier, again where Raft refuses it, and leads for its readers once one is
@@ -20,6 +28,9 @@ func (n *Node) watchLeadership(m *machine) {
 	var (
 		passed chan barrier     // Of the newest election only.
 		again  <-chan time.Time // When the next one is proposed; nil for never.
+		// refused is since when Raft refuses every entry because of a transfer of the
+		// leadership that nobody asked for; zero where it does not.
+		refused time.Time
 	)
 	propose := func() {
 		to := make(chan barrier, 1)
@@ -58,8 +69,20 @@ func (n *Node) watchLeadership(m *machine) {
 				// Raft says on LeaderCh when the leadership was lost. It was not where Raft
 				// refused, since it was handing the leadership on and nobody took it.
 				again = time.After(retryPauseMax)
+				switch {
+				case !errors.Is(b.err, raft.ErrLeadershipTransferInProgress) || n.handingOver.Load() > 0:
+					refused = time.Time{}
+				case refused.IsZero():
+					refused = time.Now()
+				case time.Since(refused) > transferStuck:
+					// Nobody else is elected meanwhile, for it goes on with its heartbeats.
+					n.fail(fmt.Errorf("Raft refuses all entries of term %d since %v: it takes itself to be handing its leadership on, and is not; "+
+						"another node leads once this one is down, and a restart of it mends it", b.term, time.Since(refused).Round(time.Second)))
+					return
+				}
 				continue
 			}
+			refused = time.Time{}
 			// The line comes first: Open returns once the node leads.
 			n.config.Logger.Info("leads the cluster", "node", n.dir.nodeID, "term", b.term)
 			n.leading.Store(b.term)

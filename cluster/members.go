@@ -101,7 +101,7 @@ func (n *Node) statusOf(ctx context.Context, server raft.Server) (Status, error)
 	}
 	response, err := client.GetStatus(ctx, &peerv1.GetStatusRequest{})
 	if err != nil {
-		return Status{}, err
+		return Status{}, inWords(err)
 	}
 	if err := fromFailure(response.GetFailure()); err != nil {
 		return Status{}, err
@@ -155,7 +155,7 @@ func (n *Node) changeMembers(ctx context.Context, r *peerv1.ChangeMembersRequest
 		if err := n.usable(); err != nil {
 			return err
 		}
-		return n.askLeader(ctx, true, func() error { return n.changeMembersHere(ctx, r) }, func(asking context.Context, leader peerv1.PeerServiceClient) error {
+		return n.askLeader(ctx, true, func() error { return n.changeMembersHere(ctx, n.dir.nodeID, r) }, func(asking context.Context, leader peerv1.PeerServiceClient) error {
 			var to grpcpeer.Peer
 			response, err := leader.ChangeMembers(asking, r, grpc.Peer(&to))
 			if err != nil {
@@ -178,19 +178,27 @@ func (n *Node) changeMembers(ctx context.Context, r *peerv1.ChangeMembersRequest
 	}
 	if _, known := n.leader(); errors.Is(err, ErrNotLeader) && !known && n.peers != nil {
 		// Who was asked last in place of a leader, and what came of it, means nothing.
-		return fmt.Errorf("%w: %w", ErrNotLeader, errNoLeader)
+		err = fmt.Errorf("%w: %w", ErrNotLeader, errNoLeader)
+	}
+	if err != nil && unknown && !errors.Is(err, ErrOutcomeUnknown) {
+		// An earlier try may have made the change, or it may yet come to be made.
+		err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 	}
 	return err
 }
 
 // changeMembersHere changes the members on the leader, one change at a time: each begins
-// from what the one before left.
-func (n *Node) changeMembersHere(ctx context.Context, r *peerv1.ChangeMembersRequest) error {
+// from what the one before left. Which may have been the removal of the caller: it
+// would take itself in again.
+func (n *Node) changeMembersHere(ctx context.Context, caller string, r *peerv1.ChangeMembersRequest) error {
 	select {
 	case n.changingMembers <- struct{}{}:
 		defer func() { <-n.changingMembers }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+	if err := n.answersLeader(caller); err != nil {
+		return err
 	}
 	switch change := r.GetChange().(type) {
 	case *peerv1.ChangeMembersRequest_Add:
@@ -227,7 +235,7 @@ func (n *Node) addHere(ctx context.Context, add *peerv1.AddMember) error {
 			return fmt.Errorf("%w: %q is a voter at %s, and the node that would join under its name has nothing; "+
 				"remove the old one first, or let the new one join with another empty directory and another id", ErrMember, id, server.Address)
 		case string(server.ID) == id && string(server.Address) == addr:
-			return nil
+			return n.awaitMembers(ctx)
 		case string(server.ID) == id:
 			voter = server.Suffrage == raft.Voter
 		case string(server.Address) == addr:
@@ -237,11 +245,11 @@ func (n *Node) addHere(ctx context.Context, add *peerv1.AddMember) error {
 	if len(servers) >= membersMax {
 		return fmt.Errorf("%w: the cluster has %d nodes, and %d are allowed", ErrMember, len(servers), membersMax)
 	}
-	return n.commitMembers(ctx, fmt.Sprintf("add %s at %s", id, addr), func() raft.IndexFuture {
+	return n.commitMembers(ctx, fmt.Sprintf("add %s at %s", id, addr), func(r *raft.Raft) raft.Future {
 		if voter {
-			return n.raft().AddVoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.config.WaitMax)
+			return r.AddVoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.config.WaitMax)
 		}
-		return n.raft().AddNonvoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.config.WaitMax)
+		return r.AddNonvoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.config.WaitMax)
 	})
 }
 
@@ -254,7 +262,7 @@ func (n *Node) promoteHere(ctx context.Context, id string) error {
 	case !found:
 		return unknownMember(id)
 	case server.Suffrage == raft.Voter:
-		return nil
+		return n.awaitMembers(ctx)
 	}
 	// A voter that lags makes majorities that cannot answer.
 	status, err := n.statusOf(ctx, server)
@@ -264,8 +272,8 @@ func (n *Node) promoteHere(ctx context.Context, id string) error {
 	if applied := n.db().Applied().Revision; uint64(status.Applied)+promoteLagMax < uint64(applied) {
 		return fmt.Errorf("%w: %q is at revision %d, and this node at %d; it must catch up first", ErrMember, id, status.Applied, applied)
 	}
-	return n.commitMembers(ctx, "give a vote to "+id, func() raft.IndexFuture {
-		return n.raft().AddVoter(server.ID, server.Address, 0, n.config.WaitMax)
+	return n.commitMembers(ctx, "give a vote to "+id, func(r *raft.Raft) raft.Future {
+		return r.AddVoter(server.ID, server.Address, 0, n.config.WaitMax)
 	})
 }
 
@@ -283,6 +291,9 @@ func (n *Node) removeHere(ctx context.Context, remove *peerv1.RemoveMember) erro
 	configuration := n.configuration()
 	server, found := memberOf(configuration, id)
 	if !found {
+		if err := n.awaitMembers(ctx); err != nil {
+			return err
+		}
 		return unknownMember(id)
 	}
 	if server.Suffrage == raft.Voter {
@@ -300,8 +311,8 @@ func (n *Node) removeHere(ctx context.Context, remove *peerv1.RemoveMember) erro
 			return fmt.Errorf("%w: it was to be removed, and has handed its leadership on", ErrNotLeader)
 		}
 	}
-	return n.commitMembers(ctx, "remove "+id, func() raft.IndexFuture {
-		return n.raft().RemoveServer(server.ID, 0, n.config.WaitMax)
+	return n.commitMembers(ctx, "remove "+id, func(r *raft.Raft) raft.Future {
+		return r.RemoveServer(server.ID, 0, n.config.WaitMax)
 	})
 }
 
@@ -354,8 +365,12 @@ func (n *Node) handOver(ctx context.Context, to []raft.Server) error {
 	n.handingOver.Add(1)
 	defer n.handingOver.Add(-1)
 	for _, c := range candidates {
-		if err = n.awaitFuture(ctx, n.raft().LeadershipTransferToServer(c.server.ID, c.server.Address)); err != nil && n.raft().State() == raft.Leader {
+		err = n.awaitRaft(ctx, func(r *raft.Raft) raft.Future { return r.LeadershipTransferToServer(c.server.ID, c.server.Address) })
+		if err != nil && n.raft().State() == raft.Leader {
 			err = fmt.Errorf("hand the leadership on to %s: %w", c.server.ID, err)
+			if ctx.Err() != nil {
+				return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err) // Raft goes on with it.
+			}
 			continue
 		}
 		// It went, also where Raft's patience ended before it was told.
@@ -366,8 +381,8 @@ func (n *Node) handOver(ctx context.Context, to []raft.Server) error {
 }
 
 // commitMembers makes a change of the members and waits until it is agreed.
-func (n *Node) commitMembers(ctx context.Context, what string, change func() raft.IndexFuture) error {
-	err := n.awaitFuture(ctx, change())
+func (n *Node) commitMembers(ctx context.Context, what string, change func(*raft.Raft) raft.Future) error {
+	err := n.awaitRaft(ctx, change)
 	switch {
 	case err == nil:
 		n.config.Logger.Info("the members of the cluster were changed", "node", n.dir.nodeID, "change", what)
@@ -378,13 +393,37 @@ func (n *Node) commitMembers(ctx context.Context, what string, change func() raf
 	return fmt.Errorf("%s: %w: %w", what, ErrOutcomeUnknown, err)
 }
 
-// awaitFuture waits for Raft, but no longer than ctx allows or the node lives.
-func (n *Node) awaitFuture(ctx context.Context, future raft.Future) error {
+// awaitMembers returns when the newest configuration that this leader has is agreed. It may
+// be that of an earlier try, which nobody knows the outcome of: until it is agreed, another
+// leader may take it back, and who was told that the change is made would be told wrong.
+func (n *Node) awaitMembers(ctx context.Context) error {
+	err := n.awaitRaft(ctx, func(r *raft.Raft) raft.Future { return r.Barrier(n.config.WaitMax) })
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+	}
+	return fmt.Errorf("the newest change of the members is not agreed: %w: %w", ErrOutcomeUnknown, err)
+}
+
+// awaitRaft asks Raft and waits for it, but no longer than ctx allows, the node lives or
+// Raft runs: one that is stopped does not answer all that it was asked.
+func (n *Node) awaitRaft(ctx context.Context, ask func(*raft.Raft) raft.Future) error {
+	m := n.machine.Load()
+	future := ask(m.raft)
 	done := make(chan error, 1)
 	go func() { done <- future.Error() }()
 	select {
 	case err := <-done:
 		return err
+	case <-m.stop:
+		select {
+		case err := <-done: // Both came at once.
+			return err
+		default:
+			return errMachineStopped
+		}
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-n.failed:

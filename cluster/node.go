@@ -321,9 +321,14 @@ func (n *Node) close() error {
 			if f := n.following.Load(); f != nil {
 				f.end()
 			}
+			patience.Reset(forwardsPatience)
 			select {
 			case <-drained:
 			case <-n.failed:
+			case <-patience.C:
+				// Nor may the others agree to it, while this node goes on leading: one that is
+				// needed may be waiting for the state, which a node that is being closed sends
+				// nobody. What Raft has not answered ends with Raft, its outcome unknown.
 			}
 		}
 		patience.Stop()

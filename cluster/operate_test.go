@@ -121,9 +121,28 @@ func TestJoinUnused(t *testing.T) {
 // TestSilentMember: the leader says once that a node does not answer, with the reason, and
 // again of another one that joins under its id and does not answer either.
 func TestSilentMember(t *testing.T) {
+	// On a busy machine a node may be silent by itself, or the leader be another one
+	// meanwhile. That shows nothing, and is done again with more patience.
+	disturbed := "not tried"
+	for timeout := 200 * time.Millisecond; disturbed != "" && timeout < time.Minute; timeout *= 4 {
+		t.Run(timeout.String(), func(t *testing.T) {
+			if disturbed = silentMember(t, timeout); disturbed != "" {
+				t.Log(disturbed)
+			}
+		})
+	}
+	if disturbed != "" {
+		t.Error(disturbed)
+	}
+}
+
+// silentMember closes a member, and has another one join in its place. It returns what may
+// be for another reason than a fault of the leader, "" for nothing.
+func silentMember(t *testing.T, timeout time.Duration) (disturbed string) {
 	var log keptLog
-	nodes := openCluster(t, 3, func(c *Config) { c.Logger = log.logger() })
+	nodes := openCluster(t, 3, func(c *Config) { c.Logger, c.ElectionTimeout = log.logger(), timeout })
 	leader := leaderOf(t, nodes)
+	term := leader.leading.Load()
 	var gone *Node
 	for _, n := range nodes {
 		if n != leader {
@@ -135,12 +154,13 @@ func TestSilentMember(t *testing.T) {
 		return log.lines("a node does not answer the leader\" node=" + leader.ID() + " silent=" + id)
 	}
 	if lines := silent(); len(lines) > 0 {
-		t.Skipf("it was silent before: %s", lines) // The machine is very busy.
+		return fmt.Sprintf("it was silent before: %s", lines)
 	}
 	closeNode(t, gone)
-	eventually(t, "the leader tells of it", func() bool { return len(silent()) == 1 })
-	if line := silent()[0]; !strings.Contains(line, " to node "+id+" at "+addr) {
-		t.Errorf("it gives no reason: %s", line)
+	left := func() bool { return term == 0 || leader.leading.Load() != term }
+	eventually(t, "the leader tells of it", func() bool { return len(silent()) > 0 || left() })
+	if lines := silent(); len(lines) != 1 || !strings.Contains(lines[0], " to node "+id+" at "+addr) {
+		return fmt.Sprintf("it does not give the reason, or not once: %s", lines)
 	}
 	if err := leader.RemoveMember(testContext(t), id, false); err != nil {
 		t.Fatal(err)
@@ -148,7 +168,11 @@ func TestSilentMember(t *testing.T) {
 	if _, err := leader.AddMember(testContext(t), Joining{ID: id, RaftAddr: addr}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the leader tells of the new one", func() bool { return len(silent()) == 2 })
+	eventually(t, "the leader tells of the new one", func() bool { return len(silent()) > 1 || left() })
+	if lines := silent(); len(lines) != 2 {
+		return fmt.Sprintf("of the new one it tells not once: %s", lines)
+	}
+	return ""
 }
 
 // TestCommittedAfterStart: what a node has applied it knows to be agreed, also when it was

@@ -237,8 +237,10 @@ func askAll[T any](servers []raft.Server, ask func(raft.Server) (T, error)) <-ch
 // A leader asks with its own term, and who does not lead with 0.
 func (n *Node) askTerm(ctx context.Context, server raft.Server, term uint64) (response *peerv1.ConfirmResponse, err error) {
 	err = n.ask(ctx, server, func(ctx context.Context, client peerv1.PeerServiceClient) (err error) {
-		response, err = client.Confirm(ctx, &peerv1.ConfirmRequest{Term: term})
-		return err
+		if response, err = client.Confirm(ctx, &peerv1.ConfirmRequest{Term: term}); err != nil {
+			return inWords(err)
+		}
+		return nil
 	})
 	return response, err
 }
@@ -399,17 +401,25 @@ func fromFailure(f *peerv1.Failure) error {
 // was there to send it by, or the other node said that it did not begin, nothing was
 // done. Otherwise it may have done what was asked, and otherwise says what that means.
 func callError(ctx context.Context, err error, to *grpcpeer.Peer, otherwise error) error {
-	switch {
-	case to.Addr == nil && status.Code(err) == codes.Unavailable:
-		return fmt.Errorf("%w: the one that did cannot be reached: %w", ErrNotLeader, err)
-	case status.Code(err) == codeNotServed, status.Code(err) == codes.Unimplemented:
-		return fmt.Errorf("%w: the one that did does not take it: %w", ErrNotLeader, err)
+	switch code := status.Code(err); {
+	case to.Addr == nil && code == codes.Unavailable:
+		return fmt.Errorf("%w: the one that did cannot be reached: %w", ErrNotLeader, inWords(err))
+	case code == codeNotServed, code == codes.Unimplemented:
+		return fmt.Errorf("%w: the one that did does not take it: %w", ErrNotLeader, inWords(err))
 	case ctx.Err() == nil:
-		return fmt.Errorf("%w: %w", otherwise, err)
+		return fmt.Errorf("%w: %w", otherwise, inWords(err))
 	case errors.Is(otherwise, ErrOutcomeUnknown):
 		return fmt.Errorf("%w: %w", otherwise, context.Cause(ctx))
 	}
 	return context.Cause(ctx)
+}
+
+// inWords returns the error of a call without what gRPC puts around it, which says
+// nothing to who asked another node of the cluster for something. It is no status any
+// more: what gRPC makes of a call between two nodes is not what a client is to be told.
+func inWords(err error) error {
+	said := status.Convert(err)
+	return errors.New(cmp.Or(said.Message(), said.Code().String()))
 }
 
 // codeNotServed is what a node answers that stops: it did not begin with what it was asked.

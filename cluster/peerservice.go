@@ -112,7 +112,7 @@ func (s *peerService) ChangeMembers(ctx context.Context, r *peerv1.ChangeMembers
 	n := s.node
 	err := n.answersLeader(callerID(ctx))
 	if err == nil {
-		err = n.changeMembersHere(ctx, r)
+		err = n.changeMembersHere(ctx, callerID(ctx), r)
 	}
 	if err != nil {
 		return &peerv1.ChangeMembersResponse{Failure: toFailure(err)}, nil

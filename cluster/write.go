@@ -224,7 +224,7 @@ func (n *Node) writeHere(ctx context.Context, m *graph.Mutation) (engine.Result,
 	if len(entry) > n.entryBytesMax {
 		return engine.Result{}, tooLarge(len(entry), n.entryBytesMax)
 	}
-	if err := n.admit(len(entry)); err != nil {
+	if err := n.admit(len(entry), m.Settle != nil); err != nil {
 		n.counts.refused.Add(1)
 		if errors.Is(err, ErrDiskFull) && n.mayHandOver() {
 			err = fmt.Errorf("%w: %w", ErrNotLeader, err)
@@ -305,17 +305,21 @@ func (n *Node) endStamp(proposal *list.Element) {
 	n.progress.broadcast()
 }
 
-// admit lets an entry of so many bytes in; the admission's leave must follow.
-func (n *Node) admit(bytes int) error {
+// admit lets an entry of so many bytes in; the admission's leave must follow. One that a
+// reader needs is let in as long as there is room to start again.
+func (n *Node) admit(bytes int, forReader bool) error {
 	if err := n.admission.enter(bytes); err != nil {
 		return err
 	}
 	_, underWay := n.admission.figures()
-	if err := n.room.check(underWay); err != nil {
-		n.admission.leave(bytes)
-		return err
+	err := n.room.check(underWay)
+	if err != nil && forReader {
+		err = n.room.checkStart()
 	}
-	return nil
+	if err != nil {
+		n.admission.leave(bytes)
+	}
+	return err
 }
 
 // encode makes an entry of m. What it refuses would be a fault of every node if

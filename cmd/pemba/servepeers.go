@@ -32,11 +32,13 @@ type peerFlags struct {
 	bootstrap, replica            bool
 	join, raftAddr, raftAdvertise string
 	cert, key, ca                 string
+	joinCA                        string
 }
 
 func (f *peerFlags) addFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.bootstrap, "bootstrap", false, "make a cluster of one out of an empty directory, which others can join")
 	flags.StringVar(&f.join, "join", "", "join a cluster with an empty directory: the gRPC `addresses` of members, separated by commas")
+	flags.StringVar(&f.joinCA, "join-ca", "", "the authorities of the certificates that the members of --join show, a PEM `file`; empty for those of --peer-ca, or without that of this machine")
 	flags.BoolVar(&f.replica, "replica", false, "join as a replica: it answers reads and has no vote")
 	flags.StringVar(&f.raftAddr, "raft-addr", "", "the `address` for the other nodes; empty for port "+raftPort+" with --bootstrap or --join, on this machine only when there is no --peer-cert, and else for none")
 	flags.StringVar(&f.raftAdvertise, "raft-advertise", "", "the `address` under which the other nodes reach this one; empty for --raft-addr, with the name of this machine where that has no host")
@@ -51,6 +53,8 @@ func (f *peerFlags) configure(c *cluster.Config) (*api.PeerTLS, error) {
 	switch {
 	case f.bootstrap && f.join != "":
 		return nil, errors.New("--bootstrap makes a new cluster and --join joins one that there is; leave one of them out")
+	case f.joinCA != "" && f.join == "":
+		return nil, errors.New("--join-ca goes with --join: it names the authorities of the members that are asked to take this node in")
 	case f.replica && f.join == "":
 		return nil, errors.New("--replica goes with --join: a cluster needs a node with a vote before it can have one without")
 	}
@@ -187,8 +191,11 @@ func (f *serveFlags) joining(logger *slog.Logger) (func(context.Context, cluster
 			return nil, fmt.Errorf("--join needs an operator's key, and all keys of --key-file %s are bound to stores", f.keyFile)
 		}
 	}
+	if f.peers.joinCA != "" && f.tlsCert == "" {
+		return nil, errors.New("--join-ca is for members that speak TLS, and this server has no --tls-cert; all members have one or none has")
+	}
 	if f.tlsCert != "" {
-		if j.tls, err = client.LoadTLS(f.peers.ca, f.tlsCert, f.tlsKey); err != nil {
+		if j.tls, err = client.LoadTLS(cmp.Or(f.peers.joinCA, f.peers.ca), f.tlsCert, f.tlsKey); err != nil {
 			return nil, err
 		}
 	}
@@ -289,7 +296,8 @@ func joinHint(failure *client.DialError) string {
 	case failure.TLS == client.TLSUnwanted:
 		return "the member seems not to speak TLS, and this server has a --tls-cert"
 	case failure.TLS == client.UnknownAuthority:
-		return "--peer-ca names the authorities that are trusted, and without it those of this machine are"
+		return "--join-ca names the authorities that are trusted here; without it those of --peer-ca are, or those of this machine. " +
+			"Whoever has a certificate of an authority of --peer-ca is a node, so no other belongs there"
 	}
 	return "--join wants the gRPC addresses of members, and members that speak TLS as this server does"
 }

@@ -16,6 +16,7 @@ var notTesting = [...]struct{ flag, why string }{
 	{"node-id", "the node is a new one each time"},
 	{"bootstrap", "nobody can join it"},
 	{"join", "it is a cluster of its own"},
+	{"join-ca", "it is a cluster of its own"},
 	{"replica", "it is a cluster of its own"},
 	{"raft-addr", "it is a cluster of its own"},
 	{"raft-advertise", "it is a cluster of its own"},
