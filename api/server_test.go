@@ -274,7 +274,7 @@ func TestLimits(t *testing.T) {
 	c := dial(t, s)
 	ctx := testContext(t)
 	schema := `caveat c(text string) { text == "x" } definition user {}
-		definition doc { relation viewer: user | user with c | doc#view permission view = viewer }`
+		definition doc { relation viewer: user | user with c | doc#view relation banned: user permission view = viewer - banned }`
 	if _, err := c.WriteSchema(ctx, &pembav1.WriteSchemaRequest{Schema: schema}); err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,9 @@ type Examined struct {
 	// was agreed in the terms before its own, and the entries of one term are all in the
 	// order of its one leader.
 	LastTerm, LastIndex uint64
+	// Recovering says that a recovery was begun and did not end: the last entry may be its
+	// own, one behind what the node had.
+	Recovering bool
 	// Stamp is the moment of its newest change, zero where there is none.
 	Stamp graph.Instant
 }
@@ -63,8 +66,12 @@ func Examine(ctx context.Context, config Config) (e Examined, err error) {
 
 func (n *Node) examine(e *Examined) error {
 	applied := n.db().Applied()
+	recovering, err := n.dir.recovering()
+	if err != nil {
+		return err
+	}
 	*e = Examined{
-		NodeID: n.dir.nodeID, ClusterID: n.ClusterID(),
+		NodeID: n.dir.nodeID, ClusterID: n.ClusterID(), Recovering: recovering,
 		LastTerm: applied.Term, LastIndex: uint64(applied.Revision), Stamp: applied.Stamp,
 	}
 	if n.dir.installed != 0 {

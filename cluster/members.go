@@ -475,6 +475,7 @@ func (n *Node) followMembership() {
 	ctx, cancel := n.untilStop()
 	defer cancel()
 	var alone time.Time // Since when no leader is known; zero while one is.
+	said := ""          // Why it was last said that the node is not in its place.
 	for n.sleep(n.config.MemberPause) {
 		n.retainPeers()
 		if _, known := n.leader(); known {
@@ -490,7 +491,15 @@ func (n *Node) followMembership() {
 			n.fail(ErrRemoved)
 			return
 		}
-		if err := n.takePlace(ctx); err != nil && n.usable() == nil {
+		switch err := n.takePlace(ctx); {
+		case err == nil:
+			said = ""
+		case n.usable() != nil:
+		case errors.Is(err, ErrMember) && err.Error() != said:
+			// It is refused, which does not end by itself.
+			said = err.Error()
+			n.config.Logger.Warn("the cluster does not take this node as it is", "node", n.dir.nodeID, "error", err)
+		default:
 			n.config.Logger.Debug("not in place yet", "node", n.dir.nodeID, "error", err)
 		}
 	}

@@ -253,4 +253,11 @@ func TestExamine(t *testing.T) {
 	if got, err := Examine(testContext(t), config); err != nil || got != want {
 		t.Errorf("with what is not agreed: %+v, %v\nexpected %+v", got, err, want)
 	}
+	if err := dir.beginRecovery(recovery{}); err != nil {
+		t.Fatal(err)
+	}
+	want.Recovering = true
+	if got, err := Examine(testContext(t), config); err != nil || got != want {
+		t.Errorf("amid a recovery: %+v, %v\nexpected %+v", got, err, want)
+	}
 }

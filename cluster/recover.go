@@ -195,12 +195,18 @@ func (d *dataDir) endRecovery() error {
 
 // checkRecovery refuses a directory whose recovery was cut short.
 func (d *dataDir) checkRecovery() error {
-	_, err := os.Stat(filepath.Join(d.path, recoverFile))
-	switch {
-	case err == nil:
+	recovering, err := d.recovering()
+	if recovering {
 		return fmt.Errorf("the recovery of %s was begun and not finished; recover it again (pemba cluster recover)", d.path)
-	case errors.Is(err, os.ErrNotExist):
-		return nil
 	}
 	return err
+}
+
+// recovering reports whether a recovery was begun and not finished.
+func (d *dataDir) recovering() (bool, error) {
+	_, err := os.Stat(filepath.Join(d.path, recoverFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }

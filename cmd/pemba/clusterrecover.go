@@ -74,6 +74,10 @@ func howFar(ctx context.Context, dataDir string) string {
 	if err != nil {
 		return fmt.Sprintf("How far %s goes cannot be told: %v\n", dataDir, err)
 	}
-	return fmt.Sprintf("%s is node %s of cluster %s\nits last entry has term %d and index %d\nits newest change is of %s\n",
+	begun := ""
+	if found.Recovering {
+		begun = "a recovery of it was begun and did not end: its last entry may be of that, and --yes goes on with it\n"
+	}
+	return fmt.Sprintf("%s is node %s of cluster %s\n"+begun+"its last entry has term %d and index %d\nits newest change is of %s\n",
 		dataDir, found.NodeID, hex.EncodeToString(found.ClusterID[:]), found.LastTerm, found.LastIndex, found.Stamp)
 }
