@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -418,8 +419,15 @@ func callError(ctx context.Context, err error, to *grpcpeer.Peer, otherwise erro
 // nothing to who asked another node of the cluster for something. It is no status any
 // more: what gRPC makes of a call between two nodes is not what a client is to be told.
 func inWords(err error) error {
+	if refused, ok := errors.AsType[*peer.RefusedError](err); ok {
+		return refused
+	}
 	said := status.Convert(err)
-	return errors.New(cmp.Or(said.Message(), said.Code().String()))
+	message := cmp.Or(said.Message(), said.Code().String())
+	if _, problem, ok := strings.Cut(message, "Error while dialing: "); ok {
+		message = strings.TrimSuffix(problem, `"`)
+	}
+	return errors.New(message)
 }
 
 // codeNotServed is what a node answers that stops: it did not begin with what it was asked.

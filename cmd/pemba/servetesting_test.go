@@ -114,7 +114,7 @@ func TestServeTestingRefuses(t *testing.T) {
 	}
 	values := map[string]string{
 		"data-dir": "d", "node-id": "n", "bootstrap": "true", "verify-bytes-per-second": "1", "key": "s3cret", "key-file": "keys",
-		"join": "127.0.0.1:1", "replica": "true", "raft-addr": "127.0.0.1:7000", "raft-advertise": "127.0.0.1:7000", "peer-cert": "c", "peer-key": "k", "peer-ca": "a",
+		"join": "127.0.0.1:1", "join-ca": "a", "replica": "true", "raft-addr": "127.0.0.1:7000", "raft-advertise": "127.0.0.1:7000", "peer-cert": "c", "peer-key": "k", "peer-ca": "a",
 	}
 	for _, other := range notTesting {
 		value, ok := values[other.flag]
