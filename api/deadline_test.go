@@ -21,7 +21,7 @@ func TestHeavyCheckIsStopped(t *testing.T) {
 	s := testServer(t, Config{Node: node})
 	c := dial(t, s)
 	if _, err := c.WriteSchema(testContext(t), &pembav1.WriteSchemaRequest{
-		Schema: `definition user {} definition group { relation member: user | group#member }`,
+		Schema: `definition user {} definition group { relation member: user | group#left relation banned: user permission left = member - banned }`,
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func TestHeavyCheckIsStopped(t *testing.T) {
 	for i := range groups {
 		for j := range members {
 			message.Tuples = append(message.Tuples, &pembav1.Tuple{
-				Object: name(i), Relation: "member", Subject: &pembav1.Subject{Object: name(i + 1 + j), Relation: "member"},
+				Object: name(i), Relation: "member", Subject: &pembav1.Subject{Object: name(i + 1 + j), Relation: "left"},
 			})
 			if len(message.GetTuples()) == chunk {
 				send()

@@ -315,7 +315,7 @@ func TestTooLargeHelps(t *testing.T) {
 		u[0].Tuple.Subject = &pembav1.Subject{Object: object("doc", fmt.Sprintf("d%05d", i+1)), Relation: "view"}
 		if i == 0 {
 			if _, err := c.WriteSchema(testContext(t), &pembav1.WriteSchemaRequest{
-				Schema: `definition user {} definition doc { relation viewer: user | doc#view permission view = viewer }`,
+				Schema: `definition user {} definition doc { relation viewer: user | doc#view relation banned: user permission view = viewer - banned }`,
 			}); err != nil {
 				t.Fatal(err)
 			}

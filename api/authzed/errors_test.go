@@ -41,7 +41,9 @@ caveat share(whole int, parts int) {
 definition user {}
 
 definition group {
-	relation member: user | group#member
+	relation member: user | group#member | group#left
+	relation banned: user
+	permission left = member - banned
 }
 
 definition document {
@@ -82,7 +84,7 @@ func newErrorsServer(t testing.TB) *errorsServer {
 	)
 	var chain []string
 	for i := range 900 {
-		chain = append(chain, fmt.Sprintf("group:c%d#member@group:c%d#member", i, i+1))
+		chain = append(chain, fmt.Sprintf("group:c%d#member@group:c%d#left", i, i+1))
 	}
 	touch(t, x.conn, chain...)
 	if err := newCounters(t, x.conn).register("owners", &v1.RelationshipFilter{ResourceType: "document", OptionalRelation: "owner"}); err != nil {
