@@ -76,7 +76,7 @@ func (n *Node) watchLeadership(m *machine) {
 					refused = time.Now()
 				case time.Since(refused) > transferStuck:
 					// Nobody else is elected meanwhile, for it goes on with its heartbeats.
-					n.fail(fmt.Errorf("Raft refuses all entries of term %d since %v: it takes itself to be handing its leadership on, and is not; "+
+					n.fail(fmt.Errorf("all entries of term %d are refused since %v: Raft takes itself to be handing its leadership on, and is not; "+
 						"another node leads once this one is down, and a restart of it mends it", b.term, time.Since(refused).Round(time.Second)))
 					return
 				}
