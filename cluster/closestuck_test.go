@@ -20,6 +20,7 @@ func TestCloseWithoutAgreement(t *testing.T) {
 	nodes := openCluster(t, 3, func(c *Config) {
 		c.SnapshotThreshold, c.TrailingLogs, c.SnapshotInterval = 16, 4, time.Millisecond
 		c.StateBytesPerSecond = 64 << 10 // Behind a MiB that comes at once.
+		c.ElectionTimeout = time.Second  // So that n1 goes on leading on a busy machine.
 		configs[c.NodeID] = *c
 	})
 	n1, n2 := nodes[0], nodes[1]
