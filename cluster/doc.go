@@ -60,7 +60,8 @@
 // A snapshot as of a moment (read.go) is of the last revision whose stamp is the
 // moment or before. So that it is the same whenever it is asked for, the leader
 // first lets no more proposals have such a stamp, and waits for those that have
-// one (stamp.go).
+// one (stamp.go); and where there is no entry of behind the moment yet, it makes one that
+// changes nothing, for the leaders to come.
 //
 // # A change, as a watcher sees it
 //
