@@ -155,6 +155,7 @@ func (w *walk) release() {
 		return
 	}
 	clear(w.cells)
+	clear(w.nesting.within)
 	clear(edges[:cap(edges)])
 	w.edges = edges[:0]
 	walks.Put(w)

@@ -52,6 +52,16 @@ func (x *index) find(key uint64) (cell int32, found bool) {
 	}
 }
 
+// replace gives a key that find found another cell.
+func (x *index) replace(key uint64, cell int32) {
+	for i := x.hash(key) & x.mask; ; i = (i + 1) & x.mask {
+		if s := &x.slots[i]; s.round == x.round && s.key == key {
+			s.cell = cell
+			return
+		}
+	}
+}
+
 // insert adds a key that find did not find.
 func (x *index) insert(key uint64, cell int32) {
 	if x.used >= len(x.slots)/2 {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/pembadb/pemba/engine"
+	"github.com/pembadb/pemba/graph"
 )
 
 const nestingSchema = `
@@ -111,5 +112,35 @@ func TestNestingExceptions(t *testing.T) {
 		"group:b#member@person:anne": engine.Allowed, "group:b#left@group:a#member": engine.Allowed,
 	} {
 		mustCheck(t, s, question, want)
+	}
+}
+
+// TestCaveatIsJudgedOnce: what many objects come to by one tuple with a caveat is evaluated
+// once for a question, however many they are.
+func TestCaveatIsJudgedOnce(t *testing.T) {
+	tuples := []string{"org:o#admin@person:anne[open]"}
+	for i := range 50 {
+		tuples = append(tuples, fmt.Sprintf("document:d%d#org@org:o", i))
+	}
+	e := newEnv(t, `
+caveat open(gate bool) { gate }
+definition person {}
+definition org { relation admin: person | person with open }
+definition document {
+	relation org: org
+	permission view = org->admin
+}`, tuples...)
+	s := snapshot(t, e)
+	before, found := e.Engine.Stats().Caveats, 0
+	err := s.LookupResources(t.Context(), engine.LookupResources{
+		Type: "document", Name: "view", Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "anne"}},
+	}, func(r engine.Resource) error {
+		if r.Decision == engine.Conditional {
+			found++
+		}
+		return nil
+	})
+	if judged := e.Engine.Stats().Caveats - before; err != nil || found != 50 || judged != 1 {
+		t.Errorf("%d documents, %d caveats judged, %v; want 50 and 1", found, judged, err)
 	}
 }

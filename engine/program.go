@@ -51,10 +51,12 @@ type name struct {
 	rewrite *operation
 	// stored lists what tuples of a relation hold; nil for a permission.
 	stored []storedShape
+	// caveated says that the schema lets a tuple of the relation have a caveat.
+	caveated bool
 	// relation says that the schema declares a relation, which tuples store.
 	relation bool
-	// leaf says that its subjects are those that its tuples name, and no others: to look
-	// again costs no more than to remember.
+	// leaf says that its subjects are those that its tuples name, and no others, and that
+	// these have no caveats: to look again costs no more than to remember.
 	leaf bool
 	// nests says that a subject has it by tuples and unions alone: see nesting.
 	nests bool
@@ -190,7 +192,7 @@ func compileProgram(s *schema.Schema, version graph.SchemaVersion, snapshot *gra
 			return nil, err
 		}
 		n.rewrite = op
-		n.leaf = op.kind == TraceTuple && n.storedCost() == 1
+		n.leaf = op.kind == TraceTuple && n.storedCost() == 1 && !n.caveated
 	}
 	p.markNesting()
 	f := feeder{program: p, feeds: map[fed]bool{}, selves: map[seed]bool{}, arrows: map[fedArrow]bool{}}
@@ -225,6 +227,7 @@ func (p *program) store(n *name, allowed []schema.SubjectType) error {
 		n.stored[i].wildcard = n.stored[i].wildcard || a.Wildcard
 		n.stored[i].concrete = n.stored[i].concrete || !a.Wildcard
 		n.stored[i].expiring = n.stored[i].expiring || a.Expiration
+		n.caveated = n.caveated || a.Caveat != ""
 	}
 	slices.SortStableFunc(n.stored, func(a, b storedShape) int {
 		return cmp.Compare(btoi(a.userset != nil), btoi(b.userset != nil))

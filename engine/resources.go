@@ -212,22 +212,28 @@ func (c *candidateWalk) begin() error {
 	return nil
 }
 
+// What seen knows of a place.
+const (
+	waiting int32 = iota // It is among the unsure.
+	entered
+)
+
 // arrive notes that the subject may have a name of an object.
 func (c *candidateWalk) arrive(to *name, object graph.Number, certain bool) error {
 	if !c.leads[to.index] {
 		return nil
 	}
-	at := place{to, object}
+	at, key := place{to, object}, key(to, object)
+	state, found := c.seen.find(key)
 	switch {
-	case !certain:
-		if _, found := c.seen.find(key(to, object)); found {
-			return nil
-		}
-		c.unsure = append(c.unsure, at)
-	case c.enter(at, true):
+	case certain && (!found || state == waiting):
+		c.enter(at, true)
 		c.sure = append(c.sure, at)
-	default:
+	case found:
 		return nil
+	default:
+		c.seen.insert(key, waiting)
+		c.unsure = append(c.unsure, at)
 	}
 	c.arrived++
 	return c.hold(placeBytes)
@@ -236,10 +242,14 @@ func (c *candidateWalk) arrive(to *name, object graph.Number, certain bool) erro
 // enter reports whether a place was not entered yet.
 func (c *candidateWalk) enter(at place, certain bool) bool {
 	key := key(at.name, at.object)
-	if _, found := c.seen.find(key); found {
+	switch state, found := c.seen.find(key); {
+	case !found:
+		c.seen.insert(key, entered)
+	case state == entered:
 		return false
+	default:
+		c.seen.replace(key, entered)
 	}
-	c.seen.insert(key, 0)
 	if at.name == c.n {
 		result := candidate(at.object) << 1
 		if certain {
