@@ -20,6 +20,8 @@ type nesting struct {
 	// within holds them, of names that nest, and what leads to them; table finds them.
 	within []place
 	table  index
+	// reads and edges count what was looked at to find them.
+	reads, edges int
 }
 
 type nestingState uint8
@@ -37,43 +39,55 @@ const (
 // looked for from above.
 const nestingMax = 256
 
+// nestingReads bounds the ends whose edges are read for it, in a schema of many relations
+// that nest, and nestingEdges the edges.
+const (
+	nestingReads = 4 * nestingMax
+	nestingEdges = 16 * nestingMax
+)
+
 // nestingFinds is how many edges are looked up one by one before reading them is tried.
 const nestingFinds = 8
 
 func (x *nesting) reset() {
-	x.state = notLooked
+	x.state, x.reads, x.edges = notLooked, 0, 0
 	x.within = x.within[:0]
 }
 
 // markNesting marks the names that nest: those that tuples hold as usersets, and what
 // these are made of, where it is made of tuples and unions alone.
 func (p *program) markNesting() {
-	// What a name is made of, nil where there is something else in it.
-	made := make(map[*name][]*name, len(p.names))
+	// By index: what a name is made of, what is made of it, and whether there is something
+	// else in it or in what it is made of.
+	parts, wholes := make([][]*name, len(p.names)), make([][]*name, len(p.names))
+	other := make([]bool, len(p.names))
+	var queue []*name
 	for _, n := range p.names {
-		if parts, ok := nestingParts(nil, n.rewrite); ok {
-			made[n] = parts
+		made, ok := nestingParts(nil, n.rewrite)
+		if !ok {
+			other[n.index] = true
+			queue = append(queue, n)
+			continue
+		}
+		parts[n.index] = made
+		for _, part := range made {
+			wholes[part.index] = append(wholes[part.index], n)
 		}
 	}
-	for again := true; again; {
-		again = false
-		for n, parts := range made {
-			for _, part := range parts {
-				if _, ok := made[part]; !ok {
-					delete(made, n)
-					again = true
-					break
-				}
+	for len(queue) > 0 {
+		part := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		for _, n := range wholes[part.index] {
+			if !other[n.index] {
+				other[n.index] = true
+				queue = append(queue, n)
 			}
 		}
 	}
-	var mark func(n *name)
-	mark = func(n *name) {
-		if parts, ok := made[n]; ok && !n.nests {
+	mark := func(n *name) {
+		if !n.nests && !other[n.index] {
 			n.nests = true
-			for _, part := range parts {
-				mark(part)
-			}
+			queue = append(queue, n)
 		}
 	}
 	for _, n := range p.names {
@@ -81,6 +95,13 @@ func (p *program) markNesting() {
 			if userset := n.stored[i].userset; userset != nil {
 				mark(userset)
 			}
+		}
+	}
+	for len(queue) > 0 {
+		n := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		for _, part := range parts[n.index] {
+			mark(part)
 		}
 	}
 }
@@ -252,6 +273,9 @@ func (w *walk) findNesting() error {
 // nestUnder notes that the subject has to of the objects whose tuples on via name the
 // subject of a shape and number.
 func (w *walk) nestUnder(to, via *name, shape graph.Shape, number graph.Number) error {
+	if w.nesting.reads++; w.nesting.reads > nestingReads {
+		w.nesting.state = notKnown
+	}
 	if w.nesting.state != known {
 		return nil
 	}
@@ -261,7 +285,8 @@ func (w *walk) nestUnder(to, via *name, shape graph.Shape, number graph.Number) 
 		if err != nil || e == nil {
 			return err
 		}
-		if e.Caveat != 0 {
+		w.nesting.edges++
+		if e.Caveat != 0 || w.nesting.edges > nestingEdges {
 			w.nesting.state = notKnown
 		} else {
 			w.nest(to, e.Number)

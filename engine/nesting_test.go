@@ -3,6 +3,7 @@ package engine_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/pembadb/pemba/engine"
@@ -143,4 +144,48 @@ definition document {
 	if judged := e.Engine.Stats().Caveats - before; err != nil || found != 50 || judged != 1 {
 		t.Errorf("%d documents, %d caveats judged, %v; want 50 and 1", found, judged, err)
 	}
+}
+
+// TestNestingDense: groups that hold each other, each all others, are not read through from
+// the subject's end, and what is asked about them has its answer.
+func TestNestingDense(t *testing.T) {
+	const groups = 100
+	var tuples []string
+	for a := range groups {
+		for b := range groups {
+			if a != b {
+				tuples = append(tuples, fmt.Sprintf("group:g%d#direct@group:g%d#member", a, b))
+			}
+		}
+	}
+	tuples = append(tuples, "group:g0#direct@person:anne", "document:d#viewer@group:g99#member")
+	s := snapshot(t, newEnv(t, nestingSchema, tuples...))
+	mustCheck(t, s, "document:d#view@person:anne", engine.Allowed)
+	mustCheck(t, s, "document:d#view@person:bob", engine.Denied)
+	mustCheck(t, s, "group:g50#member@group:g7#member", engine.Allowed)
+}
+
+// TestNestingOfManyRelations: a schema of very many relations that hold usersets is compiled
+// in the time that it takes to read it, and the names that nest are found behind the ones
+// that do not.
+func TestNestingOfManyRelations(t *testing.T) {
+	const types = 3000
+	var text strings.Builder
+	text.WriteString("definition person {}\n")
+	for i := range types {
+		// The last one takes something away, so that none of those before it nests.
+		fmt.Fprintf(&text, "definition t%d { relation member: person | t%d#member }\n", i, i+1)
+	}
+	fmt.Fprintf(&text, "definition t%d { relation direct: person relation out: person permission member = direct - out }\n", types)
+	text.WriteString("definition group { relation member: person | group#member }\n")
+	s := snapshot(t, newEnv(t, text.String(),
+		fmt.Sprintf("t%d:x#direct@person:anne", types),
+		fmt.Sprintf("t%d:x#direct@person:bob", types), fmt.Sprintf("t%d:x#out@person:bob", types),
+		fmt.Sprintf("t%d:x#member@t%d:x#member", types-1, types), fmt.Sprintf("t%d:x#member@t%d:x#member", types-2, types-1),
+		"group:a#member@group:b#member", "group:b#member@person:anne",
+	))
+	mustCheck(t, s, fmt.Sprintf("t%d:x#member@person:anne", types-2), engine.Allowed)
+	mustCheck(t, s, fmt.Sprintf("t%d:x#member@person:bob", types-2), engine.Denied)
+	mustCheck(t, s, "group:a#member@person:anne", engine.Allowed)
+	mustCheck(t, s, "group:a#member@person:bob", engine.Denied)
 }

@@ -103,8 +103,8 @@ var planted = []struct{ name, file, text, bug string }{
 	},
 	{
 		"nesting takes a tuple with a caveat for one without", "nesting.go",
-		"		if e.Caveat != 0 {\n",
-		"		if false {\n",
+		"		if e.Caveat != 0 || w.nesting.edges > nestingEdges {\n",
+		"		if w.nesting.edges > nestingEdges {\n",
 	},
 	{
 		"nesting takes the first usersets for all", "nesting.go",
