@@ -42,6 +42,18 @@ func (a *admission) enter(bytes int) error {
 	return nil
 }
 
+// enterAnyway is enter for what is made one at a time, and must not wait for writes.
+func (a *admission) enterAnyway(bytes int) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return ErrShuttingDown
+	}
+	a.entries++
+	a.bytes += int64(bytes)
+	return nil
+}
+
 func (a *admission) leave(bytes int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -28,8 +28,8 @@ func (n *Node) watchLeadership(m *machine) {
 	var (
 		passed chan barrier     // Of the newest election only.
 		again  <-chan time.Time // When the next one is proposed; nil for never.
-		// refused is since when Raft refuses every entry because of a transfer of the
-		// leadership that nobody asked for; zero where it does not.
+		// refused is since when, in this term, Raft refuses every entry because of a transfer
+		// of the leadership that nobody asked for; zero where it does not.
 		refused time.Time
 	)
 	propose := func() {
@@ -49,7 +49,7 @@ func (n *Node) watchLeadership(m *machine) {
 			if was := n.leading.Swap(0); was != 0 {
 				n.config.Logger.Info("no longer leads", "node", n.dir.nodeID, "term", was)
 			}
-			passed, again = nil, nil
+			passed, again, refused = nil, nil, time.Time{}
 			if !won {
 				continue
 			}

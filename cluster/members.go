@@ -495,8 +495,8 @@ func (n *Node) followMembership() {
 		case err == nil:
 			said = ""
 		case n.usable() != nil:
-		case errors.Is(err, ErrMember) && err.Error() != said:
-			// It is refused, which does not end by itself.
+		case errors.Is(err, errAddressRefused) && err.Error() != said:
+			// That does not end by itself.
 			said = err.Error()
 			n.config.Logger.Warn("the cluster does not take this node as it is", "node", n.dir.nodeID, "error", err)
 		default:
@@ -521,6 +521,10 @@ func (n *Node) retainPeers() {
 // whether it still belongs to the cluster.
 const removedTimeouts = 8
 
+// errAddressRefused is the error of a node that has another address than the cluster
+// knows, and whose new one is not taken.
+var errAddressRefused = errors.New("the new address of this node is refused")
+
 // takePlace does what is next for this node to be what it is to be.
 func (n *Node) takePlace(ctx context.Context) error {
 	// No longer, so that a node that was removed finds out soon.
@@ -530,6 +534,9 @@ func (n *Node) takePlace(ctx context.Context) error {
 	if found && string(self.Address) != n.config.RaftAddr {
 		// First of all: until they know it, the others cannot reach this node.
 		_, err := n.AddMember(ctx, Joining{ID: n.dir.nodeID, RaftAddr: n.config.RaftAddr})
+		if errors.Is(err, ErrMember) {
+			err = fmt.Errorf("%w: %w", errAddressRefused, err)
+		}
 		return err
 	}
 	if !n.current.Load() {

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -269,9 +270,9 @@ func (n *Node) settleHere(ctx context.Context, at graph.Instant) (graph.Revision
 // That the entry was agreed to says also that this node led when it was asked to.
 func (n *Node) proposeSettle() (graph.Revision, error) {
 	result, err := n.proposeUpkeep(&graph.Mutation{Settle: &graph.Settle{}})
-	if errors.Is(err, ErrOutcomeUnknown) && !errors.Is(err, ErrFailed) {
+	if errors.Is(err, ErrOutcomeUnknown) {
 		// It changes nothing, so that the next leader may be asked in any case.
-		err = fmt.Errorf("%w: %s", ErrNotLeader, err.Error())
+		err = cmp.Or(n.usable(), fmt.Errorf("%w: %s", ErrNotLeader, err.Error()))
 	}
 	return result.Revision, err
 }

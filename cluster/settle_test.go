@@ -90,3 +90,49 @@ func TestSettleBehindStamps(t *testing.T) {
 		t.Errorf("the latest stamp is %d, and %d is applied", latest, settled)
 	}
 }
+
+// TestSettleBesideManyWrites: an answer as of now does not wait for a place among writes.
+func TestSettleBesideManyWrites(t *testing.T) {
+	n := open(t, testConfig(t, t.TempDir()))
+	writeSchema(t, n)
+	entered := 0
+	for n.admission.enter(0) == nil {
+		entered++
+	}
+	defer func() {
+		for range entered {
+			n.admission.leave(0)
+		}
+	}()
+	s, err := n.Snapshot(testContext(t), graph.DefaultStore, Consistency{Mode: AsOf, Instant: n.now()}, graph.Overlay{})
+	if err != nil {
+		t.Fatalf("as of now, with %d writes under way: %v", entered, err)
+	}
+	s.Close()
+}
+
+// TestSettleOnALeaderThatFails: the entry that a reader needs changes nothing, so that its
+// outcome does not matter, and who asked is sent to the next leader.
+func TestSettleOnALeaderThatFails(t *testing.T) {
+	nodes := openCluster(t, 2, func(c *Config) {
+		c.ElectionTimeout = 3 * time.Second // So that n1 leads on for a while.
+		c.OnFatal = func(error) {}
+	})
+	n1 := nodes[0]
+	writeSchema(t, n1)
+	leadWith(t, n1, nodes[1])
+	closeNode(t, nodes[1])
+	got := make(chan error, 1)
+	go func() {
+		_, err := n1.settleHere(testContext(t), n1.now())
+		got <- err
+	}()
+	eventually(t, "the entry is under way, or n1 leads no more", func() bool {
+		entries, _ := n1.admission.figures()
+		return entries > 0 || len(got) > 0
+	})
+	n1.fail(errors.New("the disk"))
+	if err := <-got; err == nil || errors.Is(err, ErrOutcomeUnknown) || !errors.Is(stopsLeading(err), ErrNotLeader) {
+		t.Errorf("got %v", err)
+	}
+}

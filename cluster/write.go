@@ -290,10 +290,11 @@ func (n *Node) writeHere(ctx context.Context, m *graph.Mutation) (engine.Result,
 var errMachineStopped = fmt.Errorf("%w: Raft was stopped before it answered", ErrOutcomeUnknown)
 
 // flushLarge flushes the graph of a machine behind a change of very many tuples. A graph
-// that was replaced meanwhile may be closed, and what replaced it was whole on the disk.
+// that was replaced meanwhile may be closed, and what replaced it was whole on the disk;
+// so may that of a node that is being closed.
 func (n *Node) flushLarge(m *machine) {
 	_, err := m.db.Flush()
-	if err == nil || errors.Is(err, graph.ErrClosed) && n.machine.Load() != m {
+	if err == nil || errors.Is(err, graph.ErrClosed) && (n.machine.Load() != m || n.usable() != nil) {
 		return
 	}
 	n.fail(err)
@@ -306,9 +307,14 @@ func (n *Node) endStamp(proposal *list.Element) {
 }
 
 // admit lets an entry of so many bytes in; the admission's leave must follow. One that a
-// reader needs is let in as long as there is room to start again.
+// reader needs is let in beside however many writes, as long as there is room to start
+// again.
 func (n *Node) admit(bytes int, forReader bool) error {
-	if err := n.admission.enter(bytes); err != nil {
+	enter := n.admission.enter
+	if forReader {
+		enter = n.admission.enterAnyway
+	}
+	if err := enter(bytes); err != nil {
 		return err
 	}
 	_, underWay := n.admission.figures()
