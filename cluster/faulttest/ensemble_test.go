@@ -154,16 +154,25 @@ func canMount(t *testing.T) bool {
 // until tries until it succeeds, which must be within patience.
 func (e *ensemble) until(what string, try func() error) {
 	e.t.Helper()
+	if err := e.becomes(what, try); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// becomes tries until it succeeds, or returns why it did not within patience, and logs
+// what the nodes said last.
+func (e *ensemble) becomes(what string, try func() error) error {
+	e.t.Helper()
 	var err error
 	for begun := time.Now(); time.Since(begun) < patience; time.Sleep(10 * time.Millisecond) {
 		if err = try(); err == nil {
-			return
+			return nil
 		}
 	}
 	for _, m := range e.members {
 		e.t.Logf("%s says:\n%s", m.settings.ID, m.lastWords())
 	}
-	e.t.Fatalf("%s: not within %v: %v", what, patience, err)
+	return fmt.Errorf("%s: not within %v: %w", what, patience, err)
 }
 
 // ready waits until all nodes are voters, and ready. One that was doomed and ended is

@@ -363,9 +363,11 @@ func finish(t *testing.T, e *ensemble, s *session) *verdict {
 		return s.l.judge(nil)
 	}
 	final := sameEverywhere(t, e, s.l)
-	s.l.awaitWatchers(e, final.Revision)
+	if final != nil {
+		s.l.awaitWatchers(e, final.Revision)
+	}
 	s.endWatching()
-	return s.l.judge(&final)
+	return s.l.judge(final)
 }
 
 // The judge finds what it is to find, in histories that are made up.

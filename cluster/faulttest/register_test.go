@@ -418,11 +418,13 @@ func logOf(m *server, at graph.Revision) (answered, error) {
 }
 
 // sameEverywhere waits until all nodes are at the same revision, and returns the log and
-// tuples of it, which must be those of each.
-func sameEverywhere(t *testing.T, e *ensemble, l *ledger) answered {
+// tuples of it, which must be those of each. That they do not get there is a complaint as
+// well, and nothing is returned then: a node that lost what it had acknowledged may have
+// applied it before, and never be where the others are.
+func sameEverywhere(t *testing.T, e *ensemble, l *ledger) *answered {
 	t.Helper()
 	var first answered
-	e.until("all nodes have the same revision", func() error {
+	err := e.becomes("all nodes have the same revision", func() error {
 		at, err := e.members[0].ask(question{Op: "read", Key: "none", Mode: cluster.Linearizable})
 		if err = errors.Join(err, at.err()); err != nil {
 			return err
@@ -444,7 +446,11 @@ func sameEverywhere(t *testing.T, e *ensemble, l *ledger) answered {
 		}
 		return nil
 	})
-	return first
+	if err != nil {
+		l.complain("%v", err)
+		return nil
+	}
+	return &first
 }
 
 func sameChange(a, b change) bool {
