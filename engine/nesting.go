@@ -1,6 +1,10 @@
 package engine
 
-import "github.com/pembadb/pemba/graph"
+import (
+	"slices"
+
+	"github.com/pembadb/pemba/graph"
+)
 
 // What nests in each other, groups above all, is answered from the other end: the walk
 // finds once which usersets its subject is in, by way of the reverse adjacency, and asks
@@ -20,6 +24,8 @@ type nesting struct {
 	// within holds them, of names that nest, and what leads to them; table finds them.
 	within []place
 	table  index
+	// families are those of the names that were looked for; within has no others.
+	families []int32
 	// reads and edges count what was looked at to find them.
 	reads, edges int
 }
@@ -27,10 +33,8 @@ type nesting struct {
 type nestingState uint8
 
 const (
-	// notLooked: nobody asked yet.
-	notLooked nestingState = iota
-	// known: within is all of them.
-	known
+	// known: within is all of them, of the families that were looked for.
+	known nestingState = iota
 	// notKnown: it cannot be told in this way.
 	notKnown
 )
@@ -40,18 +44,20 @@ const (
 const nestingMax = 256
 
 // nestingReads bounds the ends whose edges are read for it, in a schema of many relations
-// that nest, and nestingEdges the edges.
+// that nest, and nestingEdges the edges. An end without edges is a part of a step.
 const (
-	nestingReads = 4 * nestingMax
-	nestingEdges = 16 * nestingMax
+	nestingReads        = 4 * nestingMax
+	nestingEdges        = 16 * nestingMax
+	nestingReadsPerStep = 8
 )
 
 // nestingFinds is how many edges are looked up one by one before reading them is tried.
 const nestingFinds = 8
 
 func (x *nesting) reset() {
-	x.state, x.reads, x.edges = notLooked, 0, 0
-	x.within = x.within[:0]
+	x.state, x.reads, x.edges = known, 0, 0
+	x.within, x.families = x.within[:0], x.families[:0]
+	x.table.reset()
 }
 
 // markNesting marks the names that nest: those that tuples hold as usersets, and what
@@ -104,6 +110,29 @@ func (p *program) markNesting() {
 			mark(part)
 		}
 	}
+
+	// A family is all that is made of each other, either way.
+	families := int32(0)
+	for _, n := range p.names {
+		if !n.nests || n.family != 0 {
+			continue
+		}
+		families++
+		n.family = families
+		queue = append(queue, n)
+		for len(queue) > 0 {
+			n := queue[len(queue)-1]
+			queue = queue[:len(queue)-1]
+			for _, kin := range [][]*name{parts[n.index], wholes[n.index]} {
+				for _, k := range kin {
+					if k.nests && k.family == 0 {
+						k.family = families
+						queue = append(queue, k)
+					}
+				}
+			}
+		}
+	}
 }
 
 // nestingParts appends the names whose subjects are those of an operation; ok is false
@@ -135,7 +164,7 @@ func nestingParts(parts []*name, op *operation) (_ []*name, ok bool) {
 // within. ok is false if it cannot be told so.
 func (w *walk) nested(n *name, object graph.Number, s *storedShape) (v value, ok bool, err error) {
 	x := &w.nesting
-	if x.state == notLooked {
+	if x.state == known && !slices.Contains(x.families, s.userset.family) {
 		// Many objects hold none.
 		edges := w.subjectsOf(n, object, s.shape)
 		e, err := edges.next()
@@ -143,7 +172,7 @@ func (w *walk) nested(n *name, object graph.Number, s *storedShape) (v value, ok
 			return denied, true, err
 		}
 		edges.end()
-		if err := w.findNesting(); err != nil {
+		if err := w.findNesting(s.userset.family); err != nil {
 			return denied, false, err
 		}
 	}
@@ -214,15 +243,15 @@ func (w *walk) nestedAmong(n *name, object graph.Number, s *storedShape, v value
 	return v, true, nil
 }
 
-// findNesting finds the usersets that the subject is in.
-func (w *walk) findNesting() error {
+// findNesting finds the usersets of a family that the subject is in.
+func (w *walk) findNesting(family int32) error {
 	x := &w.nesting
-	x.state = known
-	x.table.reset()
+	x.families = append(x.families, family)
+	at := len(x.within)
 	if w.subject.plain {
 		for _, seed := range w.program.direct[w.subject.shape] {
 			to := seed.name
-			if !to.nests {
+			if to.family != family {
 				continue
 			}
 			for i := range to.stored {
@@ -244,12 +273,12 @@ func (w *walk) findNesting() error {
 		}
 	} else {
 		for _, to := range w.program.names {
-			if to.shape == w.subject.shape {
+			if to.family == family && to.shape == w.subject.shape {
 				w.nest(to, w.subject.number)
 			}
 		}
 	}
-	for at := 0; at < len(x.within) && x.state == known; at++ {
+	for ; at < len(x.within) && x.state == known; at++ {
 		m := x.within[at]
 		if err := w.step(); err != nil {
 			return err
@@ -257,7 +286,7 @@ func (w *walk) findNesting() error {
 		for i := range m.name.feeds {
 			f := &m.name.feeds[i]
 			switch {
-			case !f.to.nests:
+			case !f.to.nests: // What nests is of the family of what it feeds.
 			case f.via == nil:
 				w.nest(f.to, m.object)
 			default:
@@ -278,6 +307,11 @@ func (w *walk) nestUnder(to, via *name, shape graph.Shape, number graph.Number) 
 	}
 	if w.nesting.state != known {
 		return nil
+	}
+	if w.nesting.reads%nestingReadsPerStep == 0 {
+		if err := w.step(); err != nil {
+			return err
+		}
 	}
 	edges := w.objectsOf(shape, number, via)
 	for {

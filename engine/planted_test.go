@@ -107,6 +107,10 @@ var planted = []struct{ name, file, text, bug string }{
 		"		if w.nesting.edges > nestingEdges {\n",
 	},
 	{
+		"nesting takes those of one family for those of all", "nesting.go",
+		"!slices.Contains(x.families, s.userset.family)",
+		"len(x.families) == 0",
+	}, {
 		"nesting takes the first usersets for all", "nesting.go",
 		"		x.state = notKnown\n		return\n",
 		"		return\n",

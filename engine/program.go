@@ -60,6 +60,9 @@ type name struct {
 	leaf bool
 	// nests says that a subject has it by tuples and unions alone: see nesting.
 	nests bool
+	// family is the same for all that nest in each other, and zero where nothing nests:
+	// whoever asks for one of these has no need to know of those of another.
+	family int32
 	// feeds lists where a subject of this name becomes a subject of another:
 	// the edges that LookupResources walks.
 	feeds []feed
