@@ -109,7 +109,7 @@ var planted = []struct{ name, file, text, bug string }{
 	{
 		"nesting takes those of one family for those of all", "nesting.go",
 		"!slices.Contains(x.families, s.userset.family)",
-		"len(x.families) == 0",
+		"slices.Compare(x.families, nil) == 0",
 	}, {
 		"nesting takes the first usersets for all", "nesting.go",
 		"		x.state = notKnown\n		return\n",
