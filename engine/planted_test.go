@@ -110,7 +110,8 @@ var planted = []struct{ name, file, text, bug string }{
 		"nesting takes those of one family for those of all", "nesting.go",
 		"!slices.Contains(x.families, s.userset.family)",
 		"slices.Compare(x.families, nil) == 0",
-	}, {
+	},
+	{
 		"nesting takes the first usersets for all", "nesting.go",
 		"		x.state = notKnown\n		return\n",
 		"		return\n",
