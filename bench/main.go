@@ -52,9 +52,11 @@ import (
 
 // A config says what to run.
 type config struct {
-	// run selects workloads by their names; quick takes only the quick ones.
+	// run selects workloads by their names; quick takes only the quick ones, and vast
+	// only those of data that are too large for a run of everything.
 	run   *regexp.Regexp
 	quick bool
+	vast  bool
 	list  bool
 	// rounds is how many rounds each workload has, and seconds how long one
 	// slice of a round is.
@@ -114,6 +116,7 @@ func parse(args []string, output io.Writer) (*config, error) {
 	flags.SetOutput(output)
 	flags.StringVar(&pattern, "run", "", "run only workloads whose name matches this regular `expression`")
 	flags.BoolVar(&c.quick, "quick", false, "run a selection that ends within a minute")
+	flags.BoolVar(&c.vast, "vast", false, "run the workloads of ten million tuples and of a group of a million, and no others")
 	flags.BoolVar(&c.list, "list", false, "list the names of the workloads, and run none")
 	flags.IntVar(&c.rounds, "rounds", 0, fmt.Sprintf("how many `rounds` each workload has; 0 for %d, or %d of a quick run", fullRounds, quickRounds))
 	flags.Float64Var(&c.seconds, "seconds", 0, fmt.Sprintf("how many `seconds` one server runs in a round; 0 for %g, or %g of a quick run", fullSeconds, quickSeconds))
@@ -153,6 +156,8 @@ func (c *config) Validate() error {
 	switch {
 	case c.rounds < 1 || c.rounds > 1000:
 		return fmt.Errorf("--rounds %d: 1 to 1000 are allowed", c.rounds)
+	case c.vast && (c.quick || c.cluster):
+		return errors.New("--vast is a selection of its own: neither --quick nor --cluster is allowed beside it")
 	case !(c.seconds >= 0.01 && c.seconds <= 600):
 		return fmt.Errorf("--seconds %g: 0.01 to 600 are allowed", c.seconds)
 	case !(c.rate == 0 || c.rate >= 1 && c.rate <= 1e6):

@@ -364,11 +364,21 @@ func generateBusiness(size int, seed uint64) *dataset {
 	}
 	return &dataset{
 		tuples: b.tuples, checks: map[string]*checks{"view": view}, resources: resources, subjects: subjects,
+		// Every fourth nests a group of a tree in a new one.
 		fresh: func(i uint64) *pembav1.Tuple {
-			return edge("document", "w"+strconv.FormatUint(i, 10), "viewer", "person", id("p", int(i%uint64(b.people))), "")
+			name := "w" + strconv.FormatUint(i, 10)
+			if i%4 == 3 {
+				g := int(i / 4 % uint64(len(b.groups)))
+				return edge("group", name, "member", "group", id("g", g/treeGroups, g%treeGroups+1), "member")
+			}
+			return edge("document", name, "viewer", "person", id("p", int(i%uint64(b.people))), "")
 		},
 		written: func(t *pembav1.Tuple) *pembav1.CheckRequest {
-			return &pembav1.CheckRequest{Object: t.GetObject(), Permission: "view", Subject: t.GetSubject()}
+			permission := "view"
+			if t.GetObject().GetType() == "group" {
+				permission = "member"
+			}
+			return &pembav1.CheckRequest{Object: t.GetObject(), Permission: permission, Subject: t.GetSubject()}
 		},
 	}
 }
@@ -470,7 +480,7 @@ definition document {
 // groups that one document is shared with. What is larger than the size asked
 // for is left out.
 var (
-	widths = []int{10, 100, 1000, 10_000, 100_000}
+	widths = []int{10, 100, 1000, 10_000, 100_000, 1_000_000}
 	fans   = []int{10, 100, 1000}
 )
 

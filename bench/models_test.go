@@ -106,8 +106,15 @@ func TestModels(t *testing.T) {
 					t.Errorf("%s: %d of 400 questions have the wanted answer", ask, right)
 				}
 			}
-			if data.fresh != nil && tuples[textOf(data.fresh(1))] {
-				t.Errorf("%s is not fresh", data.fresh(1))
+			if data.fresh == nil {
+				return
+			}
+			for i := range uint64(2000) {
+				text := textOf(data.fresh(i))
+				if tuples[text] {
+					t.Fatalf("%s is not fresh", text)
+				}
+				tuples[text] = true
 			}
 		})
 	}
@@ -157,7 +164,7 @@ func TestPool(t *testing.T) {
 // TestPlan holds that every workload is of a known kind and model, that names
 // tell workloads apart, and that nothing changes data that is still asked about.
 func TestPlan(t *testing.T) {
-	for _, args := range [][]string{nil, {"--quick"}, {"--rate", "500"}} {
+	for _, args := range [][]string{nil, {"--quick"}, {"--vast"}, {"--rate", "500"}} {
 		c, err := parse(args, t.Output())
 		if err != nil {
 			t.Fatal(err)
@@ -215,7 +222,7 @@ func TestPlanOfRate(t *testing.T) {
 // TestConfig holds that nonsense is refused at the door.
 func TestConfig(t *testing.T) {
 	for _, args := range [][]string{
-		{"--rounds", "-1"}, {"--seconds", "0.001"}, {"--seconds", "NaN"}, {"--rate", "-5"}, {"--run", "("}, {"surplus"}, {"--unknown"},
+		{"--rounds", "-1"}, {"--seconds", "0.001"}, {"--seconds", "NaN"}, {"--rate", "-5"}, {"--vast", "--quick"}, {"--run", "("}, {"surplus"}, {"--unknown"},
 	} {
 		if _, err := parse(args, t.Output()); err == nil {
 			t.Errorf("%v is accepted", args)

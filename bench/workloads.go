@@ -68,8 +68,9 @@ type workload struct {
 	// authzed is whether the checks are asked through authzed.api.v1, and in each
 	// round as many through pemba.v1.
 	authzed bool
-	// quick workloads are part of the quick run.
-	quick bool
+	// quick workloads are part of the quick run, and vast ones of that alone which asks
+	// for them: their data take a minute or more to load.
+	quick, vast bool
 }
 
 // changes says whether it leaves the data other than it found them.
@@ -147,9 +148,11 @@ var (
 	small       = source{model: "business", size: 10_000, byWrites: true}
 	middle      = source{model: "business", size: 100_000}
 	large       = source{model: "business", size: 1_000_000}
+	huge        = source{model: "business", size: 10_000_000}
 	deep        = source{model: "depth", size: 20_000}
 	wideQuick   = source{model: "width", size: 10_000}
 	wide        = source{model: "width", size: 100_000}
+	widest      = source{model: "width", size: 1_000_000}
 	concurrency = []int{1, 16, 64}
 )
 
@@ -169,7 +172,9 @@ func workloads() []workload {
 			continue
 		}
 		quick := s == middle
-		add(workload{source: s, kind: check, ask: "view", callers: 16, beside: 200, quick: quick})
+		for _, beside := range []float64{200, 500} {
+			add(workload{source: s, kind: check, ask: "view", callers: 16, beside: beside, quick: quick && beside == 200})
+		}
 		if s == middle { // What the words of an API cost does not depend on the data.
 			for _, callers := range []int{1, 16} {
 				for _, questions := range []int{hotQuestions, 0} {
@@ -220,6 +225,20 @@ func workloads() []workload {
 			}
 		}
 	}
+	// The rest is of vast data. Nothing is asked there twice, but by chance.
+	for _, callers := range concurrency {
+		add(workload{source: huge, kind: check, ask: "view", callers: callers, vast: true})
+	}
+	for _, beside := range []float64{200, 500} {
+		add(workload{source: huge, kind: check, ask: "view", callers: 16, beside: beside, vast: true})
+	}
+	add(workload{source: huge, kind: bulk, ask: "view", callers: 1, batch: bulkBatch, vast: true})
+	for _, callers := range concurrency {
+		add(workload{source: huge, kind: write, callers: callers, vast: true})
+	}
+	for _, width := range widths {
+		add(workload{source: widest, kind: check, ask: id("width=", width), callers: 16, questions: drawnQuestions, vast: true})
+	}
 	return all
 }
 
@@ -229,7 +248,7 @@ func plan(c *config) [][]workload {
 	var order []source
 	chosen := map[source][]workload{}
 	for _, w := range workloads() {
-		if c.quick && !w.quick || !c.quick && w.source == wideQuick {
+		if c.vast != w.vast || c.quick && !w.quick || !c.quick && w.source == wideQuick {
 			continue
 		}
 		listed := w.name() // With a rate of the command line it has another.
