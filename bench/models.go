@@ -184,7 +184,7 @@ func newBusiness(size int, seed uint64) *business {
 		}
 		tuples += treeGroups*groupPeople + treeGroups - 1 + treeOrgs*3 + treeOrgs - 1 + 2
 	}
-	for tuples < size {
+	for tuples+5 <= size { // Never more than were asked for.
 		d := businessDocument{
 			org: r.IntN(len(b.orgs)), owner: r.IntN(b.people), viewer: r.IntN(b.people), group: -1, blocked: -1,
 		}

@@ -8,7 +8,8 @@ import (
 // admission bounds the proposals that are under way, and lets Close wait for
 // them.
 //
-// Invariant: 0 <= entries <= entriesMax and 0 <= bytes <= bytesMax.
+// Invariant: 0 <= entries <= entriesMax + 1 and 0 <= bytes <= bytesMax and the bytes of
+// one: the entry that as-of readers share is let in beyond the bounds.
 type admission struct {
 	entriesMax int
 	bytesMax   int64

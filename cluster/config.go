@@ -167,6 +167,8 @@ type Config struct {
 
 	// recovering opens the node for Recover.
 	recovering bool
+	// transferStuck is transferStuck, but for tests; zero for that.
+	transferStuck time.Duration
 
 	// Graph, Engine and Log configure the parts. Dir, InMemory, Logger, OnFatal,
 	// FS and CommitIndex in them are set by Open and must be empty.

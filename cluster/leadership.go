@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -16,7 +17,7 @@ const transferStuck = 30 * time.Second
 
 // watchLeadership keeps Node.leading. On each election that this node wins it
 // proposes a barrier, again where Raft refuses it, and leads for its readers once one is
-// applied.
+// applied. Another one follows where Raft refuses a write of a node that leads.
 func (n *Node) watchLeadership(m *machine) {
 	defer m.loops.Done()
 	// A machine that is replaced leads no more.
@@ -57,6 +58,11 @@ func (n *Node) watchLeadership(m *machine) {
 				n.leading.Store(m.raft.CurrentTerm())
 			}
 			propose()
+		case <-m.refusing:
+			// Of a leader that leads: whether that ends is found out as at its election.
+			if passed == nil && again == nil && m.raft.State() == raft.Leader {
+				propose()
+			}
 		case <-again:
 			again = nil
 			if m.raft.State() == raft.Leader {
@@ -65,7 +71,9 @@ func (n *Node) watchLeadership(m *machine) {
 		case b := <-passed:
 			passed = nil
 			if b.err != nil {
-				n.config.Logger.Warn("the first entry of the term did not come through", "node", n.dir.nodeID, "term", b.term, "error", b.err)
+				if refused.IsZero() {
+					n.config.Logger.Warn("an entry of the leader's own did not come through", "node", n.dir.nodeID, "term", b.term, "error", b.err)
+				}
 				// Raft says on LeaderCh when the leadership was lost. It was not where Raft
 				// refused, since it was handing the leadership on and nobody took it.
 				again = time.After(retryPauseMax)
@@ -74,7 +82,7 @@ func (n *Node) watchLeadership(m *machine) {
 					refused = time.Time{}
 				case refused.IsZero():
 					refused = time.Now()
-				case time.Since(refused) > transferStuck:
+				case time.Since(refused) > cmp.Or(n.config.transferStuck, transferStuck):
 					// Nobody else is elected meanwhile, for it goes on with its heartbeats.
 					n.fail(fmt.Errorf("all entries of term %d are refused since %v: Raft takes itself to be handing its leadership on, and is not; "+
 						"another node leads once this one is down, and a restart of it mends it", b.term, time.Since(refused).Round(time.Second)))
@@ -83,8 +91,10 @@ func (n *Node) watchLeadership(m *machine) {
 				continue
 			}
 			refused = time.Time{}
-			// The line comes first: Open returns once the node leads.
-			n.config.Logger.Info("leads the cluster", "node", n.dir.nodeID, "term", b.term)
+			if n.leading.Load() != b.term { // It is where entries are taken again.
+				// The line comes first: Open returns once the node leads.
+				n.config.Logger.Info("leads the cluster", "node", n.dir.nodeID, "term", b.term)
+			}
 			n.leading.Store(b.term)
 			n.progress.broadcast()
 		}

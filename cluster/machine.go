@@ -27,7 +27,9 @@ type machine struct {
 	transport raft.Transport
 
 	// stop is closed when the loops are to end that belong to raft.
-	stop     chan struct{}
+	stop chan struct{}
+	// refusing has room for one; Raft refused an entry since it hands the leadership on.
+	refusing chan struct{}
 	stopOnce sync.Once
 	stopErr  error
 	loops    sync.WaitGroup
@@ -46,7 +48,7 @@ func (n *Node) openMachine(ctx context.Context, folder string) (*machine, error)
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{folder: folder, db: db, engine: engine.New(db, n.config.Engine), stop: make(chan struct{})}
+	m := &machine{folder: folder, db: db, engine: engine.New(db, n.config.Engine), stop: make(chan struct{}), refusing: make(chan struct{}, 1)}
 	m.fsm = &fsm{
 		db: db, engine: m.engine, changesMax: n.config.SnapshotChanges,
 		fail:    n.fail,

@@ -365,8 +365,10 @@ func (n *Node) handOver(ctx context.Context, to []raft.Server) error {
 	n.handingOver.Add(1)
 	defer n.handingOver.Add(-1)
 	for _, c := range candidates {
+		term := n.raft().CurrentTerm()
 		err = n.awaitRaft(ctx, func(r *raft.Raft) raft.Future { return r.LeadershipTransferToServer(c.server.ID, c.server.Address) })
 		if err != nil && n.raft().State() == raft.Leader {
+			n.untaken.Store(c.server.ID, term)
 			err = fmt.Errorf("hand the leadership on to %s: %w", c.server.ID, err)
 			if ctx.Err() != nil {
 				return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err) // Raft goes on with it.

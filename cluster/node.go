@@ -59,11 +59,14 @@ type Node struct {
 	changingMembers chan struct{} // Has room for one.
 	// handingOver counts the transfers of leadership that are under way here.
 	handingOver atomic.Int32
-	installer   installer
-	transfers   transfers
-	checksums   checksums
-	clocks      clocks
-	fitness     fitness
+	// untaken holds, by node, the term in which it was last handed the leadership and did
+	// not take it (raft.ServerID to uint64).
+	untaken   sync.Map
+	installer installer
+	transfers transfers
+	checksums checksums
+	clocks    clocks
+	fitness   fitness
 
 	// clockWas is the latest that the clock was when somebody read, to a second.
 	clockWas atomic.Int64

@@ -93,7 +93,7 @@ func (s *peerService) Write(ctx context.Context, r *peerv1.WriteRequest) (*peerv
 // the caller's own node runs.
 func stopsLeading(err error) error {
 	if !errors.Is(err, ErrOutcomeUnknown) && (errors.Is(err, ErrShuttingDown) || errors.Is(err, ErrFailed)) {
-		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+		return fmt.Errorf("%w: %s", ErrNotLeader, err.Error()) // It may be an ErrRemoved, which is of this node.
 	}
 	return err
 }

@@ -216,8 +216,17 @@ func (r *replication) awaitAnswering(id raft.ServerID, term uint64) error {
 	}
 	ticker := time.NewTicker(silencePause)
 	defer ticker.Stop()
+	var late <-chan time.Time
+	if failed, found := r.node.untaken.Load(id); found && failed == term {
+		// Raft still holds what that transfer asked of the goroutine that waits here. Another
+		// transfer waits until it has been taken, without end, and meanwhile Raft refuses
+		// every entry and every change of the members.
+		late = time.After(r.node.electionTimeout())
+	}
 	for {
 		select {
+		case <-late:
+			return errUnwanted
 		case <-silent:
 			r.mu.Lock()
 			defer r.mu.Unlock()

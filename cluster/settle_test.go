@@ -111,6 +111,17 @@ func TestSettleBesideManyWrites(t *testing.T) {
 	s.Close()
 }
 
+// TestRemovedLeaderIsAsked: who asks a leader that was removed is sent to the next one,
+// and is not told that it was removed itself.
+func TestRemovedLeaderIsAsked(t *testing.T) {
+	n := &Node{failed: make(chan struct{}), closing: make(chan struct{}), failure: ErrRemoved}
+	close(n.failed)
+	err := fromFailure(toFailure(stopsLeading(n.usable())))
+	if !errors.Is(err, ErrNotLeader) || errors.Is(err, ErrRemoved) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestSettleOnALeaderThatFails: the entry that a reader needs changes nothing, so that its
 // outcome does not matter, and who asked is sent to the next leader.
 func TestSettleOnALeaderThatFails(t *testing.T) {

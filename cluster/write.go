@@ -343,6 +343,9 @@ func (m *machine) propose(entry []byte) (engine.Result, error) {
 	switch err := future.Error(); {
 	case err == nil:
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		if errors.Is(err, raft.ErrLeadershipTransferInProgress) {
+			nudge(m.refusing)
+		}
 		return engine.Result{}, fmt.Errorf("%w: %w", ErrNotLeader, err)
 	default:
 		// Leadership lost, shut down, or an error of the log: the entry may be
