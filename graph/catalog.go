@@ -82,6 +82,9 @@ func (c *catalog) plain(s Shape) Shape {
 	return c.index[ShapeName{Type: c.name(s).Type}]
 }
 
+// typeOf is plain as package resident asks for it.
+func (c *catalog) typeOf(shape uint32) uint32 { return uint32(c.plain(Shape(shape))) }
+
 // A store is the memory of one store: its catalog for all, its counters, and
 // the next numbers for the one who commits.
 type store struct {

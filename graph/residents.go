@@ -135,7 +135,7 @@ func (rs *residents) apply(b *pebble.Batch, revision Revision) error {
 			continue
 		}
 		if changed == nil {
-			changer, changed = st.resident.Begin(uint64(revision)), st
+			changer, changed = st.resident.Begin(uint64(revision), rs.db.writer.catalogOf(st).typeOf), st
 		}
 		if dropped {
 			changer.RemoveAll()
@@ -185,6 +185,14 @@ func (w *writer) storeNumbered(db *DB, id StoreID) *store {
 		return w.st
 	}
 	return db.stores[id]
+}
+
+// catalogOf returns a store's catalog with what the commit adds to it.
+func (w *writer) catalogOf(st *store) *catalog {
+	if w.st == st {
+		return w.cat
+	}
+	return st.catalog
 }
 
 // ask has the list of an end filled in, soon or never.
@@ -297,6 +305,8 @@ func (rs *residents) keepName(named *resident.Names, typ Shape, id string, n Num
 type still struct {
 	*pebble.Snapshot
 	at Revision
+	// catalog is the store's, of that revision or later.
+	catalog *catalog
 }
 
 // hold returns the state of a store at some revision, which must be closed. ok is false
@@ -311,7 +321,9 @@ func (rs *residents) hold(st *store) (s still, ok bool, err error) {
 	if err != nil || unfinished != nil && unfinished.store == st.id {
 		return still{}, false, errors.Join(err, snap.Close())
 	}
-	return still{snap, applied.Revision}, true, nil
+	rs.db.mu.Lock()
+	defer rs.db.mu.Unlock()
+	return still{snap, applied.Revision, st.catalog}, true, nil
 }
 
 // await is hold that waits.
@@ -350,7 +362,9 @@ func (rs *residents) readThrough(st *store, stop chan struct{}) error {
 		}
 		return err
 	}
-	err = rs.readMissed(st, stop)
+	if err = rs.readMissed(st, stop); err == nil {
+		st.resident.Pack()
+	}
 	if errors.Is(err, errNoRoom) {
 		st.resident.StopLoading()
 		return nil
@@ -435,7 +449,7 @@ func (rs *residents) readDirection(st *store, s still, d direction, stop chan st
 	var far []resident.Far
 	fill := func() {
 		if len(far) > 0 {
-			rs.give(st, s.at, near.edge(d), d, far)
+			rs.give(st, s, near.edge(d), d, far)
 			far = far[:0]
 		}
 	}
@@ -469,13 +483,13 @@ func edgeAt(it *pebble.Iterator) (r rest, value []byte, err error) {
 }
 
 // give fills in one list, which k is an edge of.
-func (rs *residents) give(st *store, at Revision, k edgeKey, d direction, far []resident.Far) {
+func (rs *residents) give(st *store, s still, k edgeKey, d direction, far []resident.Far) {
 	number := k.object
 	direction := resident.Forward
 	if d == reverse {
 		number, direction = k.number, resident.Reverse
 	}
-	st.resident.Fill(uint64(at), uint32(k.relation), uint32(k.subject), direction, uint64(number), far)
+	st.resident.Fill(uint64(s.at), uint32(k.relation), uint32(k.subject), s.catalog.typeOf, direction, uint64(number), far)
 }
 
 // fill reads one list that was asked for.
@@ -514,7 +528,7 @@ func (rs *residents) fillFrom(s still, m missingList) error {
 	if err := it.Close(); err != nil {
 		return err
 	}
-	rs.give(m.store, s.at, k, m.direction, far)
+	rs.give(m.store, s, k, m.direction, far)
 	return nil
 }
 

@@ -2,7 +2,7 @@ package resident
 
 import (
 	"fmt"
-	"math/bits"
+	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -26,8 +26,8 @@ type Kind uint32
 // NoKind stands for a pair that was not numbered.
 const NoKind Kind = 0
 
-// kindMax bounds the numbers of kinds: what a key has room for.
-const kindMax = 1<<30 - 1
+// kindMax bounds the numbers of kinds: what an entry, and the count of a row, have room for.
+const kindMax = 1<<16 - 2
 
 // An End is one end of edges of a kind, whose list is asked for: the object's number
 // Forward, the subject's number Reverse.
@@ -35,22 +35,6 @@ type End struct {
 	Direction Direction
 	Kind      Kind
 	Number    uint32
-}
-
-// key is the end in one word, which is never 0.
-func (e End) key() uint64 {
-	return 1<<63 | uint64(e.Direction)<<62 | uint64(e.Kind)<<31 | uint64(e.Number)
-}
-
-func endOf(key uint64) End {
-	return End{Direction: Direction(key >> 62 & 1), Kind: Kind(key >> 31 & kindMax), Number: uint32(key & NumberMax)}
-}
-
-// hash mixes a key. The leading bits find the segment, the last ones the slot, those
-// between the stamp.
-func hash(key uint64) uint64 {
-	high, low := bits.Mul64(key^0x9e3779b97f4a7c15, 0xd6e8feb86659fd93)
-	return (high ^ low) * 0xff51afd7ed558ccd
 }
 
 // An Answer is what a Graph knows of one edge.
@@ -73,50 +57,58 @@ const (
 // A Graph is the adjacency of the current tuples of one store, in memory: for each
 // object and each subject the list of the other ends.
 //
+// # Where an edge is
+//
+// Numbers are given out without gaps, type by type, so nothing is hashed: for each type
+// and direction there is a table of pages, and a page has the lists of 64 ends. What a
+// check asks of one object, relation after relation, stands in two or three lines of the
+// processor's cache, and what it does not have is seen there as well.
+//
 // # One revision, without locks
 //
 // A reader asks at the revision of its snapshot and takes no lock: not against other
 // readers, and not against the writer, who changes lists where they stand. What keeps
-// its answers those of one revision are the stamps: for each of some thousands of groups
-// of ends, by their hashes, the revision that last changed an end of the group. The
-// writer raises the stamp before it touches a list of the revision to come, and a reader
-// looks at the stamp after it has read. If the stamp is at or below the reader's
-// revision, nothing that it read was changed since that revision, and what it read is
-// what its revision holds. If the stamp is higher, it knows nothing (Unknown), and its
-// caller reads Pebble, whose snapshot stands still. So a reader never waits, and an
-// answer is either of the asked revision or none; a check that takes microseconds meets
-// a stamp above its own revision seldom, and a question that goes on for seconds reads
-// from Pebble what was changed since it began, and that alone.
+// its answers those of one revision are the stamps: for each page the revision that last
+// changed an end of it. The writer raises the stamp before it touches a list of the
+// revision to come, and a reader looks at the stamp after it has read. If the stamp is at
+// or below the reader's revision, nothing that it read was changed since that revision,
+// and what it read is what its revision holds. If the stamp is higher, it knows nothing
+// (Unknown), and its caller reads Pebble, whose snapshot stands still. So a reader never
+// waits, and an answer is either of the asked revision or none; a check that takes
+// microseconds meets a stamp above its own revision seldom, and a question that goes on
+// for seconds reads from Pebble what was changed since it began, and that alone.
 //
 // For this to hold, the writer changes the graph before anybody can have a snapshot of
 // the revision: Change, then Pebble's commit, then the revision is published. And
-// whatever else moves lists about (segments that grow, arenas, trees) must leave what a
-// reader may still hold as it is: see segment and tree. Readers and the writer meet in
+// whatever else moves lists about (pages that are replaced, trees) must leave what a
+// reader may still hold as it is: see page and tree. Readers and the writer meet in
 // atomic loads and stores only.
 //
 // # What is resident
 //
 // A graph begins empty and knows nothing. A loader reads the store through and fills in
-// list by list, at the revision of its snapshot, which is refused for an end that was
-// changed since (Fill); ends that are changed before they are filled are noted, and read
-// again (Missed). Once there are none left, Complete says that an end without a list has
+// list by list, at the revision of its snapshot, which is refused for an end whose page
+// was changed since (Fill); what is changed before it is filled is noted, and read
+// again (Missed). Once there is none left, Complete says that an end without a list has
 // no edges. If there is no room for all, a graph stays incomplete, and lists are filled
 // in as they are asked for; Shed makes room again.
 //
 // All methods that change a graph take its lock; they are quick.
 type Graph struct {
-	// stamps are the revisions that last changed an end of each group, or later ones.
-	// Their number is a power of two, and grows with the graph.
-	stamps atomic.Pointer[[]atomic.Uint64]
 	// floor is the first revision of which the stamps tell.
 	floor uint64
+	// complete says that a page which is not there has no edges. It becomes true at most
+	// once, and false at most once behind that.
+	complete atomic.Bool
+	// ended says that there are no more edges, and that nothing is known of those there
+	// were: RemoveAll.
+	ended atomic.Bool
 	// numbered says that every pair that has edges is in kinds.
 	numbered atomic.Bool
 
-	kinds     atomic.Pointer[kinds]
-	directory atomic.Pointer[directory[segment]]
+	kinds atomic.Pointer[kinds]
 
-	// bytes is what the segments take; the same is in total, which several graphs share.
+	// bytes is what the graph takes; the same is in total, which several graphs share.
 	bytes atomic.Int64
 	total *atomic.Int64
 	// partial says that lists which are asked for should be filled in: not all are.
@@ -124,27 +116,47 @@ type Graph struct {
 
 	mu     sync.Mutex
 	grower grower
+	// tables are those of the kinds, by their type and direction, and in the order in
+	// which they were made.
+	tables map[tableKey]*table
+	order  []*table
 	// loading says that ends which are changed before they are filled go to missed.
 	loading bool
-	// ended says that there are no more edges: RemoveAll.
-	ended  bool
-	missed map[uint64]struct{}
-	// hand is where Shed looks next.
+	missed  map[End]struct{}
+	// elements is room for what Fill fills in.
+	elements []Element
+	// unstamped is the last revision that changed a page which was not there, and for
+	// which none was made.
+	unstamped uint64
+	// hand is where Shed looks next, among all pages of all tables.
 	hand int
 }
 
-// How many stamps there are. A change sends to Pebble the readers of its group that
-// began before it.
-const (
-	stampsMin        = 1 << 6
-	stampsMax        = 1 << 16
-	stampsPerSegment = 1 << 5
-)
+// A table finds the pages of one type and direction by the numbers of ends.
+type table struct {
+	// pages grow as numbers do. A page that is not there is nil.
+	pages atomic.Pointer[[]atomic.Pointer[page]]
+}
+
+type tableKey struct {
+	direction Direction
+	typ       uint32
+}
+
+// find returns the page of a number; nil if there is none.
+func (t *table) find(number uint32) *page {
+	if pages := *t.pages.Load(); uint64(number>>pageBits) < uint64(len(pages)) {
+		return pages[number>>pageBits].Load()
+	}
+	return nil
+}
 
 // kinds numbers the pairs of relation and subject's shape. It is never changed.
 type kinds struct {
 	byRelation [][]kindEntry // by the relation's shape
-	count      int
+	// sides are, by kind, the tables of its objects and of its subjects, in the order of
+	// the directions.
+	sides [][2]*table
 }
 
 type kindEntry struct {
@@ -152,20 +164,23 @@ type kindEntry struct {
 	kind    Kind
 }
 
+// TypeOf returns the type of a relation's objects, or of subjects of a shape, as a shape.
+// It is asked once for each.
+type TypeOf func(shape uint32) uint32
+
 // New returns a graph that knows nothing, for readers of the revision floor and later
 // ones. Every change of a revision beyond floor must be told to it. What it takes is
 // also added to total.
 func New(floor uint64, total *atomic.Int64) *Graph {
-	g := &Graph{floor: floor, missed: map[uint64]struct{}{}, loading: true, total: total}
-	stamps := make([]atomic.Uint64, stampsMin)
-	g.stamps.Store(&stamps)
-	g.kinds.Store(&kinds{})
-	s := newSegment(slotsMin, 0, false)
-	g.directory.Store(newDirectory(s))
-	g.took(g.overhead() + s.bytes())
+	g := &Graph{floor: floor, missed: map[End]struct{}{}, loading: true, total: total, tables: map[tableKey]*table{}}
+	g.kinds.Store(&kinds{sides: make([][2]*table, 1)})
+	g.took(overhead)
 	g.grower.batch = 1
 	return g
 }
+
+// overhead is about what a graph takes that has no edges.
+const overhead = 1 << 10
 
 // Bytes is about what the graph takes.
 func (g *Graph) Bytes() int64 { return g.bytes.Load() }
@@ -187,20 +202,6 @@ func (g *Graph) Forget() {
 // they are asked for.
 func (g *Graph) Partial() bool { return g.partial.Load() }
 
-func (g *Graph) overhead() int64 { return int64(8 * len(*g.stamps.Load())) }
-
-// makeStamps replaces the stamps by as many as are asked for, a power of two. They say
-// what those before said, of more groups. The reader who still has the old ones has read
-// its list before now.
-func (g *Graph) makeStamps(n int) {
-	old := *g.stamps.Load()
-	stamps := make([]atomic.Uint64, n)
-	for i := range stamps {
-		stamps[i].Store(old[i&(len(old)-1)].Load())
-	}
-	g.stamps.Store(&stamps)
-}
-
 // Numbered reports whether a pair of NoKind has no edges, at any revision that readers
 // may ask at. Else nothing is known of such a pair.
 func (g *Graph) Numbered() bool { return g.numbered.Load() }
@@ -220,56 +221,86 @@ func (g *Graph) Kind(relation, subject uint32) Kind {
 }
 
 // number is Kind that gives a number. The lock is held.
-func (g *Graph) number(relation, subject uint32) Kind {
+func (g *Graph) number(relation, subject uint32, typeOf TypeOf) Kind {
 	if kind := g.Kind(relation, subject); kind != NoKind {
 		return kind
 	}
 	old := g.kinds.Load()
-	if old.count == kindMax {
+	kind := Kind(len(old.sides))
+	if kind > kindMax {
+		g.numbered.Store(false)
 		return NoKind
 	}
-	k := &kinds{byRelation: slices.Clone(old.byRelation), count: old.count + 1}
+	k := &kinds{
+		byRelation: slices.Clone(old.byRelation),
+		sides: append(slices.Clip(old.sides), [2]*table{
+			g.table(Forward, typeOf(relation)), g.table(Reverse, typeOf(subject)),
+		}),
+	}
 	for len(k.byRelation) <= int(relation) {
 		k.byRelation = append(k.byRelation, nil)
 	}
-	kind := Kind(k.count)
 	k.byRelation[relation] = append(slices.Clip(k.byRelation[relation]), kindEntry{subject, kind})
 	g.kinds.Store(k)
 	return kind
 }
 
-func (g *Graph) stamp(hash uint64) *atomic.Uint64 {
-	stamps := *g.stamps.Load()
-	return &stamps[int(hash>>24)&(len(stamps)-1)]
+// table returns the table of a direction and type.
+func (g *Graph) table(d Direction, typ uint32) *table {
+	key := tableKey{d, typ}
+	t := g.tables[key]
+	if t == nil {
+		t = &table{}
+		t.pages.Store(new([]atomic.Pointer[page]))
+		g.tables[key] = t
+		g.order = append(g.order, t)
+	}
+	return t
+}
+
+// look finds the page of an end at a revision; nil if there is none. known says that what
+// is not there has no edges, which must be asked before the look, for what is filled in
+// behind it was not missing, and again behind it, for what was given up.
+func (g *Graph) look(revision uint64, end End) (p *page, known bool) {
+	k := g.kinds.Load()
+	if revision < g.floor || uint64(end.Kind) >= uint64(len(k.sides)) {
+		return nil, false
+	}
+	known = g.complete.Load()
+	if p = k.sides[end.Kind][end.Direction].find(end.Number); p == nil {
+		return nil, known && g.complete.Load()
+	}
+	if !p.wanted.Load() {
+		p.wanted.Store(true)
+	}
+	return p, p.complete.Load()
 }
 
 // Find looks up one edge at a revision.
 func (g *Graph) Find(revision uint64, end End, far uint32) Answer {
-	if revision < g.floor {
-		return Unknown
-	}
-	key := end.key()
-	h := hash(key)
-	s := g.directory.Load().segment(h)
-	if !s.wanted.Load() {
-		s.wanted.Store(true)
-	}
-	complete := s.complete.Load() // before the look: what is filled in behind it was not missing
 	answer := Unknown
-	if place, found := s.find(key, h); found {
-		l := s.list(place)
-		if e, found := s.element(l, far); found {
-			answer = Plain
-			if e.Qualified() {
-				answer = Qualified
-			}
-		} else if l != cold {
-			answer = Absent
-		}
-	} else if complete {
+	p, known := g.look(revision, end)
+	if known {
 		answer = Absent
 	}
-	if g.stamp(h).Load() > revision {
+	if p != nil {
+		if l, _, found := p.find(end.Number%pageEnds, end.Kind); found {
+			switch e, found := p.element(l, far); {
+			case found && e.Qualified():
+				answer = Qualified
+			case found:
+				answer = Plain
+			case l == cold:
+				answer = Unknown
+			default:
+				answer = Absent
+			}
+		}
+		if p.stamp.Load() > revision {
+			return Unknown
+		}
+	}
+	if g.ended.Load() {
 		return Unknown
 	}
 	return answer
@@ -278,26 +309,17 @@ func (g *Graph) Find(revision uint64, end End, far uint32) Answer {
 // List appends up to limit far ends of an end at a revision, from a number on, in
 // ascending order. It reports false, and appends nothing, if it cannot tell.
 func (g *Graph) List(dst []Element, revision uint64, end End, from uint32, limit int) ([]Element, bool) {
-	if revision < g.floor {
-		return dst, false
-	}
-	key := end.key()
-	h := hash(key)
-	s := g.directory.Load().segment(h)
-	if !s.wanted.Load() {
-		s.wanted.Store(true)
-	}
 	before := len(dst)
-	complete, known := s.complete.Load(), false // as in Find
 	limit = min(limit, NumberMax+1)
-	if place, found := s.find(key, h); found {
-		l := s.list(place)
-		dst = s.appendFrom(dst, l, from, limit)
-		known = l != cold
-	} else {
-		known = complete
+	p, known := g.look(revision, end)
+	if p != nil {
+		if l, _, found := p.find(end.Number%pageEnds, end.Kind); found {
+			dst = p.appendFrom(dst, l, from, limit)
+			known = l != cold
+		}
+		known = known && p.stamp.Load() <= revision
 	}
-	if !known || g.stamp(h).Load() > revision {
+	if !known || g.ended.Load() {
 		return dst[:before], false
 	}
 	return dst, true
@@ -307,29 +329,28 @@ func (g *Graph) List(dst []Element, revision uint64, end End, from uint32, limit
 type Changer struct {
 	g        *Graph
 	revision uint64
+	typeOf   TypeOf
 }
 
 // Begin begins the changes of a revision that nobody has a snapshot of yet, with the
 // graph's lock, which Changer.End gives back. Revisions ascend; one may come in several
 // batches.
-func (g *Graph) Begin(revision uint64) Changer {
+func (g *Graph) Begin(revision uint64, typeOf TypeOf) Changer {
 	g.mu.Lock()
-	return Changer{g, revision}
+	return Changer{g, revision, typeOf}
 }
 
 // RemoveAll says that the revision ends all edges for ever: from then on the graph knows
 // nothing. Else it might be filled in, for readers of before, with what there is now.
 func (c Changer) RemoveAll() {
-	c.g.ended = true
-	stamps := *c.g.stamps.Load()
-	for i := range stamps {
-		stamps[i].Store(c.revision)
+	g := c.g
+	g.ended.Store(true)
+	g.numbered.Store(false)
+	for _, t := range g.order {
+		t.pages.Store(new([]atomic.Pointer[page]))
 	}
-	empty := newSegment(slotsMin, 0, false)
-	c.g.directory.Store(newDirectory(empty))
-	c.g.numbered.Store(false)
-	c.g.missed = map[uint64]struct{}{}
-	c.g.took(c.g.overhead() + empty.bytes() - c.g.bytes.Load())
+	g.missed = map[End]struct{}{}
+	g.took(overhead - g.bytes.Load())
 }
 
 // End makes the changes complete: from then on the revision may be read.
@@ -350,8 +371,8 @@ func (c Changer) Remove(relation, subject uint32, object, number uint64) {
 }
 
 func (c Changer) change(relation, subject uint32, object, number uint64, qualified, present bool) {
-	kind := c.g.number(relation, subject)
-	if kind == NoKind {
+	kind := c.g.number(relation, subject, c.typeOf)
+	if kind == NoKind || c.g.ended.Load() {
 		return
 	}
 	if object <= NumberMax {
@@ -363,36 +384,105 @@ func (c Changer) change(relation, subject uint32, object, number uint64, qualifi
 }
 
 func (g *Graph) change(revision uint64, end End, far uint64, qualified, present bool) {
-	key := end.key()
-	h := hash(key)
-	if stamp := g.stamp(h); stamp.Load() < revision {
-		stamp.Store(revision)
+	t, i := g.kinds.Load().sides[end.Kind][end.Direction], end.Number%pageEnds
+	p := t.find(end.Number)
+	if p == nil {
+		switch complete := g.complete.Load(); {
+		case complete && !present:
+			return // There is nothing to take away.
+		case !complete && !g.loading:
+			g.unstamped = revision
+			return
+		default:
+			p = g.newPage(t, end.Number, revision)
+		}
 	}
-	s := g.directory.Load().segment(h)
-	before := s.bytes()
-	place, found := s.find(key, h)
+	if p.stamp.Load() < revision {
+		p.stamp.Store(revision)
+	}
+	l, _, found := p.find(i, end.Kind)
 	switch {
-	case !found && !s.complete.Load():
-		g.miss(key)
+	case !found && !p.complete.Load():
+		g.miss(end)
 		return
-	case far > NumberMax:
-		// The list cannot be kept.
-		if !found {
-			g.add(key, h, cold)
+	case !found && !present:
+		return
+	case !found:
+		l = none
+	case l == cold:
+		return
+	}
+	before := p.bytes()
+	e := MakeElement(uint32(far), qualified)
+	if far <= NumberMax && p.change(&g.grower, i, end.Kind, l, e, present) {
+		g.took(p.bytes() - before)
+		return
+	}
+	// It becomes a list of another form.
+	var room [blockMax + 1]Element
+	elements := p.elements(room[:0], l)
+	if far <= NumberMax {
+		at, there := slices.BinarySearchFunc(elements, e, func(a, b Element) int { return int(a.Number()) - int(b.Number()) })
+		switch {
+		case present && there:
+			elements[at] = e
+		case present:
+			elements = slices.Insert(elements, at, e)
+		case there:
+			elements = slices.Delete(elements, at, at+1)
+		default:
 			return
 		}
-		s.giveUp(place)
-	case found:
-		s.change(&g.grower, place, MakeElement(uint32(far), qualified), present)
-	case present:
-		g.add(key, h, listOne(MakeElement(uint32(far), qualified)))
-		return
 	}
-	g.took(s.bytes() - before)
+	if need := p.rowWords(i) + listWords(len(elements)); !p.has(need) || int(i) >= len(p.rows) {
+		p = g.rebuild(t, end.Number, need, false)
+		before = p.bytes()
+		l, _, found = p.find(i, end.Kind) // An empty list may have gone.
+	}
+	made := cold // where it cannot be kept
+	if far <= NumberMax {
+		made = p.make(&g.grower, elements)
+	}
+	p.set(i, end.Kind, made, true)
+	if found {
+		p.discard(l)
+	}
+	g.took(p.bytes() - before)
+}
+
+// newPage makes the page of a number, in which nothing is.
+func (g *Graph) newPage(t *table, number uint32, stamp uint64) *page {
+	pages := *t.pages.Load()
+	at := int(number >> pageBits)
+	if at >= len(pages) {
+		// Who has the old table finds the pages of before.
+		grown := make([]atomic.Pointer[page], max(at+1, len(pages)+len(pages)/4))
+		for i := range pages {
+			grown[i].Store(pages[i].Load())
+		}
+		g.took(int64(8 * (len(grown) - len(pages))))
+		pages = grown
+		t.pages.Store(&pages)
+	}
+	p := newPage(0, 0, stamp, g.complete.Load())
+	pages[at].Store(p)
+	g.took(p.bytes())
+	return p
+}
+
+// rebuild replaces the page of a number by one that has so many words more, and a row for
+// the number.
+func (g *Graph) rebuild(t *table, number, more uint32, filling bool) *page {
+	place := &(*t.pages.Load())[number>>pageBits]
+	old := place.Load()
+	p := old.rebuild(&g.grower, endsFor(number%pageEnds), more+slack(len(old.arena), filling))
+	place.Store(p)
+	g.took(p.bytes() - old.bytes())
+	return p
 }
 
 // miss notes an end that was changed before it was filled in.
-func (g *Graph) miss(key uint64) {
+func (g *Graph) miss(end End) {
 	if !g.loading {
 		return
 	}
@@ -401,7 +491,7 @@ func (g *Graph) miss(key uint64) {
 		return
 	}
 	before := len(g.missed)
-	g.missed[key] = struct{}{}
+	g.missed[end] = struct{}{}
 	g.took(missedBytes * int64(len(g.missed)-before))
 }
 
@@ -412,33 +502,6 @@ const (
 	missedBytes = 40
 )
 
-// add gives an end a list that has no slot.
-func (g *Graph) add(key, h uint64, l list) *segment {
-	s := g.directory.Load().segment(h)
-	for s.full() {
-		g.grow(s, h)
-		s = g.directory.Load().segment(h)
-	}
-	s.add(key, h, l)
-	return s
-}
-
-// grow replaces a segment, which the hash belongs to, by one or two with more room.
-func (g *Graph) grow(s *segment, h uint64) {
-	parts := s.rebuild(&g.grower, hash)
-	delta := -s.bytes()
-	for _, part := range parts {
-		delta += part.bytes()
-	}
-	d := g.directory.Load().replace(h, s.depth, parts...)
-	g.directory.Store(d)
-	if n := len(*g.stamps.Load()); n < stampsMax && n < stampsPerSegment*len(d.segments) {
-		g.makeStamps(2 * n)
-		delta += int64(8 * n)
-	}
-	g.took(delta)
-}
-
 // A Far is a far end as it is stored.
 type Far struct {
 	Number    uint64
@@ -446,48 +509,64 @@ type Far struct {
 }
 
 // Fill gives an end its list, as it was at a revision: all of it, ascending. It reports
-// whether the graph has the list now; not, if the end was changed since, or is no end
-// that can be kept.
-func (g *Graph) Fill(revision uint64, relation, subject uint32, direction Direction, number uint64, far []Far) bool {
+// whether the graph has the list now; not, if the end's page was changed since, or it is
+// no end that can be kept.
+func (g *Graph) Fill(revision uint64, relation, subject uint32, typeOf TypeOf, direction Direction, number uint64, far []Far) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.ended {
+	if g.ended.Load() {
 		return false
 	}
-	kind := g.number(relation, subject) // in any case, or the pair would be taken for one without edges
+	kind := g.number(relation, subject, typeOf) // in any case, or the pair would be taken for one without edges
 	if kind == NoKind || number > NumberMax {
 		return false
 	}
-	key := End{direction, kind, uint32(number)}.key()
-	h := hash(key)
-	s := g.directory.Load().segment(h)
-	if _, found := s.find(key, h); found {
+	end := End{direction, kind, uint32(number)}
+	t, i := g.kinds.Load().sides[kind][direction], end.Number%pageEnds
+	p := t.find(end.Number)
+	if p == nil {
+		if g.complete.Load() {
+			return true
+		}
+		if g.unstamped > revision {
+			return false
+		}
+		p = g.newPage(t, end.Number, g.unstamped)
+	}
+	if _, _, found := p.find(i, kind); found || p.complete.Load() {
 		return true
 	}
-	if g.stamp(h).Load() > revision {
-		g.miss(key)
+	if p.stamp.Load() > revision {
+		g.miss(end)
 		return false
 	}
-	elements := make([]Element, 0, len(far))
-	l := none
+	g.elements = g.elements[:0]
+	known := true
 	for _, f := range far {
-		if f.Number > NumberMax {
-			elements, l = elements[:0], cold
+		if known = f.Number <= NumberMax; !known {
 			break
 		}
-		elements = append(elements, MakeElement(uint32(f.Number), f.Qualified))
+		g.elements = append(g.elements, MakeElement(uint32(f.Number), f.Qualified))
 	}
-	s = g.add(key, h, cold)
-	before := s.bytes()
-	if l != cold {
-		l = s.store(&g.grower, elements)
+	if need := p.rowWords(i) + listWords(len(g.elements)); !p.has(need) || int(i) >= len(p.rows) {
+		p = g.rebuild(t, end.Number, need, g.loading)
+	}
+	before := p.bytes()
+	l := cold
+	if known {
+		l = p.make(&g.grower, g.elements)
 	}
 	g.grower.publish()
-	place, _ := s.find(key, h)
-	s.setList(place, l)
-	g.took(s.bytes() - before)
+	p.set(i, kind, l, false)
+	g.took(p.bytes() - before)
+	if cap(g.elements) > elementsKept {
+		g.elements = nil
+	}
 	return true
 }
+
+// elementsKept is the largest list whose room is kept for the next.
+const elementsKept = 1 << 12
 
 // Missed takes the ends that were changed before they could be filled in: to be read
 // again, at a later revision.
@@ -497,20 +576,27 @@ func (g *Graph) Missed() []MissedEnd {
 	if len(g.missed) == 0 {
 		return nil
 	}
-	names := make([][2]uint32, g.kinds.Load().count+1)
-	for relation, entries := range g.kinds.Load().byRelation {
-		for _, e := range entries {
-			names[e.kind] = [2]uint32{uint32(relation), e.subject}
-		}
-	}
+	pairs := g.pairs()
 	ends := make([]MissedEnd, 0, len(g.missed))
-	for key := range g.missed {
-		end := endOf(key)
-		ends = append(ends, MissedEnd{names[end.Kind][0], names[end.Kind][1], end.Direction, uint64(end.Number)})
+	for end := range g.missed {
+		pair := pairs[end.Kind]
+		ends = append(ends, MissedEnd{pair[0], pair[1], end.Direction, uint64(end.Number)})
 	}
 	g.took(-missedBytes * int64(len(g.missed)))
-	g.missed = map[uint64]struct{}{} // A map that is cleared keeps its room.
+	g.missed = map[End]struct{}{} // A map that is cleared keeps its room.
 	return ends
+}
+
+// pairs returns the relation and the subject's shape of every kind.
+func (g *Graph) pairs() [][2]uint32 {
+	k := g.kinds.Load()
+	pairs := make([][2]uint32, len(k.sides))
+	for relation, entries := range k.byRelation {
+		for _, e := range entries {
+			pairs[e.kind] = [2]uint32{uint32(relation), e.subject}
+		}
+	}
+	return pairs
 }
 
 // A MissedEnd is an end of edges of a relation to subjects of a shape.
@@ -529,16 +615,60 @@ func (g *Graph) Complete() bool {
 	if len(g.missed) > 0 {
 		return false
 	}
-	if !g.loading || g.ended {
+	if !g.loading || g.ended.Load() {
 		return true
 	}
 	g.loading = false
-	g.numbered.Store(true)
-	d := g.directory.Load()
-	for i := range d.segments {
-		d.segments[i].Load().complete.Store(true)
+	g.numbered.Store(len(g.kinds.Load().sides) <= kindMax)
+	for p := range g.all() {
+		p.complete.Store(true)
 	}
+	g.complete.Store(true)
 	return true
+}
+
+// Pack gives back what pages have that they do not need, a few at a time: who fills a graph
+// in leaves much behind.
+func (g *Graph) Pack() {
+	for table, at := 0, 0; ; {
+		g.mu.Lock()
+		for few := 0; few < packedFew && table < len(g.order); few++ {
+			pages := *g.order[table].pages.Load()
+			if at == len(pages) {
+				table, at = table+1, 0
+				continue
+			}
+			if old := pages[at].Load(); old != nil {
+				p := old.rebuild(&g.grower, 0, 0)
+				pages[at].Store(p)
+				g.took(p.bytes() - old.bytes())
+			}
+			at++
+		}
+		done := table == len(g.order)
+		g.grower.publish()
+		g.mu.Unlock()
+		if done {
+			return
+		}
+	}
+}
+
+// packedFew is how many pages Pack has the lock for at a time.
+const packedFew = 32
+
+// all goes through the pages, and where they stand.
+func (g *Graph) all() iter.Seq2[*page, *atomic.Pointer[page]] {
+	return func(yield func(*page, *atomic.Pointer[page]) bool) {
+		for _, t := range g.order {
+			pages := *t.pages.Load()
+			for i := range pages {
+				if p := pages[i].Load(); p != nil && !yield(p, &pages[i]) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // StopLoading says that not everything will be filled in: there is no room.
@@ -552,7 +682,7 @@ func (g *Graph) stopLoading() {
 	g.loading = false
 	g.partial.Store(true)
 	g.took(-missedBytes * int64(len(g.missed)))
-	g.missed = map[uint64]struct{}{}
+	g.missed = map[End]struct{}{}
 }
 
 // Shed gives up lists that were not asked for lately, until the graph takes at most so
@@ -560,25 +690,43 @@ func (g *Graph) stopLoading() {
 func (g *Graph) Shed(bytes int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	d := g.directory.Load()
-	for looked := 0; g.bytes.Load() > bytes && looked < 2*len(d.segments); {
-		i := g.hand & (len(d.segments) - 1)
-		s := d.segments[i].Load()
-		span := 1 << (64 - d.shift - s.depth)
-		g.hand = i&^(span-1) + span
-		first := looked < len(d.segments)
-		looked += span
-		if s.used == 0 || s.wanted.Swap(false) && first {
-			continue
-		}
-		if g.loading {
-			g.stopLoading() // Else Complete would take what goes for what is not there.
-		}
-		empty := newSegment(slotsMin, s.depth, false)
-		d.replace(uint64(i)<<d.shift, s.depth, empty)
-		g.partial.Store(true)
-		g.took(empty.bytes() - s.bytes())
+	count := 0
+	for _, t := range g.order {
+		count += len(*t.pages.Load())
 	}
+	for looked := 0; g.bytes.Load() > bytes && looked < 2*count; {
+		first := g.hand
+		for _, t := range g.order {
+			pages := *t.pages.Load()
+			if first >= len(pages) {
+				first -= len(pages)
+				continue
+			}
+			for i := first; i < len(pages) && g.bytes.Load() > bytes && looked < 2*count; i++ {
+				g.hand++
+				looked++
+				if p := pages[i].Load(); p != nil && (!p.wanted.Swap(false) || looked > count) {
+					g.giveUp(p, &pages[i])
+				}
+			}
+			first = 0
+		}
+		if g.hand >= count {
+			g.hand = 0
+		}
+	}
+}
+
+// giveUp forgets a page.
+func (g *Graph) giveUp(p *page, place *atomic.Pointer[page]) {
+	if g.loading {
+		g.stopLoading() // Else Complete would take what goes for what is not there.
+	}
+	g.complete.Store(false)
+	g.partial.Store(true)
+	g.unstamped = max(g.unstamped, p.stamp.Load())
+	place.Store(nil)
+	g.took(-p.bytes())
 }
 
 // Each calls f with every list that the graph has, in no order: for those who compare
@@ -587,25 +735,24 @@ func (g *Graph) Shed(bytes int64) {
 func (g *Graph) Each(f func(relation, subject uint32, direction Direction, number uint64, far []Element, known bool) error) (complete bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	names := make([][2]uint32, g.kinds.Load().count+1)
-	for relation, entries := range g.kinds.Load().byRelation {
-		for _, e := range entries {
-			names[e.kind] = [2]uint32{uint32(relation), e.subject}
-		}
-	}
-	complete = true
-	d := g.directory.Load()
-	for s := range d.all() {
-		complete = complete && s.complete.Load()
-		for j := 0; j < len(s.slots); j += 2 {
-			key, l := s.slots[j], list(s.slots[j+1])
-			if key == 0 {
+	pairs := g.pairs()
+	complete = g.complete.Load()
+	for key, t := range g.tables {
+		pages := *t.pages.Load()
+		for at := range pages {
+			p := pages[at].Load()
+			if p == nil {
 				continue
 			}
-			end := endOf(key)
-			n := names[end.Kind]
-			if err := f(n[0], n[1], end.Direction, uint64(end.Number), s.elements(nil, l), l != cold); err != nil {
-				return complete, fmt.Errorf("the resident list of %d to %d, direction %d, number %d: %w", n[0], n[1], end.Direction, end.Number, err)
+			complete = complete && p.complete.Load()
+			for i := range p.rows {
+				for _, x := range p.entries(row(p.rows[i])) {
+					e := entry(x)
+					pair, number := pairs[e.kind()], uint64(at<<pageBits+i)
+					if err := f(pair[0], pair[1], key.direction, number, p.elements(nil, e.list()), e.list() != cold); err != nil {
+						return complete, fmt.Errorf("the resident list of %d to %d, direction %d, number %d: %w", pair[0], pair[1], key.direction, number, err)
+					}
+				}
 			}
 		}
 	}

@@ -28,6 +28,9 @@ func equal[T any](t *testing.T, want, got T, what ...any) {
 	}
 }
 
+// typeOf gives all objects one type, and the subjects of the first shape the same.
+func typeOf(shape uint32) uint32 { return (shape + 7) / 8 }
+
 // A model is what a Graph should know: for each edge the revisions at which it came and
 // went, in order.
 type model struct {
@@ -106,7 +109,7 @@ func find(g *Graph, revision uint64, e modelEdge, d Direction) Answer {
 
 // randomEdge draws from few objects with many subjects, and many with few.
 func randomEdge(r *rand.Rand, wide int) modelEdge {
-	e := modelEdge{relation: 1 + r.Uint32N(3), subject: 1 + r.Uint32N(2)}
+	e := modelEdge{relation: 1 + r.Uint32N(6), subject: 1 + r.Uint32N(2)}
 	if r.IntN(3) == 0 {
 		e.object, e.number = uint64(r.IntN(2)), uint64(r.IntN(wide))
 	} else {
@@ -126,7 +129,7 @@ func TestRandom(t *testing.T) {
 			m := model{edges: map[modelEdge][]version{}}
 			var used []modelEdge
 			for revision := uint64(1); revision <= 300; revision++ {
-				c := g.Begin(revision)
+				c := g.Begin(revision, typeOf)
 				removing := revision%100 > 60
 				for range 1 + r.IntN(100) {
 					e := randomEdge(r, wide)
@@ -175,9 +178,12 @@ func compare(t *testing.T, g *Graph, m *model, revision uint64) {
 		want[f] = append(want[f], MakeElement(r.Number, a == Qualified))
 		want[r] = append(want[r], MakeElement(f.Number, a == Qualified))
 	}
-	bytes := g.overhead()
-	for s := range g.directory.Load().all() {
-		bytes += s.bytes()
+	bytes := int64(overhead)
+	for _, t := range g.order {
+		bytes += int64(8 * len(*t.pages.Load()))
+	}
+	for p := range g.all() {
+		bytes += p.bytes()
 	}
 	equal(t, bytes, g.Bytes())
 	for end, elements := range want {
@@ -278,6 +284,12 @@ func TestReaders(t *testing.T) {
 					}
 				})
 			}
+			running.Go(func() {
+				for applied.Load() < revisions {
+					g.Pack()
+					runtime.Gosched()
+				}
+			})
 			if !complete {
 				running.Go(func() {
 					r := rand.New(rand.NewPCG(*seed, 200))
@@ -289,15 +301,15 @@ func TestReaders(t *testing.T) {
 						if d == Reverse {
 							number = e.number
 						}
-						g.Fill(revision, e.relation, e.subject, d, number, m.list(e, d, revision))
+						g.Fill(revision, e.relation, e.subject, typeOf, d, number, m.list(e, d, revision))
 						if n%64 == 0 {
-							g.Shed(g.overhead() + 60_000)
+							g.Shed(60_000)
 						}
 					}
 				})
 			}
 			for revision := uint64(1); revision <= revisions; revision++ {
-				c := g.Begin(revision)
+				c := g.Begin(revision, typeOf)
 				for _, e := range history[revision] {
 					switch m.at(e, revision) {
 					case Absent:
@@ -336,7 +348,7 @@ func TestLoad(t *testing.T) {
 	g := New(revision, new(atomic.Int64))
 	change := func() {
 		revision++
-		c := g.Begin(revision)
+		c := g.Begin(revision, typeOf)
 		for range 5 {
 			e := randomEdge(r, wide)
 			if vs := m.edges[e]; len(vs) > 0 && vs[len(vs)-1].revision == revision {
@@ -357,7 +369,7 @@ func TestLoad(t *testing.T) {
 		if d == Reverse {
 			number = e.number
 		}
-		g.Fill(at, e.relation, e.subject, d, number, m.list(e, d, at))
+		g.Fill(at, e.relation, e.subject, typeOf, d, number, m.list(e, d, at))
 	}
 	at := revision
 	for e := range maps(m.edges) {
@@ -382,6 +394,10 @@ func TestLoad(t *testing.T) {
 	}
 	isTrue(t, rounds > 1)
 	compare(t, g, &m, revision)
+	before := g.Bytes()
+	g.Pack()
+	isTrue(t, g.Bytes() < before, g.Bytes(), before)
+	compare(t, g, &m, revision)
 	for range 1000 {
 		e := randomEdge(r, wide)
 		equal(t, m.at(e, revision), find(g, revision, e, Reverse))
@@ -402,7 +418,7 @@ func maps(edges map[modelEdge][]version) map[modelEdge]bool {
 func TestNumbersBeyond(t *testing.T) {
 	g := New(0, new(atomic.Int64))
 	isTrue(t, g.Complete())
-	c := g.Begin(1)
+	c := g.Begin(1, typeOf)
 	c.Set(1, 1, 5, NumberMax, false)
 	c.Set(1, 1, 5, 7, false)
 	c.Set(1, 1, 6, NumberMax+1, false)

@@ -76,6 +76,10 @@ func (t *numberTable) put(number, hash uint64) (bytes int64) {
 }
 
 const (
+	slotsMin = 8
+	// slotsMax is how large a segment grows before it becomes two.
+	slotsMax = 1 << 11
+
 	nameSegmentBytes = 96
 	nameHeadMax      = 3*binary.MaxVarintLen64 + 1
 )

@@ -20,6 +20,18 @@ type tree struct {
 	bytes int64
 }
 
+// move returns a tree that takes the place of this one, which stays as it is for those who
+// still look at it.
+func (t *tree) move(g *grower) *tree {
+	to := &tree{next: t.next, bytes: t.bytes}
+	to.root.Store(t.root.Load())
+	if t.next != nil {
+		t.next = nil
+		g.touch(to)
+	}
+	return to
+}
+
 // nodeMax is how many elements a leaf holds at most, and how many children a node: as
 // many as make a leaf 1 KiB.
 const nodeMax = 246
