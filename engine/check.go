@@ -30,7 +30,7 @@ func (s *Snapshot) Check(ctx context.Context, q Check) (Answer, error) {
 	w := walks.Get().(*walk)
 	defer w.release()
 	w.begin(s.question(ctx, q.Budget))
-	w.context, w.subject = q.Context, subject
+	w.context, w.subject, w.once = q.Context, subject, !q.Trace
 	if q.Trace {
 		w.nesting.state = notKnown // A trace shows the way through the usersets.
 	}
@@ -132,6 +132,8 @@ func (w *walk) begin(q question) {
 	*w.question = q
 	w.subject, w.sets = subjectNumbers{}, nil
 	w.nesting.reset()
+	w.once = false
+	w.climbed.reset()
 	w.cells, w.stack = w.cells[:0], w.stack[:0]
 	w.table.reset()
 	w.low, w.solving = 0, false
@@ -156,6 +158,7 @@ func (w *walk) release() {
 	}
 	clear(w.cells)
 	clear(w.nesting.within)
+	clear(w.climbed.places[:cap(w.climbed.places)])
 	clear(edges[:cap(edges)])
 	w.edges = edges[:0]
 	walks.Put(w)

@@ -15,7 +15,8 @@
 // whose parameters may be missing. Where data has cycles the value is that of
 // the well-founded model (type walk explains how it is found, type value what
 // is computed with). What nests, such as groups in groups, is answered from the
-// subject's end (type nesting).
+// subject's end (type nesting), and what takes nothing away, such as rights that come from
+// folders above, is searched and not evaluated (type climb).
 //
 // # Nouns
 //

@@ -63,33 +63,8 @@ func (x *nesting) reset() {
 // markNesting marks the names that nest: those that tuples hold as usersets, and what
 // these are made of, where it is made of tuples and unions alone.
 func (p *program) markNesting() {
-	// By index: what a name is made of, what is made of it, and whether there is something
-	// else in it or in what it is made of.
-	parts, wholes := make([][]*name, len(p.names)), make([][]*name, len(p.names))
-	other := make([]bool, len(p.names))
+	other, parts, wholes := p.madeOf(partsWithoutArrows)
 	var queue []*name
-	for _, n := range p.names {
-		made, ok := nestingParts(nil, n.rewrite)
-		if !ok {
-			other[n.index] = true
-			queue = append(queue, n)
-			continue
-		}
-		parts[n.index] = made
-		for _, part := range made {
-			wholes[part.index] = append(wholes[part.index], n)
-		}
-	}
-	for len(queue) > 0 {
-		part := queue[len(queue)-1]
-		queue = queue[:len(queue)-1]
-		for _, n := range wholes[part.index] {
-			if !other[n.index] {
-				other[n.index] = true
-				queue = append(queue, n)
-			}
-		}
-	}
 	mark := func(n *name) {
 		if !n.nests && !other[n.index] {
 			n.nests = true
@@ -135,9 +110,50 @@ func (p *program) markNesting() {
 	}
 }
 
-// nestingParts appends the names whose subjects are those of an operation; ok is false
-// where it is more than a union of them and of tuples.
-func nestingParts(parts []*name, op *operation) (_ []*name, ok bool) {
+// madeOf finds, by index, what each name is made of and what is made of it, as partsOf
+// says, and whether there is something else in it or in what it is made of.
+func (p *program) madeOf(partsOf partsOf) (other []bool, parts, wholes [][]*name) {
+	parts, wholes = make([][]*name, len(p.names)), make([][]*name, len(p.names))
+	other = make([]bool, len(p.names))
+	var queue []*name
+	for _, n := range p.names {
+		made, ok := partsOf.append(nil, n.rewrite)
+		if !ok {
+			other[n.index] = true
+			queue = append(queue, n)
+			continue
+		}
+		parts[n.index] = made
+		for _, part := range made {
+			wholes[part.index] = append(wholes[part.index], n)
+		}
+	}
+	for len(queue) > 0 {
+		part := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		for _, n := range wholes[part.index] {
+			if !other[n.index] {
+				other[n.index] = true
+				queue = append(queue, n)
+			}
+		}
+	}
+	return other, parts, wholes
+}
+
+// partsOf says of what operations a name may be made beside tuples, other names and
+// unions.
+type partsOf bool
+
+const (
+	partsWithoutArrows partsOf = false
+	// partsWithArrows takes the object itself as well.
+	partsWithArrows partsOf = true
+)
+
+// append appends the names whose subjects are those of an operation; ok is false where it
+// is more than a union of them and of tuples.
+func (arrows partsOf) append(parts []*name, op *operation) (_ []*name, ok bool) {
 	switch op.kind {
 	case TraceNil:
 	case TraceTuple:
@@ -150,12 +166,19 @@ func nestingParts(parts []*name, op *operation) (_ []*name, ok bool) {
 		parts = append(parts, op.name)
 	case TraceUnion:
 		for _, c := range op.children {
-			if parts, ok = nestingParts(parts, c); !ok {
+			if parts, ok = arrows.append(parts, c); !ok {
 				return nil, false
 			}
 		}
 	default:
-		return nil, false
+		if arrows == partsWithoutArrows || op.kind != TraceSelf && (op.kind != TraceArrow || op.all) {
+			return nil, false
+		}
+		for i := range op.targets {
+			if target := op.targets[i].name; target != nil {
+				parts = append(parts, target)
+			}
+		}
 	}
 	return parts, true
 }

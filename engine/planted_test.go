@@ -123,8 +123,28 @@ var planted = []struct{ name, file, text, bug string }{
 	},
 	{
 		"nesting holds of names that take something away", "nesting.go",
-		"	default:\n		return nil, false\n",
-		"	case TraceExclusion:\n		return nestingParts(parts, op.children[0])\n	default:\n		return nil, false\n",
+		"	default:\n		if arrows == ",
+		"	case TraceExclusion:\n		return arrows.append(parts, op.children[0])\n	default:\n		if arrows == ",
+	},
+	{
+		"a climb goes along a tuple with a caveat", "climb.go",
+		"		if e.Caveat != 0 {\n",
+		"		if false {\n",
+	},
+	{
+		"a climb takes what it has seen for denied, whatever it found there", "climb.go",
+		"	c.found = !v.isDenied()\n",
+		"",
+	},
+	{
+		"a climb takes one of all that an arrow asks for enough", "nesting.go",
+		"op.kind != TraceArrow || op.all)",
+		"op.kind != TraceArrow)",
+	},
+	{
+		"a climb passes over the usersets that are not known from the subject", "climb.go",
+		"			if ok {\n				v = v.or(x)\n				continue\n			}\n",
+		"			v = v.or(x)\n			continue\n",
 	},
 	{
 		"nesting looks among what was read first", "nesting.go",

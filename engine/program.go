@@ -58,6 +58,9 @@ type name struct {
 	// leaf says that its subjects are those that its tuples name, and no others, and that
 	// these have no caveats: to look again costs no more than to remember.
 	leaf bool
+	// operands are what it is a union of, where it is made of tuples, unions and arrows
+	// alone, all the way down, and not of its own tuples only; else nil. See climb.
+	operands []*operation
 	// nests says that a subject has it by tuples and unions alone: see nesting.
 	nests bool
 	// family is the same for all that nest in each other, and zero where nothing nests:
@@ -198,6 +201,7 @@ func compileProgram(s *schema.Schema, version graph.SchemaVersion, snapshot *gra
 		n.leaf = op.kind == TraceTuple && n.storedCost() == 1 && !n.caveated
 	}
 	p.markNesting()
+	p.markClimbs()
 	f := feeder{program: p, feeds: map[fed]bool{}, selves: map[seed]bool{}, arrows: map[fedArrow]bool{}}
 	for _, n := range p.names {
 		f.feed(n, n.rewrite, true)

@@ -46,6 +46,11 @@ type walk struct {
 	sets *subjectSets
 	// nesting is of the subject.
 	nesting nesting
+	// once says that names are evaluated for one object, of which nothing is shown: then
+	// those that can be are climbed, though nothing is remembered of the places in
+	// between. Never with sets.
+	once    bool
+	climbed climb
 
 	cells []cell
 	// table finds the cell of a name and object; stack holds the cells that are
@@ -361,6 +366,11 @@ func (w *walk) body(n *name, object graph.Number) (value, error) {
 	if w.isAllowed(reflexive) {
 		w.traceText("a userset is a member of itself")
 		return reflexive, nil
+	}
+	if n.operands != nil && w.once {
+		if v, ok, err := w.climb(n, object); ok || err != nil {
+			return v, err
+		}
 	}
 	var v value
 	var err error
