@@ -90,7 +90,7 @@ func (w *walk) isSettled(v value) bool {
 // size is the estimate, in bytes, of what v takes beyond a cell.
 func (w *walk) size(v value) int64 {
 	if w.sets != nil {
-		return int64(len(v.set().members)) * memberBytes
+		return v.set().bytes()
 	}
 	return 0
 }

@@ -3,7 +3,11 @@ package engine
 import (
 	"cmp"
 	"context"
+	"iter"
+	"math"
 	"slices"
+
+	"github.com/RoaringBitmap/roaring/v2"
 
 	"github.com/pembadb/pemba/graph"
 )
@@ -30,6 +34,7 @@ func (s *Snapshot) CountSubjects(ctx context.Context, q LookupSubjects) (counts 
 		if v := set.rest.verdict(); v.Decision != Denied {
 			wildcard = &v
 		}
+		counts.Allowed += set.plainCount()
 		for _, m := range set.members {
 			if m.value.failed() {
 				return w.fault
@@ -94,12 +99,19 @@ type subjectShape struct {
 	plain bool
 }
 
-// A subjectSet is a value for every subject of one shape: for those in members
+// A subjectSet is a value for every subject of one shape: for those in plain and members
 // each its own, for all others what the wildcard gives.
+//
+// Nearly all subjects are allowed because tuples name them, and nothing more is to be said
+// of them. They are bits of a compressed set, which operations on sets join or cut by
+// thousands.
 type subjectSet struct {
-	// rest is the value of every subject that is not in members. Always denied
-	// when usersets are collected, which no wildcard covers.
-	rest    value
+	// rest is the value of every subject that is in neither. Always denied when usersets
+	// are collected, which no wildcard covers.
+	rest value
+	// plain are those who are plainMember; nil for none.
+	// Invariant: none unless rest is denied, and none that is in members.
+	plain   *roaring.Bitmap
 	members map[graph.Number]member
 }
 
@@ -116,6 +128,19 @@ type member struct {
 	covered value
 	// cut says that an exclusion took something from covered.
 	cut bool
+}
+
+// plainMember is one whom tuples name, and no caveat, wildcard or exclusion.
+var plainMember = member{value: allowed, named: allowed}
+
+// isPlain says that a member is plainMember.
+func (m *member) isPlain() bool {
+	return m.value.isAllowed() && m.named.isAllowed() && m.covered.isDenied() && !m.cut
+}
+
+// isNothing says that a member is what all others are, where rest is denied.
+func (m *member) isNothing() bool {
+	return m.value.isDenied() && m.named.isDenied() && m.covered.isDenied() && !m.cut
 }
 
 var (
@@ -138,10 +163,101 @@ func (v value) set() *subjectSet {
 }
 
 func (s *subjectSet) member(number graph.Number) member {
+	if s.isPlain(number) {
+		return plainMember
+	}
 	if m, ok := s.members[number]; ok {
 		return m
 	}
 	return member{value: s.rest, covered: s.rest}
+}
+
+func (s *subjectSet) isPlain(number graph.Number) bool {
+	return s.plain != nil && number <= math.MaxUint32 && s.plain.Contains(uint32(number))
+}
+
+// plainCount is how many members are plain.
+func (s *subjectSet) plainCount() int {
+	if s.plain == nil {
+		return 0
+	}
+	return int(s.plain.GetCardinality())
+}
+
+// put gives a subject a value of its own. Nobody else has the set yet.
+func (s *subjectSet) put(number graph.Number, m member) {
+	if s.rest.isDenied() && number <= math.MaxUint32 {
+		if m.isPlain() {
+			if s.plain == nil {
+				s.plain = roaring.New()
+			}
+			s.plain.Add(uint32(number))
+			delete(s.members, number)
+			return
+		}
+		if s.plain != nil {
+			s.plain.Remove(uint32(number))
+		}
+		if m.isNothing() {
+			delete(s.members, number)
+			return
+		}
+	}
+	if s.members == nil {
+		s.members = map[graph.Number]member{}
+	}
+	s.members[number] = m
+}
+
+// each goes through all that have a value of their own, in no order.
+func (s *subjectSet) each() iter.Seq2[graph.Number, member] {
+	return func(yield func(graph.Number, member) bool) {
+		if s.plain != nil {
+			for i := s.plain.Iterator(); i.HasNext(); {
+				if !yield(graph.Number(i.Next()), plainMember) {
+					return
+				}
+			}
+		}
+		for number, m := range s.members {
+			if !yield(number, m) {
+				return
+			}
+		}
+	}
+}
+
+// sorted is each from a number on, in order of number.
+func (s *subjectSet) sorted(from graph.Number) iter.Seq2[graph.Number, member] {
+	return func(yield func(graph.Number, member) bool) {
+		named := make([]graph.Number, 0, len(s.members))
+		for number := range s.members {
+			if number >= from {
+				named = append(named, number)
+			}
+		}
+		slices.Sort(named)
+		if s.plain != nil && from <= math.MaxUint32 {
+			i := s.plain.Iterator()
+			for i.AdvanceIfNeeded(uint32(from)); i.HasNext(); {
+				number := graph.Number(i.Next())
+				for len(named) > 0 && named[0] < number {
+					if !yield(named[0], s.members[named[0]]) {
+						return
+					}
+					named = named[1:]
+				}
+				if !yield(number, plainMember) {
+					return
+				}
+			}
+		}
+		for _, number := range named {
+			if !yield(number, s.members[number]) {
+				return
+			}
+		}
+	}
 }
 
 // subjectSets collect a value for every subject of a shape. All
@@ -152,33 +268,72 @@ type subjectSets struct {
 	target subjectShape
 }
 
-// memberBytes is the estimate of what a member of a set takes.
-const memberBytes = 224
+// memberBytes is the estimate of what a member of a set takes, and plainBytes that of one
+// that is plain.
+const (
+	memberBytes = 224
+	plainBytes  = 8
+)
 
 // combine makes a set subject by subject.
 func (a *subjectSets) combine(s, t *subjectSet, rest value, f func(m, n member) member) *subjectSet {
 	set := &subjectSet{rest: rest, members: make(map[graph.Number]member, max(len(s.members), len(t.members)))}
-	for number, m := range s.members {
-		set.members[number] = f(m, t.member(number))
+	for number, m := range s.each() {
+		set.put(number, f(m, t.member(number)))
 	}
-	for number, n := range t.members {
-		if _, done := s.members[number]; !done {
-			set.members[number] = f(s.member(number), n)
+	for number, n := range t.each() {
+		if _, done := s.members[number]; !done && !s.isPlain(number) {
+			set.put(number, f(s.member(number), n))
 		}
 	}
-	a.w.grown(len(set.members))
+	a.w.grown(set)
 	return set
 }
 
-// membersPerStep is how many members of a set are combined in the time of one
-// step.
-const membersPerStep = 8
+// combinePlain is combine where neither set has a wildcard and plain is what comes of those
+// who are plain, or nothing, in both. It is the new set's.
+func (a *subjectSets) combinePlain(s, t *subjectSet, plain *roaring.Bitmap, f func(m, n member) member) *subjectSet {
+	set := &subjectSet{plain: plain}
+	for number, m := range s.members {
+		set.put(number, f(m, t.member(number)))
+	}
+	for number, n := range t.members {
+		if _, done := s.members[number]; !done {
+			set.put(number, f(s.member(number), n))
+		}
+	}
+	a.w.grown(set)
+	return set
+}
+
+// bitmap is the plain members, for an operation that leaves them as they are.
+func (s *subjectSet) bitmap() *roaring.Bitmap {
+	if s.plain == nil {
+		return noneOfThem
+	}
+	return s.plain
+}
+
+// noneOfThem is never changed.
+var noneOfThem = roaring.New()
+
+// Members of a set that are combined in the time of one step, one by one and as bits.
+const (
+	membersPerStep = 8
+	plainPerStep   = 512
+)
 
 // grown accounts for work on a set. The walk finds out at its next step whether
 // that was too much.
-func (q *question) grown(members int) {
-	q.steps += members / membersPerStep
-	q.memory += int64(members) * memberBytes
+func (q *question) grown(set *subjectSet) {
+	plain := set.plainCount()
+	q.steps += len(set.members)/membersPerStep + plain/plainPerStep
+	q.memory += set.bytes()
+}
+
+// bytes is the estimate of what the members take.
+func (s *subjectSet) bytes() int64 {
+	return int64(len(s.members))*memberBytes + int64(s.plainCount())*plainBytes
 }
 
 func (a *subjectSets) or(s, t *subjectSet) *subjectSet {
@@ -187,6 +342,8 @@ func (a *subjectSets) or(s, t *subjectSet) *subjectSet {
 		return s
 	case s == emptySet:
 		return t
+	case s.rest.isDenied() && t.rest.isDenied():
+		return a.combinePlain(s, t, roaring.Or(s.bitmap(), t.bitmap()), member.or)
 	}
 	return a.combine(s, t, s.rest.or(t.rest), member.or)
 }
@@ -207,12 +364,28 @@ func (a *subjectSets) add(s *subjectSet, owned bool, t *subjectSet) (*subjectSet
 	case s == emptySet:
 		return t, false
 	case !owned || !t.rest.isDenied():
-		return a.combine(s, t, s.rest.or(t.rest), member.or), true
+		return a.or(s, t), true
+	case s.rest.isDenied() && t.plainCount() >= len(s.members):
+		// As bits; those of whom s says more are put in their place again.
+		if s.plain == nil {
+			s.plain = roaring.New()
+		}
+		s.plain.Or(t.bitmap())
+		for number, m := range s.members {
+			if t.isPlain(number) {
+				s.put(number, m.or(plainMember))
+			}
+		}
+		for number, n := range t.members {
+			s.put(number, s.member(number).or(n))
+		}
+		a.w.grown(t)
+		return s, true
 	}
-	for number, n := range t.members {
-		s.members[number] = s.member(number).or(n)
+	for number, n := range t.each() {
+		s.put(number, s.member(number).or(n))
 	}
-	a.w.grown(len(t.members))
+	a.w.grown(t)
 	return s, true
 }
 
@@ -220,21 +393,25 @@ func (a *subjectSets) and(s, t *subjectSet) *subjectSet {
 	if s == emptySet || t == emptySet {
 		return emptySet
 	}
-	return a.combine(s, t, s.rest.and(t.rest), func(m, n member) member {
+	both := func(m, n member) member {
 		return member{
 			value:   m.value.and(n.value),
 			named:   m.named.and(n.value).or(m.value.and(n.named)),
 			covered: m.covered.and(n.covered),
 			cut:     m.cut || n.cut,
 		}
-	})
+	}
+	if s.rest.isDenied() && t.rest.isDenied() {
+		return a.combinePlain(s, t, roaring.And(s.bitmap(), t.bitmap()), both)
+	}
+	return a.combine(s, t, s.rest.and(t.rest), both)
 }
 
 func (a *subjectSets) except(s, t *subjectSet) *subjectSet {
 	if s == emptySet || t == emptySet {
 		return s
 	}
-	return a.combine(s, t, s.rest.except(t.rest), func(m, n member) member {
+	spared := func(m, n member) member {
 		gone := n.value
 		x := member{
 			value:   m.value.except(gone),
@@ -252,7 +429,21 @@ func (a *subjectSets) except(s, t *subjectSet) *subjectSet {
 			x.named = valueBetween(low, high, x.named.failed())
 		}
 		return x
-	})
+	}
+	if s.rest.isDenied() && t.rest.isDenied() {
+		set := a.combinePlain(s, t, roaring.AndNot(s.bitmap(), t.bitmap()), spared)
+		// That something was taken from them must not be forgotten.
+		gone := &subjectSet{members: map[graph.Number]member{}}
+		for i := roaring.And(s.bitmap(), t.bitmap()).Iterator(); i.HasNext(); {
+			gone.members[graph.Number(i.Next())] = spared(plainMember, plainMember)
+		}
+		a.w.grown(gone)
+		for number, m := range gone.members {
+			set.put(number, m)
+		}
+		return set
+	}
+	return a.combine(s, t, s.rest.except(t.rest), spared)
 }
 
 func (a *subjectSets) guard(c value, s *subjectSet) *subjectSet {
@@ -268,8 +459,12 @@ func (s *subjectSet) all(f func(value) bool) bool {
 	if !f(s.rest) {
 		return false
 	}
+	every := func(m member) bool { return f(m.value) && f(m.named) && f(m.covered) }
+	if s.plain != nil && !s.plain.IsEmpty() && !every(plainMember) {
+		return false
+	}
 	for _, m := range s.members {
-		if !f(m.value) || !f(m.named) || !f(m.covered) {
+		if !every(m) {
 			return false
 		}
 	}
@@ -282,6 +477,11 @@ func (s *subjectSet) equal(t *subjectSet) bool {
 	}
 	same := func(m, n member) bool {
 		return m.value.equal(n.value) && m.named.equal(n.named) && m.covered.equal(n.covered) && m.cut == n.cut
+	}
+	for i := roaring.Xor(s.bitmap(), t.bitmap()).Iterator(); i.HasNext(); {
+		if number := graph.Number(i.Next()); !same(s.member(number), t.member(number)) {
+			return false
+		}
 	}
 	for number, m := range s.members {
 		if !same(m, t.member(number)) {
@@ -316,14 +516,21 @@ func (a *subjectSets) reflexive(n *name, object graph.Number) *subjectSet {
 	if a.target.plain || n.shape != a.target.shape {
 		return emptySet
 	}
-	return &subjectSet{members: map[graph.Number]member{object: {value: allowed, named: allowed}}}
+	return onlyOne(object)
+}
+
+// onlyOne is the set of one subject.
+func onlyOne(number graph.Number) *subjectSet {
+	set := &subjectSet{}
+	set.put(number, plainMember)
+	return set
 }
 
 func (a *subjectSets) self(typ *objectType, object graph.Number) *subjectSet {
 	if !a.target.plain || typ.shape != a.target.shape {
 		return emptySet
 	}
-	return &subjectSet{members: map[graph.Number]member{object: {value: allowed, named: allowed}}}
+	return onlyOne(object)
 }
 
 func (a *subjectSets) direct(n *name, object graph.Number) (*subjectSet, error) {
@@ -332,7 +539,7 @@ func (a *subjectSets) direct(n *name, object graph.Number) (*subjectSet, error) 
 		if s.shape != a.target.shape {
 			continue
 		}
-		set := &subjectSet{members: make(map[graph.Number]member)}
+		set := &subjectSet{}
 		if s.wildcard && a.target.plain {
 			e, found, err := a.w.graph.Find(n.shape, object, s.shape, graph.WildcardNumber)
 			if err != nil {
@@ -347,11 +554,15 @@ func (a *subjectSets) direct(n *name, object graph.Number) (*subjectSet, error) 
 		if s.concrete {
 			err := a.w.each(n, object, s.shape, func(e *graph.Edge) (bool, error) {
 				v, err := a.w.condition(e)
-				if err == nil && !v.isDenied() {
-					set.members[e.Number] = member{value: v.or(set.rest), named: v, covered: set.rest}
-					err = a.w.hold(memberBytes)
+				if err != nil || v.isDenied() {
+					return true, err
 				}
-				return true, err
+				m := member{value: v.or(set.rest), named: v, covered: set.rest}
+				set.put(e.Number, m)
+				if m.isPlain() {
+					return true, a.w.hold(plainBytes)
+				}
+				return true, a.w.hold(memberBytes)
 			})
 			if err != nil {
 				return emptySet, err
@@ -370,11 +581,6 @@ func (w *walk) yieldSubjects(q LookupSubjects, set *subjectSet, yield func(Found
 		}
 		return nil
 	}
-	numbers := make([]graph.Number, 0, len(set.members))
-	for number := range set.members {
-		numbers = append(numbers, number)
-	}
-	slices.Sort(numbers)
 	given := 0
 	// asked says whether a position is within the page.
 	asked := func(p Position) bool { return p > q.After && (q.Limit == 0 || given < q.Limit) }
@@ -396,8 +602,8 @@ func (w *walk) yieldSubjects(q LookupSubjects, set *subjectSet, yield func(Found
 			Subject:  graph.Subject{Object: graph.Object{Type: q.SubjectType, ID: graph.Wildcard}},
 			Position: first, Verdict: v,
 		}
-		for _, number := range numbers {
-			out := set.members[number].excluded()
+		for number, m := range set.sorted(0) {
+			out := m.excluded()
 			if out.Decision == Denied {
 				continue
 			}
@@ -412,8 +618,11 @@ func (w *walk) yieldSubjects(q LookupSubjects, set *subjectSet, yield func(Found
 			return err
 		}
 	}
-	for _, number := range numbers {
-		m, position := set.members[number], Position(number)+1
+	for number, m := range set.sorted(graph.Number(max(q.After, 1) - 1)) {
+		position := Position(number) + 1
+		if q.Limit > 0 && given == q.Limit {
+			return nil
+		}
 		if !asked(position) {
 			continue
 		}
