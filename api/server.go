@@ -729,6 +729,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		defer cancel()
 	}
 	resp, err = handler(ctx, req)
+	if err == nil {
+		return resp, nil
+	}
 	// A stream is not begun again: what it said already was of the other store.
 	if again, failed := s.madeAgain(ctx, err); failed != nil {
 		return nil, failed

@@ -136,6 +136,13 @@ func (d *droppedStore) Unwrap() error { return d.error }
 // ofStore gives the error of a store that was deleted since it was resolved the
 // form of one that never was there.
 func ofStore(store graph.StoreInfo, err error) error {
+	if err == nil {
+		return nil // Here, so that what fails allocates alone.
+	}
+	return ofDroppedStore(store, err)
+}
+
+func ofDroppedStore(store graph.StoreInfo, err error) error {
 	var refusal *engine.Refusal
 	switch {
 	case errors.Is(err, cluster.ErrOutcomeUnknown): // It may have been there for an earlier try.

@@ -89,7 +89,8 @@ func (z zookie) appendState(b []byte, version byte) []byte {
 
 func seal(b []byte) string {
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-	return strictBase64.EncodeToString(b)
+	var room [2 * (stateBytes + checksumBytes)]byte // Most tokens are of that, and need no other.
+	return string(strictBase64.AppendEncode(room[:0], b))
 }
 
 // open undoes seal; it returns nil when the token is not one of version's.

@@ -41,11 +41,12 @@ type Snapshot struct {
 
 	// stored is the store's memory. resident is its adjacency; nil unless it may be
 	// used, which is only where newest is true. named is its names; nil for none. elements
-	// is room for what resident lists.
+	// is room for what resident lists, first that of few.
 	stored   *store
 	resident *resident.Graph
 	named    *resident.Names
 	elements []resident.Element
+	few      [8]resident.Element
 
 	// near is for lookups and for what lies within one prefix; it has no bounds.
 	// current and history are the two sides of a walk, and have some. All are
@@ -137,6 +138,7 @@ func (s *Snapshot) init() error {
 		s.resident = s.stored.resident
 	}
 	s.named = s.stored.named.Load()
+	s.elements = s.few[:0]
 	if s.instant == 0 {
 		var err error
 		s.instant, err = s.lastStamp()

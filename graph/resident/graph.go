@@ -123,7 +123,7 @@ type Graph struct {
 	// loading says that ends which are changed before they are filled go to missed.
 	loading bool
 	missed  map[End]struct{}
-	// elements is room for what Fill fills in.
+	// elements is room for what Fill fills in, and for a list that takes another form.
 	elements []Element
 	// unstamped is the last revision that changed a page which was not there, and for
 	// which none was made.
@@ -419,8 +419,8 @@ func (g *Graph) change(revision uint64, end End, far uint64, qualified, present 
 		return
 	}
 	// It becomes a list of another form.
-	var room [blockMax + 1]Element
-	elements := p.elements(room[:0], l)
+	elements := p.elements(g.elements[:0], l)
+	defer func() { g.elements = elements[:0] }() // At most one more than a block has.
 	if far <= NumberMax {
 		at, there := slices.BinarySearchFunc(elements, e, func(a, b Element) int { return int(a.Number()) - int(b.Number()) })
 		switch {

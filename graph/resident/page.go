@@ -474,7 +474,6 @@ func (p *page) rebuild(g *grower, ends int, more uint32) *page {
 		}
 		to.trees.Store(&trees)
 	}
-	var room [blockMax]Element
 	for i, r := range p.rows {
 		_, count := p.words(row(r), complete)
 		if count == 0 {
@@ -490,7 +489,8 @@ func (p *page) rebuild(g *grower, ends int, more uint32) *page {
 			}
 			l := e.list()
 			if l.tag() == tagBlock {
-				l = to.make(g, p.elements(room[:0], l))
+				g.room = p.elements(g.room[:0], l)
+				l = to.make(g, g.room)
 			}
 			entries[0] = uint64(makeEntry(e.kind(), l))
 			entries = entries[1:]

@@ -106,6 +106,8 @@ func (n *node) appendFrom(dst []Element, from uint32, limit int) []Element {
 type grower struct {
 	batch uint64
 	bytes int64
+	// room is for the elements of a block.
+	room []Element
 	// touched are the trees of which the batch has another root to publish.
 	touched []*tree
 }
