@@ -436,6 +436,18 @@ func (rs *residents) look(stop chan struct{}) error {
 	}
 }
 
+// lookPacked is look that, where there is no room, has the graph give back what it does
+// not need, as long as that is worth it.
+func (rs *residents) lookPacked(st *store, packed *int64, stop chan struct{}) error {
+	err := rs.look(stop)
+	if !errors.Is(err, errNoRoom) || st.resident.Bytes() < *packed+*packed/8 {
+		return err
+	}
+	st.resident.Pack()
+	*packed = st.resident.Bytes()
+	return rs.look(stop)
+}
+
 var errNoRoom = errors.New("there is no room for more adjacency")
 
 // readDirection fills in all lists of one direction.
@@ -447,6 +459,7 @@ func (rs *residents) readDirection(st *store, s still, d direction, stop chan st
 	}
 	var near rest // of the list that is being read: all but the number of the far end
 	var far []resident.Far
+	var packed int64 // what the graph took when it was packed last
 	fill := func() {
 		if len(far) > 0 {
 			rs.give(st, s, near.edge(d), d, far)
@@ -461,7 +474,7 @@ func (rs *residents) readDirection(st *store, s still, d direction, stop chan st
 		if !bytes.Equal(r[:11], near[:11]) {
 			fill()
 			near = r
-			if err := rs.look(stop); err != nil {
+			if err := rs.lookPacked(st, &packed, stop); err != nil {
 				return errors.Join(err, it.Close())
 			}
 		}

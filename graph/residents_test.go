@@ -446,3 +446,54 @@ func TestResidentKeepsNames(t *testing.T) {
 		t.Errorf("the names were given up, of which there are %d bytes beside %d", st.named.Load().Bytes(), st.resident.Bytes())
 	}
 }
+
+// TestResidentRoomPacked holds that a store is in memory as a whole where there is room
+// for it when it is packed.
+func TestResidentRoomPacked(t *testing.T) {
+	config := Config{Dir: "graph", FS: vfs.NewMem()}
+	db, err := Open(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	seen := map[string]bool{}
+	var tuples []Tuple
+	for range 30_000 {
+		s := fmt.Sprintf("doc:%d#r%d@user:%d", r.IntN(5000), r.IntN(3), r.IntN(1000))
+		if !seen[s] {
+			seen[s] = true
+			tuples = append(tuples, mustParse(t, s))
+		}
+	}
+	if _, err := db.Commit(Commit{Revision: 1, Term: 1, Stamp: 1, Init: &Init{ClusterID: [16]byte{1}}, Store: DefaultStore, Changes: create(tuples...)}); err != nil {
+		t.Fatal(err)
+	}
+	reopen := func() {
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if db, err = Open(config); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reopen()
+	awaitResident(t, db)
+	db.residents.end() // waits until it is packed as well
+	packed := db.residents.total.Load()
+	config.ResidentBytes = packed * 115 / 100
+	reopen()
+	for st := db.stores[DefaultStore]; !st.resident.Partial(); time.Sleep(time.Millisecond) {
+		if st.resident.Numbered() {
+			break // all is read
+		}
+	}
+	db.residents.end()
+	st := db.stores[DefaultStore]
+	t.Logf("packed %d, limit %d, now %d, partial %t", packed, config.ResidentBytes, db.residents.total.Load(), st.resident.Partial())
+	if st.resident.Partial() {
+		t.Error("the store is not in memory as a whole, though there is room for it")
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

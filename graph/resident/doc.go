@@ -1,4 +1,4 @@
-// Package resident keeps the adjacency of a store in memory, without pointers and in
+// Package resident keeps the adjacency of a store in memory, with next to no pointers and in
 // both directions, so that a step of an evaluation is some accesses to memory instead
 // of a seek in Pebble. It knows numbers only, and of an edge only whether it is there
 // and whether it carries more than its ends. What it cannot tell for the revision that

@@ -2,6 +2,7 @@ package resident
 
 import (
 	"math"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -167,4 +168,149 @@ func TestShedWhileLoading(t *testing.T) {
 	if g.Numbered() || !g.Partial() {
 		t.Errorf("numbered %t, partial %t", g.Numbered(), g.Partial())
 	}
+}
+
+// TestPackWhileRemoved has a store dropped while its graph is packed.
+func TestPackWhileRemoved(t *testing.T) {
+	for range 20 {
+		g := New(1, new(atomic.Int64))
+		for i := range uint64(100_000) {
+			g.Fill(1, 1, 2, typeOf, Forward, i, []Far{{Number: 9}})
+		}
+		g.Complete()
+		before := g.Bytes()
+		var packing sync.WaitGroup
+		packing.Go(g.Pack)
+		for g.Bytes() == before {
+			runtime.Gosched()
+		}
+		c := g.Begin(2, typeOf)
+		c.RemoveAll()
+		c.End()
+		packing.Wait()
+	}
+}
+
+// TestComeAndGo holds that objects which came and went take nothing, and that who asks at
+// a revision at which they were there is not told that they were not.
+func TestComeAndGo(t *testing.T) {
+	const window, objects = 1000, 200_000
+	g := New(0, new(atomic.Int64))
+	isTrue(t, g.Complete())
+	revision := uint64(0)
+	for i := uint64(0); i < objects; i += 100 {
+		revision++
+		c := g.Begin(revision, typeOf)
+		for j := i; j < i+100; j++ {
+			c.Set(1, 2, j, j%500, false)
+			if j >= window {
+				c.Remove(1, 2, j-window, (j-window)%500)
+			}
+		}
+		c.End()
+	}
+	if g.Bytes() > 1<<18 {
+		t.Errorf("%d objects take %d bytes, of which %d are left", objects, g.Bytes(), window)
+	}
+	kind := g.Kind(1, 2)
+	equal(t, Unknown, g.Find(1, End{Forward, kind, 5}, 5))
+	equal(t, Absent, g.Find(revision, End{Forward, kind, 5}, 5))
+	// Nor is what was read before they went filled in behind that.
+	g.Shed(0)
+	g.Fill(1, 1, 2, typeOf, Forward, 5, []Far{{Number: 5}})
+	isTrue(t, g.Find(revision, End{Forward, kind, 5}, 5) != Plain)
+}
+
+// TestChangeInPlace holds that a change which needs no room of the arena does not have the
+// page replaced.
+func TestChangeInPlace(t *testing.T) {
+	g := New(1, new(atomic.Int64))
+	for i := range uint64(64) {
+		g.Fill(1, 1, 2, typeOf, Forward, i, []Far{{Number: 9}})
+	}
+	g.Complete()
+	g.Pack()
+	table := g.kinds.Load().sides[g.Kind(1, 2)][Forward]
+	before := table.find(0)
+	c := g.Begin(2, typeOf)
+	c.Set(1, 2, 5, 9, true)
+	c.Set(1, 2, 6, 10, false)
+	c.Remove(1, 2, 7, 9)
+	c.End()
+	if table.find(0) != before {
+		t.Error("the page was replaced for changes that have room where they stand")
+	}
+}
+
+// TestKindsGrow holds that a further kind does not cost what all before it take.
+func TestKindsGrow(t *testing.T) {
+	g := New(0, new(atomic.Int64))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	const kinds = 20_000
+	for i := range uint32(kinds) {
+		g.number(1+i%100, 1+i/100, typeOf)
+	}
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > kinds*10_000 {
+		t.Errorf("%d kinds were numbered with %d bytes", kinds, took)
+	}
+}
+
+// TestShedSome holds that where a tenth is given up, what comes behind that is still kept,
+// and of most of what never was it is still known.
+func TestShedSome(t *testing.T) {
+	g := New(1, new(atomic.Int64))
+	g.Complete()
+	set := func(revision, from, to uint64) {
+		c := g.Begin(revision, typeOf)
+		for i := from; i < to; i++ {
+			c.Set(1, 20, i, i, false)
+		}
+		c.End()
+	}
+	set(2, 0, 50_000)
+	g.Shed(g.Bytes() * 9 / 10)
+	set(3, 50_000, 60_000)
+	kind := g.Kind(1, 20)
+	unknown := func(from, to uint32) (n int) {
+		for i := from; i < to; i++ {
+			if g.Find(3, End{Forward, kind, i}, i) == Unknown {
+				n++
+			}
+		}
+		return n
+	}
+	if u := unknown(50_000, 60_000); u > 5000 {
+		t.Errorf("%d of 10,000 edges that came since are not known", u)
+	}
+	if u := unknown(70_000, 80_000); u > 5000 {
+		t.Errorf("of %d of 10,000 ends that never were it is not known", u)
+	}
+}
+
+// TestOldPage holds that who still looks at a page which was replaced finds there what was
+// true, also in a long list.
+func TestOldPage(t *testing.T) {
+	g := New(1, new(atomic.Int64))
+	g.Complete()
+	c := g.Begin(2, typeOf)
+	for i := range uint64(2 * blockMax) {
+		c.Set(1, 2, 1, i, false)
+	}
+	c.End()
+	kind := g.Kind(1, 2)
+	old := g.kinds.Load().sides[kind][Forward].find(1)
+	l, _, _ := old.find(1, kind)
+	g.Pack()
+	c = g.Begin(3, typeOf)
+	c.Set(1, 2, 1, 5000, false)
+	c.Remove(1, 2, 1, 7)
+	c.End()
+	isTrue(t, old.stamp.Load() == 2)
+	_, added := old.element(l, 5000)
+	_, kept := old.element(l, 7)
+	isTrue(t, !added && kept, added, kept)
 }

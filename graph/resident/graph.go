@@ -79,7 +79,7 @@ const (
 // for seconds reads from Pebble what was changed since it began, and that alone.
 //
 // For this to hold, the writer changes the graph before anybody can have a snapshot of
-// the revision: Change, then Pebble's commit, then the revision is published. And
+// the revision: Changer.End, then Pebble's commit, then the revision is published. And
 // whatever else moves lists about (pages that are replaced, trees) must leave what a
 // reader may still hold as it is: see page and tree. Readers and the writer meet in
 // atomic loads and stores only.
@@ -97,8 +97,8 @@ const (
 type Graph struct {
 	// floor is the first revision of which the stamps tell.
 	floor uint64
-	// complete says that a page which is not there has no edges. It becomes true at most
-	// once, and false at most once behind that.
+	// complete says that a page which is not there has no edges: one that was given up is
+	// there as givenUp. It becomes true at most once.
 	complete atomic.Bool
 	// ended says that there are no more edges, and that nothing is known of those there
 	// were: RemoveAll.
@@ -125,8 +125,8 @@ type Graph struct {
 	missed  map[End]struct{}
 	// elements is room for what Fill fills in, and for a list that takes another form.
 	elements []Element
-	// unstamped is the last revision that changed a page which was not there, and for
-	// which none was made.
+	// unstamped is the last revision that changed a page which was not there, for which
+	// none was made, or which was given up.
 	unstamped uint64
 	// hand is where Shed looks next, among all pages of all tables.
 	hand int
@@ -136,6 +136,9 @@ type Graph struct {
 type table struct {
 	// pages grow as numbers do. A page that is not there is nil.
 	pages atomic.Pointer[[]atomic.Pointer[page]]
+	// emptied is the last revision that took the last edge out of a page, which is not
+	// there any more.
+	emptied atomic.Uint64
 }
 
 type tableKey struct {
@@ -165,7 +168,7 @@ type kindEntry struct {
 }
 
 // TypeOf returns the type of a relation's objects, or of subjects of a shape, as a shape.
-// It is asked once for each.
+// It is asked with the graph's lock, for both of each pair that the graph did not know.
 type TypeOf func(shape uint32) uint32
 
 // New returns a graph that knows nothing, for readers of the revision floor and later
@@ -233,14 +236,15 @@ func (g *Graph) number(relation, subject uint32, typeOf TypeOf) Kind {
 	}
 	k := &kinds{
 		byRelation: slices.Clone(old.byRelation),
-		sides: append(slices.Clip(old.sides), [2]*table{
+		// Behind what old has; nobody else appends to it.
+		sides: append(old.sides, [2]*table{
 			g.table(Forward, typeOf(relation)), g.table(Reverse, typeOf(subject)),
 		}),
 	}
 	for len(k.byRelation) <= int(relation) {
 		k.byRelation = append(k.byRelation, nil)
 	}
-	k.byRelation[relation] = append(slices.Clip(k.byRelation[relation]), kindEntry{subject, kind})
+	k.byRelation[relation] = append(k.byRelation[relation], kindEntry{subject, kind})
 	g.kinds.Store(k)
 	return kind
 }
@@ -258,17 +262,24 @@ func (g *Graph) table(d Direction, typ uint32) *table {
 	return t
 }
 
+// givenUp stands where a page was given up: of its ends nothing is known. It has nothing.
+var givenUp = newPage(0, 0, 0, false)
+
 // look finds the page of an end at a revision; nil if there is none. known says that what
 // is not there has no edges, which must be asked before the look, for what is filled in
-// behind it was not missing, and again behind it, for what was given up.
+// behind it was not missing.
 func (g *Graph) look(revision uint64, end End) (p *page, known bool) {
 	k := g.kinds.Load()
-	if revision < g.floor || uint64(end.Kind) >= uint64(len(k.sides)) {
+	if revision < g.floor || end.Kind == NoKind || uint64(end.Kind) >= uint64(len(k.sides)) {
 		return nil, false
 	}
 	known = g.complete.Load()
-	if p = k.sides[end.Kind][end.Direction].find(end.Number); p == nil {
-		return nil, known && g.complete.Load()
+	t := k.sides[end.Kind][end.Direction]
+	if p = t.find(end.Number); p == nil {
+		return nil, known && t.emptied.Load() <= revision
+	}
+	if p == givenUp {
+		return nil, false
 	}
 	if !p.wanted.Load() {
 		p.wanted.Store(true)
@@ -386,16 +397,15 @@ func (c Changer) change(relation, subject uint32, object, number uint64, qualifi
 func (g *Graph) change(revision uint64, end End, far uint64, qualified, present bool) {
 	t, i := g.kinds.Load().sides[end.Kind][end.Direction], end.Number%pageEnds
 	p := t.find(end.Number)
-	if p == nil {
-		switch complete := g.complete.Load(); {
-		case complete && !present:
-			return // There is nothing to take away.
-		case !complete && !g.loading:
-			g.unstamped = revision
-			return
-		default:
-			p = g.newPage(t, end.Number, revision)
-		}
+	complete := g.complete.Load()
+	switch {
+	case p == givenUp, p == nil && !complete && !g.loading:
+		g.unstamped = revision
+		return
+	case p == nil && complete && !present:
+		return // There is nothing to take away.
+	case p == nil:
+		p = g.newPage(t, end.Number, revision, complete)
 	}
 	if p.stamp.Load() < revision {
 		p.stamp.Store(revision)
@@ -416,6 +426,7 @@ func (g *Graph) change(revision uint64, end End, far uint64, qualified, present 
 	e := MakeElement(uint32(far), qualified)
 	if far <= NumberMax && p.change(&g.grower, i, end.Kind, l, e, present) {
 		g.took(p.bytes() - before)
+		g.tidy(t, end.Number, p)
 		return
 	}
 	// It becomes a list of another form.
@@ -434,8 +445,13 @@ func (g *Graph) change(revision uint64, end End, far uint64, qualified, present 
 			return
 		}
 	}
-	if need := p.rowWords(i) + listWords(len(elements)); !p.has(need) || int(i) >= len(p.rows) {
-		p = g.rebuild(t, end.Number, need, false)
+	need := uint32(0) // where it cannot be kept
+	if far <= NumberMax {
+		need = listWords(elements)
+	}
+	// The page that comes instead may have a tighter row, and no entry for an empty list.
+	if !found && !p.has(need+p.rowWords(i)) || !p.has(need) || int(i) >= len(p.rows) {
+		p = g.rebuild(t, end.Number, need+p.rowWords(i), false)
 		before = p.bytes()
 		l, _, found = p.find(i, end.Kind) // An empty list may have gone.
 	}
@@ -448,10 +464,34 @@ func (g *Graph) change(revision uint64, end End, far uint64, qualified, present 
 		p.discard(l)
 	}
 	g.took(p.bytes() - before)
+	g.tidy(t, end.Number, p)
+}
+
+// tidy gives up what a page has of ends without edges, where those are most of it. Else
+// the memory of objects that came and went would grow with all there ever were.
+func (g *Graph) tidy(t *table, number uint32, p *page) {
+	switch {
+	case p.gone == 0 || !p.complete.Load():
+	case p.living == 0:
+		g.drop(t, &(*t.pages.Load())[number>>pageBits], p)
+	case p.gone > p.living+goneMax:
+		g.rebuild(t, number, 0, false)
+	}
+}
+
+// goneMax is how many entries that say nothing a page keeps beyond those that do.
+const goneMax = 16
+
+// drop takes out a page in which nothing is any more, and everything was known.
+func (g *Graph) drop(t *table, place *atomic.Pointer[page], p *page) {
+	// First: who is of a revision before must not take it for what never was.
+	t.emptied.Store(max(t.emptied.Load(), p.stamp.Load()))
+	place.Store(nil)
+	g.took(-p.bytes())
 }
 
 // newPage makes the page of a number, in which nothing is.
-func (g *Graph) newPage(t *table, number uint32, stamp uint64) *page {
+func (g *Graph) newPage(t *table, number uint32, stamp uint64, complete bool) *page {
 	pages := *t.pages.Load()
 	at := int(number >> pageBits)
 	if at >= len(pages) {
@@ -464,7 +504,7 @@ func (g *Graph) newPage(t *table, number uint32, stamp uint64) *page {
 		pages = grown
 		t.pages.Store(&pages)
 	}
-	p := newPage(0, 0, stamp, g.complete.Load())
+	p := newPage(0, 0, stamp, complete)
 	pages[at].Store(p)
 	g.took(p.bytes())
 	return p
@@ -509,8 +549,9 @@ type Far struct {
 }
 
 // Fill gives an end its list, as it was at a revision: all of it, ascending. It reports
-// whether the graph has the list now; not, if the end's page was changed since, or it is
-// no end that can be kept.
+// whether the graph has the list now; not, if one of the 64 ends of the page was changed
+// since (then it is one of Missed, while everything is filled in), or it is no end that
+// can be kept.
 func (g *Graph) Fill(revision uint64, relation, subject uint32, typeOf TypeOf, direction Direction, number uint64, far []Far) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -524,14 +565,16 @@ func (g *Graph) Fill(revision uint64, relation, subject uint32, typeOf TypeOf, d
 	end := End{direction, kind, uint32(number)}
 	t, i := g.kinds.Load().sides[kind][direction], end.Number%pageEnds
 	p := t.find(end.Number)
-	if p == nil {
-		if g.complete.Load() {
+	if p == nil || p == givenUp {
+		if p == nil && g.complete.Load() {
 			return true
 		}
-		if g.unstamped > revision {
+		stamp := max(g.unstamped, t.emptied.Load())
+		if stamp > revision {
 			return false
 		}
-		p = g.newPage(t, end.Number, g.unstamped)
+		p = g.newPage(t, end.Number, stamp, false)
+		p.wanted.Store(!g.loading) // Else it was asked for.
 	}
 	if _, _, found := p.find(i, kind); found || p.complete.Load() {
 		return true
@@ -548,7 +591,7 @@ func (g *Graph) Fill(revision uint64, relation, subject uint32, typeOf TypeOf, d
 		}
 		g.elements = append(g.elements, MakeElement(uint32(f.Number), f.Qualified))
 	}
-	if need := p.rowWords(i) + listWords(len(g.elements)); !p.has(need) || int(i) >= len(p.rows) {
+	if need := p.rowWords(i) + listWords(g.elements); !p.has(need) || int(i) >= len(p.rows) {
 		p = g.rebuild(t, end.Number, need, g.loading)
 	}
 	before := p.bytes()
@@ -628,17 +671,22 @@ func (g *Graph) Complete() bool {
 }
 
 // Pack gives back what pages have that they do not need, a few at a time: who fills a graph
-// in leaves much behind.
+// in leaves much behind. It may run beside all other methods.
 func (g *Graph) Pack() {
 	for table, at := 0, 0; ; {
 		g.mu.Lock()
 		for few := 0; few < packedFew && table < len(g.order); few++ {
-			pages := *g.order[table].pages.Load()
-			if at == len(pages) {
+			t := g.order[table]
+			pages := *t.pages.Load()
+			if at >= len(pages) { // RemoveAll leaves none.
 				table, at = table+1, 0
 				continue
 			}
-			if old := pages[at].Load(); old != nil {
+			switch old := pages[at].Load(); {
+			case old == nil || old == givenUp:
+			case old.living == 0 && old.complete.Load():
+				g.drop(t, &pages[at], old)
+			default:
 				p := old.rebuild(&g.grower, 0, 0)
 				pages[at].Store(p)
 				g.took(p.bytes() - old.bytes())
@@ -663,7 +711,7 @@ func (g *Graph) all() iter.Seq2[*page, *atomic.Pointer[page]] {
 		for _, t := range g.order {
 			pages := *t.pages.Load()
 			for i := range pages {
-				if p := pages[i].Load(); p != nil && !yield(p, &pages[i]) {
+				if p := pages[i].Load(); p != nil && p != givenUp && !yield(p, &pages[i]) {
 					return
 				}
 			}
@@ -705,7 +753,7 @@ func (g *Graph) Shed(bytes int64) {
 			for i := first; i < len(pages) && g.bytes.Load() > bytes && looked < 2*count; i++ {
 				g.hand++
 				looked++
-				if p := pages[i].Load(); p != nil && (!p.wanted.Swap(false) || looked > count) {
+				if p := pages[i].Load(); p != nil && p != givenUp && (!p.wanted.Swap(false) || looked > count) {
 					g.giveUp(p, &pages[i])
 				}
 			}
@@ -722,10 +770,13 @@ func (g *Graph) giveUp(p *page, place *atomic.Pointer[page]) {
 	if g.loading {
 		g.stopLoading() // Else Complete would take what goes for what is not there.
 	}
-	g.complete.Store(false)
 	g.partial.Store(true)
 	g.unstamped = max(g.unstamped, p.stamp.Load())
-	place.Store(nil)
+	if g.complete.Load() {
+		place.Store(givenUp) // What never was is still known.
+	} else {
+		place.Store(nil)
+	}
 	g.took(-p.bytes())
 }
 
@@ -742,6 +793,10 @@ func (g *Graph) Each(f func(relation, subject uint32, direction Direction, numbe
 		for at := range pages {
 			p := pages[at].Load()
 			if p == nil {
+				continue
+			}
+			if p == givenUp {
+				complete = false
 				continue
 			}
 			complete = complete && p.complete.Load()

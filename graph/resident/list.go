@@ -9,7 +9,7 @@ import "sync/atomic"
 //	bits of the word        47 ........ 25 24 ........... 2  1 0
 //	none                                                  0  0 0
 //	cold                                                  1  0 0
-//	tree                    index of the tree        -> 3    0 0   bit 2 clear
+//	tree                    index of the tree, from bit 4 on; 1 0 0 0
 //	one element                          32 bits of element  0 1
 //	two plain elements      number       number              1 0
 //	block                   offset 32, count 9, class 5      1 1

@@ -43,6 +43,8 @@ type page struct {
 	end       uint32
 	free      *[len(classes)]uint32
 	treeBytes int64 // what the trees take
+	// living are the entries whose lists have elements or are not known, gone the others.
+	living, gone uint32
 }
 
 // How many ends a page has.
@@ -254,12 +256,13 @@ func (p *page) release(class, offset uint32) {
 	p.free[class] = offset + 1
 }
 
-// listWords is how many words at most the arena must have for a list of so many elements.
-func listWords(elements int) uint32 {
-	if elements < 2 || elements > blockMax {
+// listWords is how many words at most the arena must have for a list of elements.
+func listWords(elements []Element) uint32 {
+	n := len(elements)
+	if n < 2 || n == 2 && fitTwo(elements[0], elements[1]) || n > blockMax {
 		return 0
 	}
-	return classes[classOf(blockWords(elements))]
+	return classes[classOf(blockWords(n))]
 }
 
 // make makes a list of elements, which are ascending. The arena has room for it.
@@ -323,9 +326,13 @@ func (p *page) set(i uint32, kind Kind, l list, stamped bool) {
 	_, at, found := p.find(i, kind)
 	r := p.row(i)
 	if found {
-		atomic.StoreUint64(&p.entries(r)[at], uint64(makeEntry(kind, l)))
+		place := &p.entries(r)[at]
+		p.counted(entry(*place).list(), -1)
+		p.counted(l, 1)
+		atomic.StoreUint64(place, uint64(makeEntry(kind, l)))
 		return
 	}
+	p.counted(l, 1)
 	count := r.count()
 	if r == 0 || count == classes[r.class()] || !stamped && at < int(count) {
 		// Readers go on with the old entries, or find the new ones.
@@ -352,6 +359,15 @@ func (p *page) set(i uint32, kind Kind, l list, stamped bool) {
 	}
 	atomic.StoreUint64(&to[at], uint64(makeEntry(kind, l)))
 	atomic.StoreUint64(&p.rows[i], uint64(made))
+}
+
+// counted counts an entry in, or out.
+func (p *page) counted(l list, by int32) {
+	if l == none {
+		p.gone += uint32(by)
+	} else {
+		p.living += uint32(by)
+	}
 }
 
 // change puts an element into the list of an end, in place of one of its number, or takes
@@ -492,6 +508,7 @@ func (p *page) rebuild(g *grower, ends int, more uint32) *page {
 				g.room = p.elements(g.room[:0], l)
 				l = to.make(g, g.room)
 			}
+			to.counted(l, 1)
 			entries[0] = uint64(makeEntry(e.kind(), l))
 			entries = entries[1:]
 		}

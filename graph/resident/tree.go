@@ -8,7 +8,7 @@ import (
 
 // A tree is a list too long for a block: a B+ tree of Elements, whose published nodes
 // never change. A batch of changes copies each node that it touches once, then writes
-// to its copy, and publishes the new root when it is done (Graph.publish); readers keep
+// to its copy, and publishes the new root when it is done (grower.publish); readers keep
 // the root that they found. What nobody reads any more is the garbage collector's.
 type tree struct {
 	// root is what readers see.
