@@ -132,7 +132,7 @@ func (w *walk) begin(q question) {
 	*w.question = q
 	w.subject, w.sets = subjectNumbers{}, nil
 	w.nesting.reset()
-	w.once = false
+	w.once, w.climbed.spent = false, 0
 	w.climbed.reset()
 	w.cells, w.stack = w.cells[:0], w.stack[:0]
 	w.table.reset()

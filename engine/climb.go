@@ -9,7 +9,9 @@ import "github.com/pembadb/pemba/graph"
 // not.
 //
 // That holds where no caveat stands on the way to a place. Where one does, the walk
-// evaluates the name as it does all others.
+// evaluates that name and all further ones in the ordinary way, which remembers what it
+// finds at each place; and so it does once it has climbed far and found something, again
+// and again, for what leads to what is found is not remembered.
 
 // A climb is the places that checks of one walk have gone through.
 type climb struct {
@@ -18,8 +20,10 @@ type climb struct {
 	// seen finds them, and those of climbs before that found nothing: nobody need go
 	// there again.
 	seen index
-	// found says that the last climb found something, so that seen says nothing.
+	// found says that the last climb found something, so that seen says nothing; spent is
+	// how many places such climbs went through.
 	found bool
+	spent int
 	// held is what is held for seen.
 	held int64
 }
@@ -28,6 +32,9 @@ func (c *climb) reset() {
 	c.places, c.found, c.held = c.places[:0], false, 0
 	c.seen.reset()
 }
+
+// climbedMax is how many places a walk goes through that it may have to go through again.
+const climbedMax = 1 << 10
 
 // climbedBytes is the estimate of what a place takes.
 const climbedBytes = 64
@@ -80,12 +87,16 @@ func (w *walk) climb(n *name, object graph.Number) (v value, ok bool, err error)
 			}
 		}
 		if !ok || err != nil {
-			c.found = true // What was seen was not all looked at.
+			w.once = false
 			return v, false, err
 		}
 		v = v.or(x)
 	}
 	c.found = !v.isDenied()
+	if c.found {
+		c.spent += len(c.places)
+		w.once = c.spent <= climbedMax
+	}
 	return v, true, nil
 }
 

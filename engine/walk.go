@@ -47,8 +47,8 @@ type walk struct {
 	// nesting is of the subject.
 	nesting nesting
 	// once says that names are evaluated for one object, of which nothing is shown: then
-	// those that can be are climbed, though nothing is remembered of the places in
-	// between. Never with sets.
+	// those that can be are climbed, though little is remembered of the places in
+	// between. Never with sets, nor behind a climb that could not be made.
 	once    bool
 	climbed climb
 
