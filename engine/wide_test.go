@@ -339,12 +339,12 @@ func TestChainOfSets(t *testing.T) {
 	err := s.LookupSubjects(context.Background(), q, func(engine.FoundSubject) error { return nil })
 	wantRefusal(t, "a set at every level", err, engine.BudgetExceeded)
 
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	ctx, cancel := context.WithDeadline(context.Background(), time.Now())
 	defer cancel()
 	q.Budget = engine.Budget{MemoryBytes: 8 << 30}
 	err = s.LookupSubjects(ctx, q, func(engine.FoundSubject) error { return nil })
 	if !errors.Is(err, context.DeadlineExceeded) {
-		wantRefusal(t, "a caller without patience", err, engine.BudgetExceeded)
+		t.Errorf("a caller whose time is up: %v, want %v", err, context.DeadlineExceeded)
 	}
 }
 
