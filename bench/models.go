@@ -134,7 +134,8 @@ const (
 	groupPeople    = 8    // direct members of each group
 	supportPeople  = 20
 	supportGroup   = "support"
-	questionsTried = 64 // how often a question with the wanted answer is sought
+	freshGuests    = 1000 // with whom new documents are shared
+	questionsTried = 64   // how often a question with the wanted answer is sought
 )
 
 // business is the data in numbers, from which answers follow. Organisation and
@@ -364,14 +365,16 @@ func generateBusiness(size int, seed uint64) *dataset {
 	}
 	return &dataset{
 		tuples: b.tuples, checks: map[string]*checks{"view": view}, resources: resources, subjects: subjects,
-		// Every fourth nests a group of a tree in a new one.
+		// Every fourth nests a group of a tree in a new one, and the others share a new
+		// document with somebody of whom no lookup asks: there are as many writes as a
+		// machine makes, and what is found must not depend on it.
 		fresh: func(i uint64) *pembav1.Tuple {
 			name := "w" + strconv.FormatUint(i, 10)
 			if i%4 == 3 {
 				g := int(i / 4 % uint64(len(b.groups)))
 				return edge("group", name, "member", "group", id("g", g/treeGroups, g%treeGroups+1), "member")
 			}
-			return edge("document", name, "viewer", "person", id("p", int(i%uint64(b.people))), "")
+			return edge("document", name, "viewer", "person", id("guest", int(i%freshGuests)), "")
 		},
 		written: func(t *pembav1.Tuple) *pembav1.CheckRequest {
 			permission := "view"
