@@ -54,6 +54,12 @@ definition document {
 // Run runs the script at path with a Cluster of its own.
 func Run(t testing.TB, path string) {
 	t.Helper()
+	last := ""
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("once more, behind the logs: %s", last)
+		}
+	})
 	c := &console{
 		t: t, written: map[string]engine.Result{}, watches: map[string]*watch{}, loads: map[string]*load{}, damaged: map[string]bool{},
 	}
@@ -72,6 +78,7 @@ func Run(t testing.TB, path string) {
 		if err != nil {
 			reply += c.errorText(err)
 		}
+		last = fmt.Sprintf("%s: %s: it wants\n%sand got\n%s", d.Pos, d.Cmd, d.Expected, reply)
 		return reply
 	})
 }
