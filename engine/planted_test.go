@@ -187,6 +187,11 @@ var planted = []struct{ name, file, text, bug string }{
 		"w.isAllowed(v)",
 	},
 	{
+		"a trace forgets that a name hangs on several", "trace.go",
+		"			if c.Verdict.Decision == Allowed {\n",
+		"			if c.Verdict.Decision == Allowed && len(names.names) == 0 {\n",
+	},
+	{
 		"a trace shows the value of the last operand", "trace.go",
 		"		w.trace.judge(v)\n",
 		"		if n := len(w.trace.Children); n > 0 {\n			w.trace.Verdict, w.trace.AtMost = w.trace.Children[n-1].Verdict, w.trace.Children[n-1].AtMost\n		} else {\n			w.trace.judge(v)\n		}\n",
@@ -207,7 +212,7 @@ const (
 
 // plantedTests are asked one after another, what takes seconds before what takes
 // minutes.
-var plantedTests = []string{"^(TestTangles|TestTraces|TestWide|TestNesting|TestNestingExceptions)$", "^TestTwin$"}
+var plantedTests = []string{"^(TestTangles|TestTraces|TestTraceHangsOnSeveral|TestWide|TestNesting|TestNestingExceptions)$", "^TestTwin$"}
 
 // TestPlantedBugs builds the tests of this package with one bug at a time and
 // asks that the twin or the scripts find it: a test that no bug can fail would

@@ -105,11 +105,13 @@ type Trace struct {
 	Duration time.Duration
 
 	// What the trace is written with. A name is showing while what is below it is
-	// written, at depth; every says that a node which is allowed needs every
-	// child; hangs is what it hangs on, as hangsOn reads it.
+	// written, at depth; every says that a node which is allowed needs every child; hangs
+	// are the names it hangs on, as hangsOn reads them.
+	// Invariant, while showing: 0 < depth <= treeDepthMax, and no other that is showing in
+	// the same trace has the same.
 	showing, every bool
 	depth          int
-	hangs          *Trace
+	hangs          []*Trace
 	began          time.Time
 }
 

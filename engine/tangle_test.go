@@ -32,7 +32,30 @@ definition group {
 	permission every = member + link.all(both)
 }`
 
+// newTangle returns a tangle of random tuples.
 func newTangle(t *testing.T, r *rand.Rand) *tangle {
+	t.Helper()
+	x := emptyTangle(t, r)
+	stored := map[string]graph.Tuple{}
+	for range 4 + r.IntN(14) {
+		tuple := graph.Tuple{Object: enginetest.Choose(x.World, x.Objects), Relation: enginetest.Choose(x.World, []string{"member", "member", "banned", "link"})}
+		tuple.Subject = graph.Subject{Object: enginetest.Choose(x.World, x.Objects), Relation: enginetest.Choose(x.World, []string{"member", "allowed", "allowed"})}
+		switch {
+		case tuple.Relation == "link":
+			tuple.Subject.Relation = ""
+		case x.OneIn(3):
+			tuple.Subject = enginetest.Choose(x.World, x.Subjects)
+		case x.OneIn(5) && tuple.Subject.Relation == "allowed":
+			tuple.Caveat = "is_open"
+		}
+		stored[key(tuple)] = tuple
+	}
+	x.write(t, sorted(stored))
+	return x
+}
+
+// emptyTangle returns a tangle without tuples.
+func emptyTangle(t *testing.T, r *rand.Rand) *tangle {
 	t.Helper()
 	file, err := schema.Parse("tangle", tangleText)
 	if err != nil {
@@ -49,36 +72,27 @@ func newTangle(t *testing.T, r *rand.Rand) *tangle {
 	for i := range 2 {
 		x.Subjects = append(x.Subjects, graph.Subject{Object: graph.Object{Type: "user", ID: fmt.Sprint("u", i)}})
 	}
-	stored := map[string]graph.Tuple{}
-	for range 4 + r.IntN(14) {
-		tuple := graph.Tuple{Object: enginetest.Choose(x.World, x.Objects), Relation: enginetest.Choose(x.World, []string{"member", "member", "banned", "link"})}
-		tuple.Subject = graph.Subject{Object: enginetest.Choose(x.World, x.Objects), Relation: enginetest.Choose(x.World, []string{"member", "allowed", "allowed"})}
-		switch {
-		case tuple.Relation == "link":
-			tuple.Subject.Relation = ""
-		case x.OneIn(3):
-			tuple.Subject = enginetest.Choose(x.World, x.Subjects)
-		case x.OneIn(5) && tuple.Subject.Relation == "allowed":
-			tuple.Caveat = "is_open"
-		}
-		stored[key(tuple)] = tuple
-	}
-	x.tuples = sorted(stored)
+	return x
+}
+
+// write stores the tuples of the tangle, and solves it.
+func (x *tangle) write(t *testing.T, tuples []graph.Tuple) {
+	t.Helper()
+	x.tuples = tuples
 	mutation := &graph.Mutation{}
 	for _, tuple := range x.tuples {
 		mutation.Updates = append(mutation.Updates, graph.Update{Operation: graph.Touch, Tuple: tuple})
 	}
-	e := newEnv(t, tangleText)
+	e := newEnv(t, x.Text)
 	if _, err := e.Write(mutation); err != nil {
 		t.Fatal(err)
 	}
 	x.s = snapshot(t, e)
 	for _, s := range x.Subjects {
-		tw := &twin{schema: compiled, tuples: x.tuples, objects: x.Objects, subject: s}
+		tw := &twin{schema: x.Schema, tuples: x.tuples, objects: x.Objects, subject: s}
 		tw.solve()
 		x.twins[s.ID] = tw
 	}
-	return x
 }
 
 // atoms returns every name of every group.

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pembadb/pemba/graph"
@@ -50,46 +51,80 @@ func (t *Trace) proved() bool {
 		return true // deeper than is shown
 	}
 	last := t.Children[len(t.Children)-1]
-	return last.Verdict.Decision == Allowed && last.hangsOn() == nil
+	return last.Verdict.Decision == Allowed && len(last.hangsOn()) == 0
 }
 
-// hangsOn returns the name, still being shown, by way of which alone t is shown
-// to be allowed, the uppermost if there are several; nil if there is none.
-func (t *Trace) hangsOn() *Trace {
-	on := t.hangs
-	for on != nil && !on.showing {
-		on = on.hangs
+// hangsOn returns the names, still being shown, by way of which t is shown to be
+// allowed; none if t is proved. It may name more than t needs, and never fewer.
+func (t *Trace) hangsOn() []*Trace {
+	if slices.ContainsFunc(t.hangs, func(on *Trace) bool { return !on.showing }) {
+		// What is shown by now hangs on what it hung on when it was done.
+		names := showing{}
+		for _, on := range t.hangs {
+			if on.showing {
+				names.add(on)
+				continue
+			}
+			names.add(on.hangsOn()...)
+		}
+		t.hangs = names.names
 	}
-	return on
+	return t.hangs
+}
+
+// showing collects names that are being shown, each once. They stand one above the other,
+// so each has a depth of its own.
+type showing struct {
+	names  []*Trace
+	depths [treeDepthMax/64 + 1]uint64
+}
+
+func (s *showing) add(names ...*Trace) {
+	for _, t := range names {
+		if word, bit := t.depth/64, uint64(1)<<(t.depth%64); s.depths[word]&bit == 0 {
+			s.depths[word] |= bit
+			s.names = append(s.names, t)
+		}
+	}
 }
 
 // prove finds out what t hangs on, once its children are there.
+//
+// That is whatever those of them hang on that allow, in a union as well, where it would
+// do that one is proved: none is, so all are shown. A name never needs itself: what it
+// follows from can be shown without it, and each way to show that is counted.
 func (t *Trace) prove() {
+	if children := t.Children; t.Verdict.Decision == Allowed && len(children) > 0 && (t.every || !t.proved()) {
+		if t.Kind == TraceExclusion {
+			// That the rest is denied takes no proof: what nothing proves is denied.
+			children = children[:1]
+		}
+		names := showing{}
+		for _, c := range children {
+			if c.Verdict.Decision == Allowed {
+				names.add(c.hangsOn()...)
+			}
+		}
+		t.hangs = slices.DeleteFunc(names.names, func(on *Trace) bool { return on == t })
+	}
+	for _, c := range t.Children {
+		if c.Kind != TraceName {
+			c.hangs = nil // None asks again.
+		}
+	}
 	t.showing = false
-	children := t.Children
-	switch {
-	case t.Verdict.Decision != Allowed || len(children) == 0 || !t.every && t.proved():
-		return
-	case t.Kind == TraceExclusion:
-		// That the rest is denied takes no proof: what nothing proves is denied.
-		children = children[:1]
-	}
-	for _, c := range children {
-		if c.Verdict.Decision != Allowed {
-			continue
-		}
-		if on := c.hangsOn(); on != nil && (t.hangs == nil || on.depth < t.hangs.depth) {
-			t.hangs = on
-		}
-	}
 }
 
 // NoteDeeper is the note of a node below which steps are left out, because there
 // are too many above each other.
 const NoteDeeper = "deeper steps are not shown"
 
-// traceBytes is the estimate of what a node of a trace takes.
-const traceBytes = 512
+// traceBytes is the estimate of what a node of a trace takes, hangBytes of what each name
+// that it hangs on adds.
+const (
+	traceBytes = 512
+	hangBytes  = 16
+)
 
 // traceUnder hangs a node under the current one and makes it the current one.
 // The walk finds out at its next step whether its memory was too much.
@@ -154,7 +189,7 @@ func (w *walk) traceName(n *name, object graph.Number) (value, error) {
 		if t.Note = "seen above"; before.showing {
 			t.Note = "cycle"
 		}
-		t.hangs = before
+		t.hangs = []*Trace{before}
 	case visible:
 		t.showing, t.depth = true, w.traceDepth
 		w.shown[at] = t
@@ -203,6 +238,7 @@ func (w *walk) traceClose(parent *Trace, v value) {
 		w.trace.judge(v)
 		w.memory += w.trace.Verdict.shownBytes() + w.trace.AtMost.shownBytes()
 		w.trace.prove()
+		w.memory += hangBytes * int64(len(w.trace.hangs))
 		w.trace.Duration = time.Since(w.trace.began)
 		w.trace = parent
 		w.traceDepth--
