@@ -37,8 +37,9 @@ type Cluster struct {
 	dir   string
 	clock *clock
 
-	mu    sync.Mutex
-	hosts map[string]*Host
+	mu     sync.Mutex
+	hosts  map[string]*Host
+	waited string // What Wait last waited for.
 }
 
 // A Host is a place where a node can run: a name in the network, a clock and a data
@@ -82,6 +83,8 @@ func New(t testing.TB, patience time.Duration) *Cluster {
 			for _, h := range c.Hosts() {
 				t.Logf("log of %s:\n%s", h.Name, h.log)
 			}
+			// Where output is cut, its end is what is left.
+			t.Logf("these were the logs of %s; the last wait was until %s", t.Name(), c.lastWait())
 		}
 	})
 	return c
@@ -159,11 +162,21 @@ func (c *Cluster) WaitVoters(hosts ...*Host) {
 // Wait waits for a condition, and fails the test if it does not come.
 func (c *Cluster) Wait(what string, reached func() bool) {
 	c.t.Helper()
+	c.mu.Lock()
+	c.waited = what
+	c.mu.Unlock()
 	for end := time.Now().Add(Deadline); !reached(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			c.t.Fatalf("waited %v in vain until %s", Deadline, what)
 		}
 	}
+}
+
+// lastWait returns what Wait last waited for.
+func (c *Cluster) lastWait() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.waited
 }
 
 // Clock sets the clocks of all hosts on, which they may notice.

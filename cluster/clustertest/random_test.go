@@ -270,6 +270,9 @@ func (w *world) count(call string, err error) {
 			cluster.ErrOutcomeUnknown, cluster.ErrNotLeader, cluster.ErrNotReady, cluster.ErrShuttingDown,
 			cluster.ErrRevisionAhead, cluster.ErrClock, cluster.ErrTooBusy, context.DeadlineExceeded,
 			errLostRace, errNothingYet, graph.ErrClosed,
+			// A moment of a write may be ahead of a node that has not applied it, and whose
+			// clock is behind that of the leader.
+			cluster.ErrInstantAhead,
 		} {
 			if errors.Is(err, allowed) {
 				text = allowed.Error()
