@@ -153,7 +153,8 @@ func (w *walk) release() {
 	edges := w.edges
 	*w.question = question{}
 	w.sets = nil
-	if cap(w.cells) > walkCellsMax || cap(edges) > walkCellsMax {
+	if cap(w.cells) > walkCellsMax || cap(edges) > walkCellsMax ||
+		cap(w.climbed.places) > walkCellsMax || len(w.climbed.seen.slots) > 4*walkCellsMax {
 		return
 	}
 	clear(w.cells)

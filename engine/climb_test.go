@@ -73,3 +73,34 @@ func TestClimbOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestClimbKeepsLittle holds that what a check has climbed far with is given back.
+func TestClimbKeepsLittle(t *testing.T) {
+	const depth = 40_000
+	var tuples []string
+	for i := range depth {
+		tuples = append(tuples, fmt.Sprintf("folder:c%d#parent@folder:c%d", i, i+1))
+	}
+	e := newEnv(t, climbSchema)
+	for len(tuples) > 0 {
+		n := min(1000, len(tuples))
+		if err := e.Touch(tuples[:n]...); err != nil {
+			t.Fatal(err)
+		}
+		tuples = tuples[n:]
+	}
+	s := snapshot(t, e)
+	for range 8 { // A pool may drop a walk for reasons of its own.
+		_, err := s.Check(context.Background(), engine.Check{
+			Object: graph.Object{Type: "folder", ID: "c0"}, Name: "view",
+			Subject: graph.Subject{Object: graph.Object{Type: "person", ID: "nobody"}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if places, slots := engine.KeptByWalk(); places > engine.WalkCellsMax || slots > 4*engine.WalkCellsMax {
+			t.Fatalf("a walk between questions keeps %d places and %d slots, want %d and %d at most",
+				places, slots, engine.WalkCellsMax, 4*engine.WalkCellsMax)
+		}
+	}
+}
